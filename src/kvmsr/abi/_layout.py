@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Layout
+------
+
+How a C structure is written down here: a class whose annotations are its fields, in order.
+"""
+
+import ctypes
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, TypeVar
+
+__all__ = (
+    "I16",
+    "I32",
+    "I64",
+    "U8",
+    "U16",
+    "U32",
+    "U64",
+    "Layout",
+    "Overlay",
+    "flexible",
+    "layout",
+)
+
+U8 = Annotated[int, ctypes.c_uint8]
+U16 = Annotated[int, ctypes.c_uint16]
+U32 = Annotated[int, ctypes.c_uint32]
+U64 = Annotated[int, ctypes.c_uint64]
+I16 = Annotated[int, ctypes.c_int16]
+I32 = Annotated[int, ctypes.c_int32]
+I64 = Annotated[int, ctypes.c_int64]
+
+_T = TypeVar("_T", bound=type[ctypes.Structure] | type[ctypes.Union])
+
+
+def _items(value: Any) -> Any:
+    if isinstance(value, ctypes.Array):
+        return [_items(item) for item in value]
+    return value
+
+
+class _Readable:
+    """Equality and a repr by fields, and a copy; shared by structures and unions."""
+
+    _fields_: ClassVar[Any]
+
+    def __repr__(self) -> str:
+        parts = []
+        for name, *_ in self._fields_:
+            value = _items(getattr(self, name))
+            parts.append(f"{name}={value:#x}" if isinstance(value, int) else f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return bytes(self) == bytes(other)  # type: ignore[call-overload, no-any-return]
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def copy(self: Any) -> Any:
+        """Return an independent copy."""
+        return type(self).from_buffer_copy(self)
+
+
+class Layout(_Readable, ctypes.Structure):
+    """A C structure; ``C_NAME`` is its name in the kernel's headers."""
+
+    C_NAME: ClassVar[str]
+
+
+class Overlay(_Readable, ctypes.Union):
+    """A C union."""
+
+    C_NAME: ClassVar[str]
+
+
+def layout(c_name: str) -> Callable[[_T], _T]:
+    """
+    Turn a class's annotations into the ctypes fields of C structure *c_name*.
+
+    (A decorator and not ``__init_subclass__``, because ctypes completes the class only after that
+    hook has run.)
+    """
+
+    def complete(cls: _T) -> _T:
+        fields = []
+        for name, hint in inspect.get_annotations(cls, eval_str=True).items():
+            metadata = getattr(hint, "__metadata__", None)  # Annotated[int, ctypes.c_uint8]
+            fields.append((name, metadata[0] if metadata else hint))
+        cls._fields_ = fields
+        cls.C_NAME = c_name  # type: ignore[union-attr]
+        return cls
+
+    return complete
+
+
+@functools.lru_cache(maxsize=64)
+def _flexible_type(
+    header: type[Layout], array: str, item: Any, count: int
+) -> type[ctypes.Structure]:
+    return type(f"{header.__name__}_{count}", (header,), {"_fields_": [(array, item * count)]})
+
+
+def flexible(header: type[Layout], array: str, item: Any, count: int) -> Any:
+    """
+    Return a zeroed structure *header* followed by *count* of *item* in the field named *array*.
+
+    This is how the kernel's headers write ``struct x { u32 n; struct item items[]; }``.
+    """
+    return _flexible_type(header, array, item, count)()

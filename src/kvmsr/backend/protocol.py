@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Backend protocol
+----------------
+
+The five calls that every backend has, and nothing above this room needs more.
+"""
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ("Backend",)
+
+
+class Backend(Protocol):
+    """
+    Who executes guests: something that takes KVM's ioctls with KVM's bytes.
+
+    File descriptors are the backend's own numbers: they mean something to the same backend only.
+    """
+
+    @property
+    def name(self) -> str:
+        """Return ``kvm`` or ``soft``."""
+
+    def open(self) -> int:
+        """
+        Return a new system handle.
+
+        :raises BackendError: if there is none to be had; says why and what to do.
+        """
+
+    def ioctl(self, fd: int, request: int, arg: "int | Buffer" = 0) -> int:
+        """
+        Do ioctl *request* on *fd* and return its result.
+
+        :param arg: the argument itself, or a writable buffer whose address is passed. It need
+            outlive the call only where KVM keeps the address (memory slots).
+        :raises OSError: with the errno that KVM gives.
+        """
+
+    def mmap(self, fd: int, length: int) -> "Buffer":
+        """Map the first *length* bytes of vCPU *fd*: the kvm_run page and what follows it."""
+
+    def close(self, fd: int) -> None:
+        """Close *fd*. Closing it again is harmless."""
+
+    def kick(self, fd: int) -> None:
+        """
+        Make the KVM_RUN of vCPU *fd* return soon, or the next one if none is running.
+
+        Callable from any thread. The vCPU must have been mapped.
+        """

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Dispatch
+--------
+
+What happens at an access: :class:`Dispatcher` turns an access into an :class:`Outcome`.
+"""
+
+from kvmsr.dispatch.dispatcher import Dispatcher, HandlerFailure
+from kvmsr.dispatch.outcome import Outcome, Verdict
+from kvmsr.dispatch.state import MAX_SHADOWS, Shadows
+
+__all__ = ("MAX_SHADOWS", "Dispatcher", "HandlerFailure", "Outcome", "Shadows", "Verdict")

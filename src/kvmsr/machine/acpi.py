@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+ACPI tables
+-----------
+
+As few as an operating system needs to find its interrupt controllers, its power-off and its timer:
+RSDP, XSDT, FADT, FACS, MADT and an empty DSDT. Source: ACPI 6.5, chapter 5.
+"""
+
+import struct
+from typing import Final
+
+from kvmsr.machine.board.small import AcpiPm
+
+__all__ = ("build_tables",)
+
+_OEM: Final = (b"KVMSR ", b"KVMSR   ", b"KVSR")
+_LAPIC: Final = 0xFEE00000
+_IOAPIC: Final = 0xFEC00000
+_SCI: Final = 9
+
+_SYSTEM_IO: Final = 1
+_DWORD: Final = 3
+_WORD: Final = 2
+_BYTE: Final = 1
+
+_FADT_SIZE: Final = 276  # revision 6
+_LEGACY_DEVICES: Final = 1
+_FLAGS: Final = (
+    1 << 0  # WBINVD works
+    | 1 << 2  # C1 works on all processors
+    | 1 << 4  # no power button
+    | 1 << 5  # no sleep button
+    | 1 << 10  # there is a reset register
+)
+
+
+def build_tables(base: int, cpus: int) -> bytes:
+    """
+    Return the tables as they are to lie at *base*, the RSDP first.
+
+    :param cpus: one local APIC each, numbered from 0.
+    """
+    image = bytearray(struct.calcsize(_RSDP_FORMAT) + 28)  # aligned to 64 behind the RSDP
+
+    def place(table: bytes) -> int:
+        image.extend(b"\0" * (-len(image) % 64))
+        address = base + len(image)
+        image.extend(table)
+        return address
+
+    facs = place(_facs())
+    dsdt = place(_sdt(b"DSDT", 2, b""))
+    fadt = place(_fadt(facs, dsdt))
+    madt = place(_madt(cpus))
+    xsdt = place(_sdt(b"XSDT", 1, struct.pack("<QQ", fadt, madt)))
+    rsdp = _rsdp(xsdt)
+    image[: len(rsdp)] = rsdp
+    return bytes(image)
+
+
+_RSDP_FORMAT: Final = "<8sB6sBIIQB3x"
+
+
+def _rsdp(xsdt: int) -> bytes:
+    table = bytearray(struct.pack(_RSDP_FORMAT, b"RSD PTR ", 0, _OEM[0], 2, 0, 36, xsdt, 0))
+    table[8] = -sum(table[:20]) & 0xFF
+    table[32] = -sum(table) & 0xFF
+    return bytes(table)
+
+
+def _sdt(signature: bytes, revision: int, body: bytes) -> bytes:
+    head = struct.pack(
+        "<4sIBB6s8sI4sI", signature, 36 + len(body), revision, 0, *_OEM[:2], 1, _OEM[2], 1
+    )
+    table = bytearray(head + body)
+    table[9] = -sum(table) & 0xFF
+    return bytes(table)
+
+
+def _facs() -> bytes:
+    return struct.pack("<4sI24xB31x", b"FACS", 64, 2)
+
+
+def _register(bits: int, access: int, address: int) -> bytes:
+    """Return a generic address structure in port space."""
+    return struct.pack("<BBBBQ", _SYSTEM_IO, bits, 0, access, address)
+
+
+def _fadt(facs: int, dsdt: int) -> bytes:
+    table = bytearray(_FADT_SIZE)
+
+    def put(offset: int, form: str, *values: int | bytes) -> None:
+        struct.pack_into(f"<{form}", table, offset, *values)
+
+    put(36, "II", facs, dsdt)
+    put(46, "H", _SCI)
+    put(56, "I", AcpiPm.BASE)
+    put(64, "I", AcpiPm.CONTROL)
+    put(76, "I", AcpiPm.TIMER)
+    put(88, "BB", 4, 2)  # lengths of PM1 events and control
+    put(91, "B", 4)  # and of the timer
+    put(96, "HH", 0xFFF, 0xFFF)  # no C2, no C3
+    put(108, "B", 0x32)  # where the clock keeps the century
+    put(109, "H", _LEGACY_DEVICES)
+    put(112, "I", _FLAGS)
+    put(116, "12s", _register(8, _BYTE, 0xCF9))
+    put(128, "B", 6)  # what to write there
+    put(131, "B", 5)  # revision 6.5
+    put(132, "QQ", facs, dsdt)
+    put(148, "12s", _register(32, _WORD, AcpiPm.BASE))
+    put(172, "12s", _register(16, _WORD, AcpiPm.CONTROL))
+    put(208, "12s", _register(32, _DWORD, AcpiPm.TIMER))
+    return _sdt(b"FACP", 6, bytes(table[36:]))
+
+
+def _madt(cpus: int) -> bytes:
+    body = struct.pack("<II", _LAPIC, 1)  # there are 8259s, too
+    for cpu in range(cpus):
+        if cpu < 255:
+            body += struct.pack("<BBBBI", 0, 8, cpu, cpu, 1)
+        else:
+            body += struct.pack("<BBHIII", 9, 16, 0, cpu, 1, cpu)  # x2APIC
+    body += struct.pack("<BBBBII", 1, 12, 0, 0, _IOAPIC, 0)
+    body += struct.pack("<BBBBIH", 2, 10, 0, 0, 2, 0)  # the timer is on pin 2
+    body += struct.pack("<BBBBIH", 2, 10, 0, _SCI, _SCI, 0xD)  # level, active high
+    body += struct.pack("<BBBHB", 4, 6, 0xFF, 0, 1)  # NMI on LINT1
+    return _sdt(b"APIC", 4, body)

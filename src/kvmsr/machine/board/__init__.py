@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Board
+-----
+
+The few devices that guests need.
+"""
+
+from kvmsr.machine.board.board import Board, BoardEvents
+from kvmsr.machine.board.bus import Bus, Device
+
+__all__ = ("Board", "BoardEvents", "Bus", "Device")

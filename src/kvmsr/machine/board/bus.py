@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The bus
+-------
+
+Which device answers at a port or at an address. Where none does, reads give all ones and writes
+go nowhere, as on a PC.
+"""
+
+from typing import Protocol
+
+from kvmsr.errors import BrokenInvariantError
+from kvmsr.kvm.exits import IoIn, IoOut, MmioRead, MmioWrite
+
+__all__ = ("Bus", "Device")
+
+
+class Device(Protocol):
+    """Something at ports or addresses. *size* is in bytes: 1, 2, 4, or 8 in memory."""
+
+    def read(self, address: int, size: int) -> int:
+        """Return what the guest reads, below ``1 << 8 * size``."""
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """Take what the guest writes."""
+
+
+class Bus:
+    """Ports and memory-mapped addresses, each with its device."""
+
+    def __init__(self) -> None:
+        self._ports: dict[int, Device] = {}
+        self._bytewise: set[int] = set()
+        self._regions: list[tuple[int, int, Device]] = []
+
+    def add_ports(self, first: int, count: int, device: Device, *, bytewise: bool = True) -> None:
+        """
+        Let *device* answer at *count* ports from *first*.
+
+        :param bytewise: it has registers of a byte: a wider access goes to it byte by byte.
+        """
+        for port in range(first, first + count):
+            if port in self._ports:
+                raise BrokenInvariantError(f"two devices at port {port:#x}")
+            self._ports[port] = device
+            if bytewise:
+                self._bytewise.add(port)
+
+    def add_region(self, base: int, size: int, device: Device) -> None:
+        """Let *device* answer at *size* bytes of guest-physical memory from *base*."""
+        self._regions.append((base, base + size, device))
+
+    def port_in(self, exit_: IoIn) -> None:
+        """Answer IN or INS."""
+        size, data = exit_.size, exit_.data
+        for start in range(0, size * exit_.count, size):
+            value = self.read_port(exit_.port, size)
+            data[start : start + size] = value.to_bytes(size, "little")
+
+    def port_out(self, exit_: IoOut) -> None:
+        """Take OUT or OUTS."""
+        size, data = exit_.size, exit_.data
+        for start in range(0, size * exit_.count, size):
+            value = int.from_bytes(data[start : start + size], "little")
+            self.write_port(exit_.port, size, value)
+
+    def read_port(self, port: int, size: int) -> int:
+        """Return what *size* bytes read at *port*."""
+        if size > 1 and port in self._bytewise:
+            parts = (self.read_port(port + offset & 0xFFFF, 1) for offset in range(size))
+            return sum(part << 8 * offset for offset, part in enumerate(parts))
+        device = self._ports.get(port)
+        all_ones = (1 << 8 * size) - 1
+        return all_ones if device is None else device.read(port, size) & all_ones
+
+    def write_port(self, port: int, size: int, value: int) -> None:
+        """Write *size* bytes to *port*."""
+        if size > 1 and port in self._bytewise:
+            for offset in range(size):
+                self.write_port(port + offset & 0xFFFF, 1, value >> 8 * offset & 0xFF)
+            return
+        device = self._ports.get(port)
+        if device is not None:
+            device.write(port, size, value)
+
+    def memory_read(self, exit_: MmioRead) -> None:
+        """Answer a read of memory that is no RAM."""
+        size = len(exit_.data)
+        value = (1 << 8 * size) - 1
+        for base, end, device in self._regions:
+            if base <= exit_.address < end:
+                value &= device.read(exit_.address, size)
+        exit_.data[:] = value.to_bytes(size, "little")
+
+    def memory_write(self, exit_: MmioWrite) -> None:
+        """Take a write to memory that is no RAM."""
+        for base, end, device in self._regions:
+            if base <= exit_.address < end:
+                value = int.from_bytes(exit_.data, "little")
+                device.write(exit_.address, len(exit_.data), value)

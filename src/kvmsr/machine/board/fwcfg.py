@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+fw_cfg
+------
+
+QEMU's way of telling firmware about the machine: a selector at port 0x510, a byte stream at 0x511
+and DMA at 0x514. Source: QEMU docs/specs/fw_cfg.rst.
+"""
+
+import struct
+from collections.abc import Callable, Iterable
+from typing import Final
+
+__all__ = ("E820Entry", "FwCfg")
+
+E820Entry = tuple[int, int, int]
+"""Start, size, type."""
+
+_SIGNATURE, _ID, _RAM_SIZE, _NB_CPUS, _MAX_CPUS, _FILE_DIR = 0x00, 0x01, 0x03, 0x05, 0x0F, 0x19
+_FIRST_FILE: Final = 0x20
+_WITH_DMA: Final = 3  # traditional interface and DMA
+
+_WRITE_CHANNEL: Final = 0x4000
+
+_DMA_ERROR: Final = 0x01
+_DMA_READ: Final = 0x02
+_DMA_SKIP: Final = 0x04
+_DMA_SELECT: Final = 0x08
+_MAX_DMA: Final = 1 << 20
+
+
+class FwCfg:
+    """
+    The interface with its items.
+
+    :param memory: gives the guest-physical bytes at an address, for DMA; UsageError where none are.
+    """
+
+    def __init__(
+        self,
+        ram_size: int,
+        cpus: int,
+        e820: Iterable[E820Entry],
+        memory: Callable[[int, int], memoryview],
+    ) -> None:
+        self._memory = memory
+        self._key = 0
+        self._offset = 0
+        self._dma_address = 0
+        files = {"etc/e820": b"".join(struct.pack("<QQI", *entry) for entry in e820)}
+        self._items = {
+            _SIGNATURE: b"QEMU",
+            _ID: struct.pack("<I", _WITH_DMA),
+            _RAM_SIZE: struct.pack("<Q", ram_size),
+            _NB_CPUS: struct.pack("<H", cpus),
+            _MAX_CPUS: struct.pack("<H", cpus),
+        }
+        directory = [struct.pack(">I", len(files))]
+        for key, (name, data) in enumerate(files.items(), _FIRST_FILE):
+            self._items[key] = data
+            directory.append(struct.pack(">IHH56s", len(data), key, 0, name.encode()))
+        self._items[_FILE_DIR] = b"".join(directory)
+
+    def read(self, address: int, size: int) -> int:
+        """Return the next bytes of the chosen item, or "QEMU CFG" from the DMA register."""
+        if address == 0x511:
+            return int.from_bytes(self._next(size), "little")
+        if address >= 0x514:
+            offset = address - 0x514
+            return int.from_bytes(b"QEMU CFG"[offset : offset + size], "little")
+        return self._key
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """Choose an item, or start a DMA by its address, written big-endian in two halves."""
+        if address == 0x510:
+            self._select(value)
+        elif address == 0x514:
+            self._dma_address = _swap(value, 4) << 32
+        elif address == 0x518:
+            self._dma(self._dma_address | _swap(value, 4))
+            self._dma_address = 0
+
+    def _select(self, key: int) -> None:
+        self._key = key & ~_WRITE_CHANNEL  # items here cannot be written
+        self._offset = 0
+
+    def _next(self, size: int) -> bytes:
+        item = self._items.get(self._key, b"")
+        data = item[self._offset : self._offset + size]
+        self._offset += size
+        return data.ljust(size, b"\0")
+
+    def _dma(self, address: int) -> None:
+        try:
+            control, length, target = struct.unpack(">IIQ", self._memory(address, 16))
+        except Exception:
+            return  # nowhere to report to
+        if control & _DMA_SELECT:
+            self._select(control >> 16)
+        result = 0
+        if length > _MAX_DMA or not control & (_DMA_READ | _DMA_SKIP | _DMA_SELECT):
+            result = _DMA_ERROR
+        elif control & _DMA_READ:
+            try:
+                self._memory(target, length)[:] = self._next(length)
+            except Exception:
+                result = _DMA_ERROR
+        elif control & _DMA_SKIP:
+            self._offset += length
+        self._memory(address, 4)[:] = struct.pack(">I", result)
+
+
+def _swap(value: int, size: int) -> int:
+    return int.from_bytes(value.to_bytes(size, "little"), "big")

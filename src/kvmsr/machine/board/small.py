@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Small devices
+-------------
+
+Debug console and debug exit, the ways to reset and to power off, and a PCI bus without devices.
+"""
+
+import time
+from collections.abc import Callable
+
+__all__ = ("AcpiPm", "DebugConsole", "DebugExit", "KeyboardController", "PciConfig", "Port92")
+
+
+class DebugConsole:
+    """
+    A byte sink, QEMU's isa-debugcon (and Bochs' port 0xe9).
+
+    :param output: takes what the guest writes.
+    """
+
+    READBACK = 0xE9
+    """What it reads: firmware takes it for "there is a console here"."""
+
+    def __init__(self, output: Callable[[bytes], None]) -> None:
+        self._output = output
+
+    def read(self, address: int, size: int) -> int:
+        """Return the sign of presence."""
+        return self.READBACK
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """Put out a byte."""
+        self._output(bytes((value,)))
+
+
+class DebugExit:
+    """
+    Ends the run with what the guest writes, QEMU's isa-debug-exit.
+
+    :param leave: is called with the value.
+    """
+
+    def __init__(self, leave: Callable[[int], None]) -> None:
+        self._leave = leave
+
+    def read(self, address: int, size: int) -> int:
+        """Return zero, as QEMU does."""
+        return 0
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """End the run."""
+        self._leave(value)
+
+
+class KeyboardController:
+    """
+    A keyboard controller of which only the reset line is there.
+
+    :param reset: is called when the guest pulses it.
+    """
+
+    STATUS = 0xFD
+    """All ones but "input buffer full": whoever waits to send a command need not wait."""
+
+    def __init__(self, reset: Callable[[str], None]) -> None:
+        self._reset = reset
+
+    def read(self, address: int, size: int) -> int:
+        """Return status, or no data."""
+        return self.STATUS if address == 0x64 else 0xFF
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """Take a command; 0xfe pulses the reset line."""
+        if address == 0x64 and value == 0xFE:
+            self._reset("keyboard controller")
+
+
+class Port92:
+    """
+    System control port A: the A20 gate, always open, and a fast reset.
+
+    :param reset: is called when the guest asks for it.
+    """
+
+    def __init__(self, reset: Callable[[str], None]) -> None:
+        self._reset = reset
+
+    def read(self, address: int, size: int) -> int:
+        """Say that A20 is open."""
+        return 0x02
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """Take a command; bit 0 resets."""
+        if value & 1:
+            self._reset("port 0x92")
+
+
+class PciConfig:
+    """
+    PCI configuration ports with nothing behind them, and the reset register between them.
+
+    :param reset: is called when the guest asks for it.
+    """
+
+    def __init__(self, reset: Callable[[str], None]) -> None:
+        self._reset = reset
+        self._address = 0
+
+    def read(self, address: int, size: int) -> int:
+        """Return the address register, or all ones for "no such device"."""
+        if address == 0xCF8 and size == 4:
+            return self._address
+        return 0 if address == 0xCF9 else (1 << 8 * size) - 1
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """Choose an address; or reset, by bit 2 of the byte at 0xcf9."""
+        if address == 0xCF8 and size == 4:
+            self._address = value
+        elif address == 0xCF9 and size == 1 and value & 4:
+            self._reset("port 0xcf9")
+
+
+class AcpiPm:
+    """
+    ACPI power management as the FADT describes it: PM1 events and control, and the PM timer.
+
+    Source: ACPI 6.5, section 4.8.3.
+
+    :param power_off: is called when the guest enters a sleep state: there is none but "off".
+    """
+
+    BASE = 0x600
+    CONTROL = BASE + 4
+    TIMER = BASE + 8
+    LENGTH = 12
+    TIMER_HZ = 3_579_545
+    SCI_ENABLE = 1
+    SLEEP_ENABLE = 1 << 13
+
+    def __init__(
+        self, power_off: Callable[[], None], clock_ns: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        self._power_off = power_off
+        self._clock_ns = clock_ns
+        self._enabled_events = 0
+
+    def read(self, address: int, size: int) -> int:
+        """Return a register; events never happen."""
+        if address == self.TIMER:
+            return self._clock_ns() * self.TIMER_HZ // 1_000_000_000 & 0xFFFFFF
+        if address == self.CONTROL:
+            return self.SCI_ENABLE
+        if address == self.BASE + 2:
+            return self._enabled_events
+        return 0
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """Write a register."""
+        if address == self.CONTROL and value & self.SLEEP_ENABLE:
+            self._power_off()
+        elif address == self.BASE + 2:
+            self._enabled_events = value & 0xFFFF

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The guest's CPUID
+-----------------
+
+What KVM supports, made to fit each vCPU: its APIC ID, how many there are, and without the features
+that the user hides.
+"""
+
+import difflib
+import functools
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from importlib import resources
+
+from kvmsr.errors import UsageError
+from kvmsr.kvm import CpuidEntry, CpuidTable
+
+__all__ = ("Feature", "features", "find_features", "guest_cpuid")
+
+_TSC_DEADLINE = 1 << 24
+_SMT, _CORE = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """A CPUID bit: leaf *function*, subleaf *index*, *register* (``eax`` to ``edx``), *bit*."""
+
+    function: int
+    index: int
+    register: str
+    bit: int
+
+
+@functools.cache
+def features() -> dict[str, Feature]:
+    """Return all features that have a name."""
+    text = resources.files("kvmsr.machine").joinpath("cpu_features.toml").read_text("utf-8")
+    found = {}
+    for entry in tomllib.loads(text)["register"]:
+        for bit, names in enumerate(entry["bits"].split()):
+            for name in names.split("|"):
+                if name != "_":
+                    found[name] = Feature(
+                        entry["function"], entry.get("index", 0), entry["register"], bit
+                    )
+    return found
+
+
+def find_features(words: Iterable[str]) -> list[Feature]:
+    """
+    Return the features to hide.
+
+    :param words: as the user writes them: ``-x2apic``.
+    :raises UsageError: for anything else; names what was meant, if it can.
+    """
+    hidden = []
+    for word in words:
+        name = word.removeprefix("-").replace("tsc-deadline", "tsc_deadline_timer")
+        if not word.startswith("-"):
+            raise UsageError(
+                f"--cpu-feature {word}: write -{name} to hide it; what KVM supports is shown anyway"
+            )
+        known = features()
+        feature = known.get(name) or known.get(name.replace("-", "_"))
+        if feature is None:
+            near = difflib.get_close_matches(name, known, n=3)
+            hint = f"; did you mean -{' or -'.join(near)}?" if near else ""
+            raise UsageError(f"--cpu-feature {word}: no CPUID feature is called {name!r}{hint}")
+        hidden.append(feature)
+    return hidden
+
+
+def guest_cpuid(
+    supported: CpuidTable,
+    vcpu_id: int,
+    cpus: int,
+    hidden: Iterable[Feature] = (),
+    *,
+    tsc_deadline: bool = False,
+) -> CpuidTable:
+    """
+    Return what vCPU *vcpu_id* of *cpus* sees: each a core of its own, all in one package.
+
+    :param supported: what KVM supports.
+    :param tsc_deadline: whether the local APIC's timer has a deadline mode; KVM tells it by a
+        capability and not in *supported*.
+    """
+    hidden = list(hidden)
+    shift = (cpus - 1).bit_length()
+
+    def change(entry: CpuidEntry) -> CpuidEntry:
+        if entry.function == 1:
+            ebx = entry.ebx & 0x0000FFFF | min(cpus, 255) << 16 | (vcpu_id & 0xFF) << 24
+            ecx = entry.ecx | (_TSC_DEADLINE if tsc_deadline else 0)
+            many = 1 << 28  # HTT: the count of logical processors is valid
+            edx = entry.edx | many if cpus > 1 else entry.edx & ~many
+            entry = replace(entry, ebx=ebx, ecx=ecx, edx=edx)
+        elif entry.function in (0xB, 0x1F):
+            entry = _topology(entry, vcpu_id, cpus, shift)
+        elif entry.function == 0x80000008:
+            entry = replace(entry, ecx=(shift << 12) | (cpus - 1) & 0xFF)
+        elif entry.function == 0x8000001E:
+            entry = replace(entry, eax=vcpu_id, ebx=vcpu_id & 0xFF, ecx=0)
+        for feature in hidden:
+            entry = _without(entry, feature)
+        return entry
+
+    return supported.replace(change)
+
+
+def _topology(entry: CpuidEntry, vcpu_id: int, cpus: int, shift: int) -> CpuidEntry:
+    if entry.index == 0:
+        eax, ebx, kind = 0, 1, _SMT
+    elif entry.index == 1:
+        eax, ebx, kind = shift, cpus, _CORE
+    else:
+        eax = ebx = kind = 0
+    return replace(entry, eax=eax, ebx=ebx, ecx=kind << 8 | entry.index, edx=vcpu_id)
+
+
+def _without(entry: CpuidEntry, feature: Feature) -> CpuidEntry:
+    if entry.function != feature.function:
+        return entry
+    if entry.has_index and entry.index != feature.index:
+        return entry
+    value = getattr(entry, feature.register) & ~(1 << feature.bit)
+    return replace(entry, **{feature.register: value})

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Diagnosis
+---------
+
+Where a vCPU is, and why it cannot go on, in words.
+"""
+
+from dataclasses import dataclass
+
+from kvmsr.errors import KvmsrError
+from kvmsr.kvm import Vcpu, Vm
+from kvmsr.kvm.exits import EmulationFailure, FailEntry, Internal
+
+__all__ = ("Place", "explain_emulation_failure", "explain_internal", "where")
+
+_LONGEST = 15
+_PAGE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """
+    Where a vCPU is.
+
+    :ivar rip: RIP, without the segment's base.
+    :ivar linear: where in the linear address space that is.
+    :ivar bits: the width of its code: 16, 32 or 64.
+    :ivar code: up to 15 bytes there; fewer where memory is not mapped.
+    """
+
+    rip: int
+    linear: int
+    bits: int
+    code: bytes
+
+
+def where(vm: Vm, vcpu: Vcpu) -> Place:
+    """Return where *vcpu*, which must not be running, is."""
+    regs, sregs = vcpu.get_regs(), vcpu.get_sregs()
+    bits = 64 if sregs.cs.l else 32 if sregs.cs.db else 16
+    linear = regs.rip if bits == 64 else sregs.cs.base + regs.rip & 0xFFFFFFFF
+    return Place(regs.rip, linear, bits, _read(vm, vcpu, linear))
+
+
+def _read(vm: Vm, vcpu: Vcpu, linear: int) -> bytes:
+    code = b""
+    while len(code) < _LONGEST:
+        address = linear + len(code)
+        count = min(_LONGEST - len(code), _PAGE - address % _PAGE)
+        try:
+            physical = vcpu.translate(address)
+            if physical is None:
+                break
+            code += bytes(vm.memory_at(physical, count))
+        except KvmsrError:
+            break
+    return code
+
+
+def disassemble(code: bytes, bits: int, address: int) -> tuple[bytes, str]:
+    """Return the bytes and the text of the first instruction in *code*; "" if it is none."""
+    import capstone
+
+    mode = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}[bits]
+    for one in capstone.Cs(capstone.CS_ARCH_X86, mode).disasm(code, address, 1):
+        return bytes(one.bytes), f"{one.mnemonic} {one.op_str}".strip()
+    return code, ""
+
+
+def explain_emulation_failure(vm: Vm, vcpu: Vcpu, exit_: EmulationFailure) -> str:
+    """Say which instruction KVM could not emulate, and what that means."""
+    place = where(vm, vcpu)
+    code, text = disassemble(exit_.instruction or place.code, place.bits, place.linear)
+    shown = code.hex(" ") or "(unreadable)"
+    what = f"{text} " if text else "an instruction that the disassembler does not know either "
+    return (
+        f"this KVM cannot emulate the instruction at RIP {place.rip:#x} ({place.bits}-bit code):"
+        f" {what}[{shown}]. The guest is not at fault: on this host KVM has to emulate it and does"
+        " not know how"
+    )
+
+
+def explain_internal(vm: Vm, vcpu: Vcpu, exit_: Internal | FailEntry) -> str:
+    """Say where KVM gave up for another reason."""
+    place = where(vm, vcpu)
+    if isinstance(exit_, FailEntry):
+        return (
+            f"the CPU refused to enter the guest at RIP {place.rip:#x}: hardware reason"
+            f" {exit_.reason:#x} on CPU {exit_.cpu}; the guest's state is invalid for this CPU"
+        )
+    data = " ".join(f"{word:#x}" for word in exit_.data)
+    return f"KVM internal error {exit_.suberror} at RIP {place.rip:#x} (data: {data or 'none'})"

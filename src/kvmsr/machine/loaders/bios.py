@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Firmware
+--------
+
+A BIOS image: it ends at 4 GiB, and its last 256 KiB show below 1 MiB, too.
+"""
+
+from pathlib import Path
+from typing import Final
+
+from kvmsr.backend import Memory
+from kvmsr.errors import ImageError
+from kvmsr.machine.cpustate import Start
+from kvmsr.machine.layout import FOUR_GIB
+from kvmsr.machine.loaders.common import Guest, Loaded, read_file
+
+__all__ = ("load_bios",)
+
+_SLOT: Final = 2
+_LARGEST: Final = 8 << 20  # the test device is below
+_SHADOWED: Final = 0x40000
+_UNIT: Final = 0x10000
+_MIB: Final = 1 << 20
+
+
+def load_bios(guest: Guest, path: Path) -> Loaded:
+    """Load a firmware image; the vCPU starts at the reset vector."""
+    data = read_file(path, "BIOS image", _LARGEST)
+    if len(data) % _UNIT:
+        raise ImageError(
+            f"BIOS image {path} has {len(data):,} bytes, no multiple of 64 KiB: is it whole?"
+        )
+    rom = Memory(len(data))
+    rom.view[:] = data
+    # Not KVM_MEM_READONLY: firmware writes to its copy below 1 MiB, and writes up here are rare
+    # enough to be let through.
+    guest.vm.set_user_memory_region(_SLOT, FOUR_GIB - len(data), rom)
+    tail = data[-_SHADOWED:]
+    guest.put(_MIB - len(tail), tail, f"BIOS image {path}")
+    return Loaded(f"BIOS, {len(data) >> 10} KiB", Start(None))

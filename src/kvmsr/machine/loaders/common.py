@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What loaders share
+------------------
+
+Reading files, putting them into guest memory, and saying clearly why something does not fit.
+"""
+
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvmsr.errors import ImageError, UsageError
+from kvmsr.kvm import Vm
+from kvmsr.machine.cpustate import Start
+from kvmsr.machine.layout import FOUR_GIB, INFO, INFO_SIZE, Layout
+
+__all__ = ("Boot", "Guest", "Loaded", "read_file")
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """
+    What to boot.
+
+    :ivar image: a kernel or flat binary; None with *bios* alone.
+    :ivar append: the kernel's command line.
+    :ivar initrd: initial RAM disk; several only for multiboot, whose modules they are.
+    :ivar bios: a firmware image.
+    :ivar mode: 16, 32 or 64 says that *image* is a flat binary to be started in that mode.
+    """
+
+    image: Path | None = None
+    append: str = ""
+    initrd: Sequence[Path] = ()
+    bios: Path | None = None
+    mode: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """
+    What a loader did.
+
+    :ivar kind: what the image was, for people.
+    :ivar start: how the first vCPU starts.
+    :ivar notes: what the user should know, a line each.
+    """
+
+    kind: str
+    start: Start
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """
+    Where images are loaded to.
+
+    :ivar vm: the VM, its RAM in place.
+    :ivar layout: how much of it lies where.
+    :ivar rsdp: where the ACPI tables are; 0 where there are none.
+    """
+
+    vm: Vm
+    layout: Layout
+    rsdp: int = 0
+
+    def put(self, address: int, data: bytes | memoryview, what: str) -> None:
+        """
+        Copy *data* to guest-physical *address*.
+
+        :param what: what it is, for the message.
+        :raises ImageError: if there is no RAM.
+        """
+        self.room(address, len(data), what)[:] = data
+
+    def info_room(self, taken: Iterable[tuple[int, int]]) -> int:
+        """
+        Return where loaders may put up to INFO_SIZE bytes that they tell the guest.
+
+        :param taken: start and end of what the image itself occupies.
+        """
+        spans = list(taken)
+        if all(end <= INFO or start >= INFO + INFO_SIZE for start, end in spans):
+            return INFO
+        return (max(end for _, end in spans) + 0xFFF) & -0x1000
+
+    def room(self, address: int, size: int, what: str) -> memoryview:
+        """Return *size* bytes at *address*; see :meth:`put`."""
+        try:
+            return self.vm.memory_at(address, size)
+        except UsageError:
+            low, high = self.layout.low_size, self.layout.high_size
+            ram = f"RAM is 0-{low - 1:#x}" + (
+                f" and {FOUR_GIB:#x}-{FOUR_GIB + high - 1:#x}" if high else ""
+            )
+            raise ImageError(
+                f"{what} does not fit: it wants {size:#x} bytes at {address:#x}, and {ram}; give"
+                " the machine more --memory, if the image is sound"
+            ) from None
+
+
+def read_file(path: Path, what: str, limit: int) -> bytes:
+    """
+    Return the bytes of *path*.
+
+    :param what: what it is, for messages.
+    :param limit: the most bytes that make sense.
+    :raises ImageError: if it cannot be read, is empty, or is larger than *limit*.
+    """
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError(f"{what} {path} is no regular file")
+            if status.st_size > limit:
+                raise ImageError(
+                    f"{what} {path} has {status.st_size:,} bytes and the machine {limit:,} bytes of"
+                    " memory"
+                )
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise ImageError(f"cannot read {what} {path}: {error.strerror}") from None
+    if not data:
+        raise ImageError(f"{what} {path} is empty")
+    return data

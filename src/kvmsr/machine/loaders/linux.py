@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Linux bzImages
+--------------
+
+By the 64-bit boot protocol. The kernel inside is decompressed here and not by the guest: that is
+most of a boot's time on a slow CPU. Source: Linux Documentation/arch/x86/boot.rst, zero-page.rst.
+"""
+
+import struct
+from pathlib import Path
+from typing import Final
+
+from kvmsr.errors import ImageError
+from kvmsr.machine.cpustate import Mode, Start
+from kvmsr.machine.layout import BOOT_PARAMS, COMMAND_LINE, STACK
+from kvmsr.machine.loaders.common import Guest, Loaded, read_file
+from kvmsr.machine.loaders.decompress import decompress
+from kvmsr.machine.loaders.elf import Elf
+
+__all__ = ("is_bzimage", "load_bzimage")
+
+_MAGIC: Final = b"HdrS"
+_LEAST_VERSION: Final = 0x020C  # 2.12, Linux 3.8: tells whether there is a 64-bit entry
+_XLF_KERNEL_64: Final = 1
+_ENTRY_64: Final = 0x200
+_LOADED_HIGH: Final = 1
+_UNKNOWN_LOADER: Final = 0xFF
+_E820_MAX: Final = 128
+_PAGE: Final = 4096
+
+
+class _Header:
+    """The setup header, read in place."""
+
+    def __init__(self, data: bytes, what: str) -> None:
+        if len(data) < 0x270:
+            raise ImageError(f"{what}: truncated, it ends within its setup header")
+        self.setup_size = ((data[0x1F1] or 4) + 1) * 512
+        (self.version,) = struct.unpack_from("<H", data, 0x206)
+        (self.xloadflags,) = struct.unpack_from("<H", data, 0x236)
+        (self.command_line_size,) = struct.unpack_from("<I", data, 0x238)
+        (self.initrd_max,) = struct.unpack_from("<I", data, 0x22C)
+        self.payload_offset, self.payload_length = struct.unpack_from("<II", data, 0x248)
+        (self.preferred,) = struct.unpack_from("<Q", data, 0x258)
+        (self.init_size,) = struct.unpack_from("<I", data, 0x260)
+        self.bytes = data[0x1F1 : 0x202 + data[0x201]]
+
+
+def is_bzimage(data: bytes) -> bool:
+    """Tell whether an image has Linux' setup header."""
+    return data[0x202:0x206] == _MAGIC and data[0x1FE:0x200] == b"\x55\xaa"
+
+
+def load_bzimage(guest: Guest, path: Path, data: bytes, append: str, initrd: Path | None) -> Loaded:
+    """Load a bzImage with its command line and initial RAM disk."""
+    what = f"bzImage {path}"
+    header = _Header(data, what)
+    if header.version < _LEAST_VERSION or not header.xloadflags & _XLF_KERNEL_64:
+        raise ImageError(
+            f"{what}: boot protocol {header.version >> 8}.{header.version & 0xFF:02} and no 64-bit"
+            " entry; a 64-bit Linux from 3.8 on is needed"
+        )
+    kernel = data[header.setup_size :]
+    if len(kernel) <= _ENTRY_64:
+        raise ImageError(f"{what}: truncated, it ends within its setup code")
+    guest.room(header.preferred, header.init_size, f"{what}, while it starts,")
+    entry, kind, notes = _load_kernel(guest, header, kernel, what)
+    params = _boot_params(guest, header, append, what)
+    if initrd is not None:
+        _load_initrd(guest, header, params, initrd)
+    guest.put(BOOT_PARAMS, bytes(params), "boot_params")
+    registers = {"rsi": BOOT_PARAMS, "rsp": STACK}
+    return Loaded(kind, Start(Mode.LONG, entry, registers), notes)
+
+
+def _load_kernel(
+    guest: Guest, header: _Header, kernel: bytes, what: str
+) -> tuple[int, str, tuple[str, ...]]:
+    """Load what is inside, or the whole to decompress itself; return entry, kind and notes."""
+    payload = kernel[header.payload_offset : header.payload_offset + header.payload_length]
+    if len(payload) < header.payload_length or not payload:
+        raise ImageError(f"{what}: truncated, its compressed kernel is not whole")
+    try:
+        name, vmlinux = decompress(payload, guest.layout.low_size)
+        elf = Elf(vmlinux, f"{what}: the kernel inside")
+    except ImageError as error:
+        if "is not known" not in str(error):
+            raise ImageError(str(error) if what in str(error) else f"{what}: {error}") from None
+        guest.put(header.preferred, kernel, what)
+        note = f"{what}: {error}; the guest decompresses it itself, which takes longer"
+        return header.preferred + _ENTRY_64, "Linux bzImage", (note,)
+    elf.load(guest)
+    return elf.entry, f"Linux bzImage, {name}", ()
+
+
+def _boot_params(guest: Guest, header: _Header, append: str, what: str) -> bytearray:
+    params = bytearray(_PAGE)
+    params[0x1F1 : 0x1F1 + len(header.bytes)] = header.bytes
+    line = append.encode()
+    if len(line) > header.command_line_size:
+        raise ImageError(
+            f"{what}: the command line has {len(line)} bytes, this kernel takes"
+            f" {header.command_line_size}"
+        )
+    guest.put(COMMAND_LINE, line + b"\0", "command line")
+    params[0x210] = _UNKNOWN_LOADER
+    params[0x211] |= _LOADED_HIGH
+    struct.pack_into("<I", params, 0x228, COMMAND_LINE)
+    struct.pack_into("<Q", params, 0x70, guest.rsdp)
+    entries = guest.layout.e820()[:_E820_MAX]
+    params[0x1E8] = len(entries)
+    for number, entry in enumerate(entries):
+        struct.pack_into("<QQI", params, 0x2D0 + 20 * number, *entry)
+    return params
+
+
+def _load_initrd(guest: Guest, header: _Header, params: bytearray, path: Path) -> None:
+    data = read_file(path, "initrd", guest.layout.low_size)
+    top = min(header.initrd_max + 1, guest.layout.low_size)
+    address = (top - len(data)) & -_PAGE
+    if address < header.preferred + header.init_size:
+        raise ImageError(
+            f"initrd {path} has {len(data):,} bytes and does not fit between the kernel and"
+            f" {top:#x}; give the machine more --memory"
+        )
+    guest.put(address, data, f"initrd {path}")
+    struct.pack_into("<II", params, 0x218, address, len(data))

@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The machine
+-----------
+
+A virtual machine of our own: memory, vCPUs, board, and a dispatcher that decides every MSR.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Final, Self
+
+from kvmsr.abi import PIT_SPEAKER_DUMMY, Cap, Chip, MsrExitReason, MsrFilterFlag, RoutingType, vm
+from kvmsr.backend import Backend, Memory
+from kvmsr.dispatch import Dispatcher
+from kvmsr.errors import IoctlError, KvmsrError, MsrListError, UsageError
+from kvmsr.kvm import Kvm, MsrFilterRange, Vcpu
+from kvmsr.machine import acpi
+from kvmsr.machine.board import Board, BoardEvents
+from kvmsr.machine.cpuid import Feature, guest_cpuid
+from kvmsr.machine.cpustate import apply_start
+from kvmsr.machine.layout import ACPI_BASE, FOUR_GIB, IDENTITY_MAP, TSS_PAGES, Layout
+from kvmsr.machine.loaders import Boot, Guest, Loaded, load
+from kvmsr.machine.result import INTERRUPTED, TIMEOUT, End, EndKind, RunResult
+from kvmsr.machine.vcpu import VcpuThread
+from kvmsr.policy import FilterRange, KernelFacts, Plan, Policy, Reason, compile_policy
+from kvmsr.trace import Summary
+
+__all__ = ("Machine",)
+
+_LOW_SLOT, _HIGH_SLOT = 0, 1
+_IOAPIC_PINS: Final = 24
+_MCE_BANKS: Final = 10
+_MCE_FEATURES: Final = 1 << 8 | 1 << 24  # MCG_CTL, and software error recovery
+_MAX_ASKED: Final = 16_384
+"""How many MSRs KVM is asked about before a policy is installed; a few microseconds each."""
+
+_SHORTEST_WATCH: Final = 0.02
+_LONGEST_WATCH: Final = 0.5
+_GRACE: Final = 5.0
+
+_MASK: Final = {
+    Reason.UNKNOWN: MsrExitReason.UNKNOWN,
+    Reason.INVALID: MsrExitReason.INVAL,
+    Reason.FILTER: MsrExitReason.FILTER,
+}
+
+Output = Callable[[bytes], None]
+
+
+class Machine:
+    """
+    A virtual machine under a policy::
+
+        with Machine(memory=64 << 20, policy=Policy([Rule(0x35, read=0x20004)])) as machine:
+            machine.load(Boot(image=Path("guest.bin"), mode=16))
+            print(machine.run(timeout=10).end)
+
+    :param backend: who executes it; by default the best there is.
+    :param memory: bytes of RAM, 2 MiB to 1 TiB, whole 4 KiB pages.
+    :param cpus: how many vCPUs, at least 1.
+    :param policy: what to do at MSR accesses; by default each one faults and is told.
+    :param ignore_msrs: whether the host swallows accesses to MSRs that KVM does not know.
+    :param hidden: CPUID features that the guest does not see.
+    :param output: takes what the guest sends on its serial line.
+    :param debug_output: takes what it writes to the debug console; by default *output*.
+    :raises HostError: if the host lacks what is needed.
+    :raises PolicyError: if the policy does not fit this KVM.
+    """
+
+    def __init__(
+        self,
+        backend: Backend | None = None,
+        *,
+        memory: int = 256 << 20,
+        cpus: int = 1,
+        policy: Policy | None = None,
+        ignore_msrs: bool = False,
+        hidden: Iterable[Feature] = (),
+        output: Output = lambda data: None,
+        debug_output: Output | None = None,
+    ) -> None:
+        if cpus < 1:
+            raise UsageError(f"a machine with {cpus} CPUs cannot run: it needs at least 1")
+        self.layout = Layout.of(memory)
+        self.over = False
+        self._end: End | None = None
+        self._ended = threading.Event()
+        self._ending = threading.Lock()
+        self._loaded: Loaded | None = None
+        self._image = ""
+        self._memories: list[Memory] = []
+        self._threads: list[VcpuThread] = []
+        self.kvm = Kvm(backend)
+        try:
+            self._build(cpus, policy or Policy(), ignore_msrs, list(hidden))
+            events = BoardEvents(
+                output,
+                debug_output or output,
+                lambda value: self.end(End(EndKind.DEBUG_EXIT, (value << 1 | 1) & 0xFF, "")),
+                lambda what: self.end(End(EndKind.RESET, 0, f"the guest reset itself by {what}")),
+                lambda: self.end(End(EndKind.SHUTDOWN, 0, "the guest turned itself off")),
+            )
+            self.board = Board(self.vm, self.layout, cpus, events)
+        except BaseException:
+            self.close()
+            raise
+
+    # Building
+
+    def _build(self, cpus: int, policy: Policy, ignore_msrs: bool, hidden: list[Feature]) -> None:
+        kvm = self.kvm
+        kvm.require(
+            Cap.USER_MEMORY, Cap.IRQCHIP, Cap.PIT2, Cap.IMMEDIATE_EXIT, Cap.X86_USER_SPACE_MSR,
+            Cap.X86_MSR_FILTER,
+        )  # fmt: skip
+        most = kvm.check_extension(Cap.MAX_VCPUS)
+        if cpus > most:
+            raise UsageError(f"a machine with {cpus} CPUs: this KVM runs {most} at most")
+        self.vm = kvm.create_vm()
+        self.vm.set_identity_map_addr(IDENTITY_MAP)
+        self.vm.set_tss_addr(TSS_PAGES)
+        self._add_memory(_LOW_SLOT, 0, self.layout.low_size)
+        if self.layout.high_size:
+            self._add_memory(_HIGH_SLOT, FOUR_GIB, self.layout.high_size)
+        self.vm.create_irqchip()
+        self.vm.create_pit2(PIT_SPEAKER_DUMMY)
+        self.vm.set_gsi_routing(_routes())
+        self.vcpus = [self.vm.create_vcpu(number) for number in range(cpus)]
+        supported = kvm.get_supported_cpuid()
+        deadline = bool(kvm.check_extension(Cap.TSC_DEADLINE_TIMER))
+        mcg_cap = _MCE_BANKS | kvm.get_mce_cap_supported() & _MCE_FEATURES
+        for vcpu in self.vcpus:
+            vcpu.set_cpuid2(guest_cpuid(supported, vcpu.id, cpus, hidden, tsc_deadline=deadline))
+            vcpu.setup_mce(mcg_cap)
+        self.plan = _fitting_plan(policy, KernelFacts(ignore_msrs=ignore_msrs), self.vcpus[0])
+        self.dispatcher = Dispatcher(self.plan)
+        self._install(self.plan)
+        self._threads = [VcpuThread(self, vcpu) for vcpu in self.vcpus]
+
+    def _add_memory(self, slot: int, address: int, size: int) -> None:
+        memory = Memory(size)
+        self._memories.append(memory)
+        self.vm.set_user_memory_region(slot, address, memory)
+
+    def _install(self, plan: Plan) -> None:
+        mask = MsrExitReason(0)
+        for reason in plan.reasons:
+            mask |= _MASK[reason]
+        self.vm.enable_user_space_msr(mask)
+        ranges = [_filter_range(given) for given in plan.filter.ranges]
+        self.vm.set_msr_filter(ranges, default_deny=plan.filter.default_deny)
+
+    def load(self, boot: Boot) -> Loaded:
+        """
+        Load a guest.
+
+        :raises ImageError: if it cannot be loaded; says why.
+        """
+        rsdp = 0
+        if boot.bios is None:
+            tables = acpi.build_tables(ACPI_BASE, len(self.vcpus))
+            self.vm.memory_at(ACPI_BASE, len(tables))[:] = tables
+            rsdp = ACPI_BASE
+        self._loaded = load(Guest(self.vm, self.layout, rsdp), boot)
+        self._image = str(boot.image or boot.bios)
+        apply_start(self.vm, self.vcpus[0], self._loaded.start)
+        return self._loaded
+
+    # Running
+
+    def run(self, timeout: float | None = None) -> RunResult:
+        """
+        Run the guest to its end; once.
+
+        :param timeout: after so many seconds the run ends, whatever the guest does.
+        """
+        if self._loaded is None:
+            raise UsageError("nothing is loaded: call load() first")
+        begun = time.monotonic()
+        for thread in self._threads:
+            thread.start()
+        try:
+            self._watch(None if timeout is None else begun + timeout, timeout)
+        except KeyboardInterrupt:
+            self.end(End(EndKind.STOP, INTERRUPTED, "interrupted"))
+        self._join()
+        wall = time.monotonic() - begun
+        assert self._end is not None
+        shadows = self.dispatcher.shadows
+        notes = [*self.plan.warnings, *self._loaded.notes]
+        if shadows.refused:
+            notes.append(
+                f"{shadows.refused:,} writes to shadowed MSRs got #GP: {len(shadows):,} MSRs are"
+                " kept and no more"
+            )
+        return RunResult(
+            self.kvm.backend.name,
+            self._image,
+            self.plan.policy.source or self.plan.policy.name,
+            self._end,
+            Summary.merged(thread.summary for thread in self._threads),
+            wall,
+            tuple(self.dispatcher.failures),
+            self.dispatcher.failure_count,
+            tuple(notes),
+        )
+
+    def end(self, end: End) -> None:
+        """End the run; the first end counts. From any thread."""
+        with self._ending:
+            if self._end is None:
+                self._end = end
+        self.over = True
+        self._ended.set()
+        self._kick()
+
+    def _kick(self) -> None:
+        for vcpu in self.vcpus:
+            vcpu.kick()
+
+    def _watch(self, deadline: float | None, timeout: float | None) -> None:
+        """
+        Wait for the end, and see to it that there is one.
+
+        With an in-kernel interrupt controller a guest that halts for good stays in KVM_RUN for
+        good. So vCPUs that have not come out for a while are kicked, and tell on their way whether
+        anything can wake them. One may wake another that has just told that it sleeps: only if all
+        sleep twice in a row, and none came out in between, is it for good.
+        """
+        pause = _SHORTEST_WATCH
+        seen = [-1] * len(self._threads)
+        asleep = 0
+        while True:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                self.end(End(EndKind.TIMEOUT, TIMEOUT, f"{timeout:g} seconds are over"))
+                return
+            if self._ended.wait(pause if left is None else min(pause, left)):
+                return
+            exits = [thread.exits for thread in self._threads]
+            all_asleep = exits == seen and all(thread.asleep for thread in self._threads)
+            asleep = asleep + 1 if all_asleep else 0
+            if asleep == 2:
+                detail = "every vCPU has halted and nothing can wake it"
+                self.end(End(EndKind.HALT, 0, detail))
+                return
+            for thread, before in zip(self._threads, seen, strict=True):
+                thread.asleep = False
+                if thread.exits == before:
+                    thread.vcpu.kick()
+            seen = exits
+            pause = min(pause * 2, _LONGEST_WATCH)
+
+    def _join(self) -> None:
+        """Wait for the threads; each has been kicked, and is kicked again should it not come."""
+        deadline = time.monotonic() + _GRACE
+        for thread in self._threads:
+            while thread.is_alive() and time.monotonic() < deadline:
+                thread.join(0.1)
+                if thread.is_alive():
+                    thread.vcpu.kick()
+
+    # The end
+
+    def close(self) -> None:
+        """Give everything back to the host; again is harmless."""
+        if any(thread.is_alive() for thread in self._threads):
+            if self._end is None:
+                self.end(End(EndKind.STOP, INTERRUPTED, "closed"))
+            self._join()
+        for vcpu in getattr(self, "vcpus", ()):
+            vcpu.close()
+        if hasattr(self, "vm"):
+            self.vm.close()
+        self.kvm.close()
+        for memory in self._memories:
+            memory.close()
+        self._memories = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _routes() -> list[vm.IrqRoutingEntry]:
+    """Connect interrupt lines as on a PC: the timer, line 0, is on pin 2 of the IOAPIC."""
+    routes = []
+
+    def connect(gsi: int, chip: Chip, pin: int) -> None:
+        route = vm.IrqRoutingEntry(gsi=gsi, type=RoutingType.IRQCHIP)
+        route.u.irqchip.irqchip = chip
+        route.u.irqchip.pin = pin
+        routes.append(route)
+
+    for gsi in range(_IOAPIC_PINS):
+        if gsi < 16 and gsi != 2:
+            connect(gsi, Chip.PIC_MASTER if gsi < 8 else Chip.PIC_SLAVE, gsi % 8)
+        if gsi != 2:
+            connect(gsi, Chip.IOAPIC, gsi or 2)
+    return routes
+
+
+def _filter_range(given: FilterRange) -> MsrFilterRange:
+    flags = (MsrFilterFlag.READ if given.reads else MsrFilterFlag(0)) | (
+        MsrFilterFlag.WRITE if given.writes else MsrFilterFlag(0)
+    )
+    return MsrFilterRange(given.base, given.count, flags, given.bitmap)
+
+
+def _fitting_plan(policy: Policy, facts: KernelFacts, vcpu: Vcpu) -> Plan:
+    """
+    Return the plan for *policy* on this very KVM.
+
+    A plan saves filter ranges where no KVM is known to handle an MSR. This KVM may be newer than
+    that knowledge, so it is asked: an MSR that the host can read is one that KVM handles.
+    """
+    plan = compile_policy(policy, facts)
+    asked = 0
+    surprises = []
+    for first, last in plan.relied_on():
+        for index in range(first, min(last, first + _MAX_ASKED - asked) + 1):
+            asked += 1
+            if _answers(vcpu, index):
+                surprises.append(index)
+        if asked >= _MAX_ASKED:
+            break
+    return compile_policy(policy, facts.knowing(surprises)) if surprises else plan
+
+
+def _answers(vcpu: Vcpu, index: int) -> bool:
+    try:
+        vcpu.get_msrs([index])
+    except MsrListError:
+        return False
+    except (IoctlError, KvmsrError):
+        return False
+    return True

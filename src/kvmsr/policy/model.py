@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Policies
+--------
+
+What the owner of a virtual machine wants of each MSR: ordered rules and defaults, as plain values.
+"""
+
+import difflib
+import enum
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from kvmsr.errors import PolicyError
+from kvmsr.policy.access import Handler, Op
+from kvmsr.policy.selector import MsrSpec, Ranges, parse_msrs
+
+__all__ = (
+    "Action",
+    "ActionSpec",
+    "Defaults",
+    "Plain",
+    "Policy",
+    "Python",
+    "Rule",
+    "Value",
+    "on_read",
+    "on_write",
+)
+
+_U64: Final = (1 << 64) - 1
+
+
+class Plain(enum.StrEnum):
+    """The actions that need nothing more said."""
+
+    KERNEL = "kernel"
+    FAULT = "fault"
+    IGNORE = "ignore"
+    SHADOW = "shadow"
+    STOP = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """Reads give *value*, 0 to 2**64 - 1."""
+
+    value: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.value, bool) or not isinstance(self.value, int):
+            raise PolicyError(f"value {self.value!r} is no integer")
+        if not 0 <= self.value <= _U64:
+            raise PolicyError(f"value {self.value:#x} does not fit an MSR's 64 bits")
+
+    def __str__(self) -> str:
+        return f"value {self.value:#x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Python:
+    """A function of the owner's answers; *name* is how messages call it."""
+
+    function: Handler
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise PolicyError(f"handler {self.function!r} cannot be called")
+        if not self.name:
+            module = getattr(self.function, "__module__", "")
+            name = getattr(self.function, "__qualname__", repr(self.function))
+            object.__setattr__(self, "name", f"{module}:{name}" if module else name)
+
+    def __str__(self) -> str:
+        return f"python {self.name}"
+
+
+Action = Plain | Value | Python
+ActionSpec = Action | str | int | Handler
+"""How an action is written in Python: "fault", Plain.FAULT, 5 or Value(5), or a function."""
+
+
+def to_action(spec: ActionSpec, op: Op) -> Action:
+    """
+    Return the action that *spec* stands for.
+
+    :raises PolicyError: if there is none, or not for *op*.
+    """
+    action: Action
+    if isinstance(spec, (Plain, Value, Python)):
+        action = spec
+    elif isinstance(spec, str):
+        action = plain(spec)
+    elif isinstance(spec, int) and not isinstance(spec, bool):
+        action = Value(spec)
+    elif callable(spec):
+        action = Python(spec)
+    else:
+        raise PolicyError(f"{spec!r} is no action")
+    if isinstance(action, Value) and op is Op.WRITE:
+        raise PolicyError("a value can only be read; for writes say ignore, fault or shadow")
+    return action
+
+
+def plain(word: str, allowed: Collection[Plain] = tuple(Plain)) -> Plain:
+    """
+    Return the plain action called *word*.
+
+    :raises PolicyError: if it is not one of *allowed*.
+    """
+    for action in allowed:
+        if action.value == word:
+            return action
+    if not isinstance(word, str):
+        raise PolicyError(f"{word!r} is no action; there are {', '.join(allowed)}")
+    near = difflib.get_close_matches(word, [action.value for action in allowed], n=1)
+    hint = f"did you mean {near[0]!r}? There are" if near else "there are"
+    raise PolicyError(f"{word!r} is no action here; {hint} {', '.join(allowed)}")
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Rule:
+    """
+    What shall happen to some MSRs, for reads, for writes, or for both.
+
+    :ivar msrs: the MSRs, as ranges.
+    :ivar read: the action for reads; None says nothing of reads.
+    :ivar write: the action for writes; None says nothing of writes.
+    :ivar reset: what ``shadow`` reads before anything was written.
+    :ivar where: where the rule was written, for messages and the summary.
+    """
+
+    msrs: Ranges
+    read: Action | None
+    write: Action | None
+    reset: int
+    where: str
+
+    def __init__(
+        self,
+        msr: MsrSpec,
+        read: ActionSpec | None = None,
+        write: ActionSpec | None = None,
+        *,
+        reset: int = 0,
+        where: str = "",
+    ) -> None:
+        if read is None and write is None:
+            raise PolicyError("a rule needs an action for read, for write, or for both")
+        put = object.__setattr__
+        put(self, "msrs", parse_msrs(msr))
+        put(self, "read", None if read is None else to_action(read, Op.READ))
+        put(self, "write", None if write is None else to_action(write, Op.WRITE))
+        put(self, "reset", Value(reset).value)
+        put(self, "where", where)
+
+    def action(self, op: Op) -> Action | None:
+        """Return the action for *op*."""
+        return self.read if op is Op.READ else self.write
+
+
+_ON_UNKNOWN: Final = (Plain.FAULT, Plain.IGNORE, Plain.SHADOW, Plain.STOP)
+_ON_ERROR: Final = (Plain.FAULT, Plain.IGNORE, Plain.STOP)
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Defaults:
+    """
+    What holds where no rule does.
+
+    :ivar unknown: for MSRs that KVM does not know: fault, ignore, shadow or stop.
+    :ivar invalid: for values and modes that KVM refuses: the same.
+    :ivar on_error: when a handler fails: fault, ignore or stop.
+    """
+
+    unknown: Plain
+    invalid: Plain
+    on_error: Plain
+
+    def __init__(
+        self, unknown: str = "fault", invalid: str = "fault", on_error: str = "fault"
+    ) -> None:
+        put = object.__setattr__
+        put(self, "unknown", plain(unknown, _ON_UNKNOWN))
+        put(self, "invalid", plain(invalid, _ON_UNKNOWN))
+        put(self, "on_error", plain(on_error, _ON_ERROR))
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Policy:
+    """
+    Ordered rules and defaults; the first rule that is for the MSR and says something of the
+    direction wins.
+
+    :ivar source: the file it came from, or "".
+    """
+
+    rules: tuple[Rule, ...]
+    defaults: Defaults
+    name: str
+    description: str
+    source: str
+
+    def __init__(
+        self,
+        rules: Iterable[Rule] = (),
+        defaults: Defaults | None = None,
+        *,
+        name: str = "",
+        description: str = "",
+        source: str = "",
+    ) -> None:
+        put = object.__setattr__
+        put(self, "rules", tuple(_placed(rule, n) for n, rule in enumerate(rules)))
+        put(self, "defaults", defaults or Defaults())
+        put(self, "name", name)
+        put(self, "description", description)
+        put(self, "source", source)
+
+
+def _placed(rule: Rule, number: int) -> Rule:
+    """Return *rule* with a name for messages, if it was written in no file."""
+    if rule.where:
+        return rule
+    return Rule(
+        (f"{first}-{last}" for first, last in rule.msrs),
+        rule.read,
+        rule.write,
+        reset=rule.reset,
+        where=f"rule[{number}]",
+    )
+
+
+def on_read(msr: MsrSpec) -> Callable[[Handler], Rule]:
+    """
+    Make a rule of a function that answers reads of *msr*::
+
+        @on_read("MSR_CORE_THREAD_COUNT")
+        def four_threads(access):
+            return 0x0004_0004
+
+        policy = Policy([four_threads])
+    """
+    return lambda function: Rule(msr, read=Python(function))
+
+
+def on_write(msr: MsrSpec) -> Callable[[Handler], Rule]:
+    """Make a rule of a function that takes writes to *msr*; see :func:`on_read`."""
+    return lambda function: Rule(msr, write=Python(function))

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Policy files
+------------
+
+TOML text to :class:`~kvmsr.policy.Policy`. Strict: what is not understood is an error, and the
+error names file, line and key.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path as FilePath
+from typing import Final, NoReturn
+
+import msgspec
+
+from kvmsr.errors import PolicyError
+from kvmsr.policy.handlers import HandlerFinder
+from kvmsr.policy.lines import Path, key_lines, show
+from kvmsr.policy.model import Action, Defaults, Policy, Python, Rule, Value, plain
+from kvmsr.policy.selector import parse_msrs
+
+__all__ = ("load_policy", "parse_policy")
+
+
+class _Header(msgspec.Struct, forbid_unknown_fields=True):
+    name: str = ""
+    description: str = ""
+    extends: list[str] = []
+
+
+class _Defaults(msgspec.Struct, forbid_unknown_fields=True):
+    unknown: str | None = None
+    invalid: str | None = None
+    on_error: str | None = None
+
+
+class _Action(msgspec.Struct, forbid_unknown_fields=True):
+    value: int | None = None
+    python: str | None = None
+
+
+class _Rule(msgspec.Struct, forbid_unknown_fields=True):
+    msr: int | str | list[int | str]
+    read: str | _Action | None = None
+    write: str | _Action | None = None
+    reset: int = 0
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    policy: _Header = msgspec.field(default_factory=_Header)
+    defaults: _Defaults = msgspec.field(default_factory=_Defaults)
+    rule: list[_Rule] = []
+
+
+def load_policy(file: str | FilePath) -> Policy:
+    """
+    Read the policy in *file*.
+
+    :raises PolicyError: with file, line and key, for the first thing that is wrong in it or in a
+        policy that it extends.
+    """
+    return _load(FilePath(file), (), HandlerFinder()).policy()
+
+
+def parse_policy(text: str, *, source: str = "policy") -> Policy:
+    """
+    Read a policy from *text*; what it extends, and its modules, are found from the working folder.
+
+    :param source: what messages call it.
+    :raises PolicyError: as :func:`load_policy`.
+    """
+    return _Reader(text, source, FilePath(), (), HandlerFinder()).policy()
+
+
+def _load(file: FilePath, above: tuple[FilePath, ...], handlers: HandlerFinder) -> "_Reader":
+    try:
+        text = file.read_text("utf-8")
+    except OSError as error:
+        raise PolicyError(f"cannot read the policy: {error.strerror}", file=str(file)) from None
+    except UnicodeDecodeError as error:
+        message = f"this is no text: byte {error.start} is not UTF-8"
+        raise PolicyError(message, file=str(file)) from None
+    return _Reader(text, str(file), file.parent, (*above, file.resolve()), handlers)
+
+
+class _Reader:
+    """
+    One file, read.
+
+    :ivar rules: its rules and, behind them, those of its bases, from last to first.
+    :ivar said: the defaults that it says or, where it does not, that its last base says.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        source: str,
+        folder: FilePath,
+        above: tuple[FilePath, ...],
+        handlers: HandlerFinder,
+    ) -> None:
+        self.source = source
+        self.folder = folder
+        self.above = above
+        self.handlers = handlers
+        self.lines: dict[Path, int] = {}
+        tree = self.tree(text)
+        self.header = tree.policy
+        self.rules = [self.rule(rule, number) for number, rule in enumerate(tree.rule)]
+        self.said: dict[str, str] = {}
+        for number, name in enumerate(tree.policy.extends):
+            base = self.base(name, number)
+            self.said.update(base.said)
+            # The next base comes before this one: insert behind the own rules.
+            self.rules[len(tree.rule) : len(tree.rule)] = base.rules
+        self.said.update(self.own_defaults(tree.defaults))
+
+    def policy(self) -> Policy:
+        """Return what was read, as a policy."""
+        return Policy(
+            self.rules,
+            Defaults(**self.said),
+            name=self.header.name,
+            description=self.header.description,
+            source=self.source,
+        )
+
+    def tree(self, text: str) -> _File:
+        """Return the file's tables, or fail with what TOML or the schema objects to."""
+        try:
+            raw = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            self.fail_syntax(error, text)
+        self.lines = key_lines(text)
+        try:
+            return msgspec.convert(raw, _File)
+        except msgspec.ValidationError as error:
+            self.fail_schema(str(error))
+
+    # Parts
+
+    def base(self, name: str, number: int) -> "_Reader":
+        """Return the policy that entry *number* of extends names."""
+        path: Path = ("policy", "extends", number)
+        if name.startswith("preset:"):
+            self.fail(path, f"there is no preset called {name[7:]!r}; this version has none")
+        file = self.folder / name
+        if file.resolve() in self.above:
+            chain = " → ".join(str(f.name) for f in (*self.above, file))
+            self.fail(path, f"extends itself: {chain}")
+        if not file.is_file():
+            self.fail(path, f"there is no file {file}")
+        return _load(file, self.above, self.handlers)
+
+    def own_defaults(self, own: _Defaults) -> dict[str, str]:
+        """Return the defaults that this file says itself."""
+        said = {}
+        for key in own.__struct_fields__:
+            word = getattr(own, key)
+            if word is not None:
+                with self.at(("defaults", key)):
+                    Defaults(**{key: word})
+                said[key] = word
+        return said
+
+    def rule(self, rule: _Rule, number: int) -> Rule:
+        """Return rule *number*."""
+        path: Path = ("rule", number)
+        with self.at((*path, "msr")):
+            parse_msrs(rule.msr)
+        with self.at((*path, "reset")):
+            Value(rule.reset)
+        read = self.action(rule.read, (*path, "read"))
+        write = self.action(rule.write, (*path, "write"))
+        where = f"{FilePath(self.source).name}:{self.line(path)}"
+        with self.at(path):
+            return Rule(rule.msr, read, write, reset=rule.reset, where=where)
+
+    def action(self, spec: str | _Action | None, path: Path) -> Action | None:
+        """Return the action that *spec*, at *path*, stands for."""
+        if spec is None:
+            return None
+        with self.at(path):
+            if isinstance(spec, str):
+                return plain(spec)
+            if (spec.value is None) == (spec.python is None):
+                raise PolicyError("a table needs exactly one of value and python")
+            if spec.value is not None:
+                if path[-1] == "write":
+                    raise PolicyError(
+                        "a value can only be read; for writes say ignore, fault or shadow"
+                    )
+                return Value(spec.value)
+            assert spec.python is not None
+            return Python(self.handlers.find(spec.python, self.folder), spec.python)
+
+    # Errors
+
+    def line(self, path: Path) -> int:
+        """Return the line of *path*, or of the nearest thing around it that has one."""
+        while path and path not in self.lines:
+            path = path[:-1]
+        return self.lines.get(path, 0)
+
+    def fail(self, path: Path, message: str) -> NoReturn:
+        """Fail at *path*."""
+        raise PolicyError(message, file=self.source, line=self.line(path), key=show(path))
+
+    @contextmanager
+    def at(self, path: Path) -> Iterator[None]:
+        """Add file, line and key to what goes wrong inside."""
+        try:
+            yield
+        except PolicyError as error:
+            if error.file:
+                raise
+            self.fail(path, str(error))
+
+    def fail_syntax(self, error: tomllib.TOMLDecodeError, text: str) -> NoReturn:
+        """Fail with what the TOML parser says."""
+        match = re.fullmatch(r"(.*?) \(at (?:line (\d+), column \d+|end of document)\)", str(error))
+        message, line = (match[1], match[2]) if match else (str(error), None)
+        last = text.count("\n") + 1
+        raise PolicyError(
+            f"this is no TOML: {message}", file=self.source, line=int(line) if line else last
+        ) from None
+
+    def fail_schema(self, message: str) -> NoReturn:
+        """Fail with what the schema says, in the words of this language."""
+        match = re.fullmatch(r"(.*?)(?: - at `\$(.*)`)?", message, re.DOTALL)
+        assert match is not None
+        what, path = match[1], _path(match[2] or "")
+        unknown = re.fullmatch(r"Object contains unknown field `(.*)`", what)
+        missing = re.fullmatch(r"Object missing required field `(.*)`", what)
+        if unknown:
+            known = _fields_at(path)
+            near = difflib.get_close_matches(unknown[1], known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+            self.fail((*path, unknown[1]), f"unknown key; {hint}")
+        if missing:
+            self.fail(path, f"the key {missing[1]!r} is missing")
+        if path == ("rule",) and "got `object`" in what:
+            self.fail(path, "rules are an array of tables: write [[rule]], with two brackets")
+        self.fail(path, _in_words(what))
+
+
+_TABLES: Final[dict[Path, type[msgspec.Struct]]] = {
+    (): _File,
+    ("policy",): _Header,
+    ("defaults",): _Defaults,
+    ("rule",): _Rule,
+}
+
+
+def _in_words(what: str) -> str:
+    """Put msgspec's "Expected `int | null`, got `str`" into TOML's words."""
+    for word, toml in (
+        ("Expected", "expected"),
+        (" | null", ""),
+        ("object", "table"),
+        ("bool", "boolean"),
+        ("str", "string"),
+        ("int", "integer"),
+        ("`", ""),
+    ):
+        what = what.replace(word, toml)
+    return what.replace(" | ", " or ")
+
+
+def _fields_at(path: Path) -> tuple[str, ...]:
+    """Return the keys that the table at *path* may have."""
+    names: Path = tuple(part for part in path if isinstance(part, str))
+    return _TABLES.get(names, _Action).__struct_fields__
+
+
+def _path(text: str) -> Path:
+    """Read msgspec's ``.rule[2].read``."""
+    parts = re.findall(r"\.([^.\[]+)|\[(\d+)\]", text)
+    return tuple(int(number) if number else name for name, number in parts)

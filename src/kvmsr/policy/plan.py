@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Plans
+-----
+
+A policy compiled for a KVM: for which reasons accesses are to come to user space, the filter, and
+the table in which an access finds its rule.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvmsr.errors import FilterCapacityError, PolicyError
+from kvmsr.msr import catalog
+from kvmsr.policy.access import Op, Reason
+from kvmsr.policy.filter import Filter, Misfit, Run, Want, compile_filter
+from kvmsr.policy.kernel import MAX_RANGES, X2APIC, KernelFacts
+from kvmsr.policy.model import Plain, Policy, Rule
+from kvmsr.policy.segments import Segment, Table, cut
+from kvmsr.policy.selector import MAX_INDEX, Ranges
+
+__all__ = ("Plan", "compile_policy")
+
+_LISTED = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """
+    A policy compiled for a KVM.
+
+    :ivar policy: what it was compiled from.
+    :ivar kernel: what it was compiled for.
+    :ivar reasons: for which reasons KVM shall hand accesses over.
+    :ivar filter: what KVM_X86_SET_MSR_FILTER gets.
+    :ivar reads: the segments for reads.
+    :ivar writes: the segments for writes.
+    :ivar warnings: what the policy's owner should know, a line each.
+    """
+
+    policy: Policy
+    kernel: KernelFacts
+    reasons: frozenset[Reason]
+    filter: Filter
+    reads: Table
+    writes: Table
+    warnings: tuple[str, ...]
+
+    def rule(self, op: Op, index: int) -> Rule | None:
+        """Return the rule that wins for *op* on MSR *index*, or None where the defaults hold."""
+        return (self.reads if op is Op.READ else self.writes).find(index).rule
+
+    def relied_on(self) -> Ranges:
+        """
+        Return the MSRs that have a rule and no filter range, because KVM does not know them.
+
+        Whoever runs the plan can ask the KVM whether that is so, and compile again with
+        :meth:`KernelFacts.knowing` if it is not.
+        """
+        if self.kernel.ignore_msrs:
+            return ()
+        return tuple(
+            (segment.first, segment.last)
+            for table in (self.reads, self.writes)
+            for segment in table.segments
+            if _is_ours(segment, table is self.reads) and not segment.known
+        )
+
+
+def compile_policy(policy: Policy, kernel: KernelFacts | None = None) -> Plan:
+    """
+    Return the plan that makes *kernel* decide as *policy* wants, for every MSR and direction.
+
+    :param kernel: by default, any KVM from Linux 5.10 on.
+    :raises FilterCapacityError: if KVM's 16 ranges do not do it; lists what does not fit.
+    :raises PolicyError: for a rule that KVM cannot obey.
+    """
+    kernel = kernel or KernelFacts()
+    _refuse_x2apic(policy)
+    reads, writes = cut(policy, Op.READ, kernel), cut(policy, Op.WRITE, kernel)
+    runs = _runs(reads, writes, kernel)
+    compiled = compile_filter(runs)
+    if isinstance(compiled, Misfit):
+        raise FilterCapacityError(_say_misfit(compiled, reads, writes), file=policy.source)
+    denies = compiled.default_deny or bool(compiled.ranges)
+    reasons = {Reason.UNKNOWN, Reason.INVALID} | ({Reason.FILTER} if denies else set())
+    warnings = (*_x2apic_warnings(policy), *_ignore_msrs_warnings(kernel))
+    return Plan(policy, kernel, frozenset(reasons), compiled, reads, writes, warnings)
+
+
+def _is_ours(segment: Segment, is_read: bool) -> bool:
+    """Tell whether a rule wants accesses of *segment* to come to user space."""
+    if segment.rule is None:
+        return False
+    return segment.rule.action(Op.READ if is_read else Op.WRITE) is not Plain.KERNEL
+
+
+def _want(segment: Segment, is_read: bool, kernel: KernelFacts) -> tuple[Want, bool]:
+    """Return what *segment* wants of KVM, and the bit where that does not matter."""
+    if X2APIC[0] <= segment.first <= X2APIC[1]:
+        return Want.ANY, True
+    ours = _is_ours(segment, is_read)
+    if segment.known:
+        return (Want.DENY if ours else Want.ALLOW), not ours
+    # KVM does not know it, so it comes to user space either way ...
+    if kernel.ignore_msrs:
+        return Want.DENY, False  # ... but for this switch, which swallows it unless denied
+    return Want.ANY, not ours
+
+
+def _runs(reads: Table, writes: Table, kernel: KernelFacts) -> list[Run]:
+    starts = sorted({*reads.starts, *writes.starts})
+    runs: list[Run] = []
+    read_number = write_number = 0
+    for start, end in zip(starts, [*starts[1:], MAX_INDEX + 1], strict=True):
+        read_number += reads.segments[read_number].last < start
+        write_number += writes.segments[write_number].last < start
+        read, read_bit = _want(reads.segments[read_number], True, kernel)
+        write, write_bit = _want(writes.segments[write_number], False, kernel)
+        runs.append(Run(start, end - 1, read, write, read_bit and write_bit))
+    return runs
+
+
+def _inside_x2apic(rule: Rule) -> bool:
+    return all(X2APIC[0] <= first and last <= X2APIC[1] for first, last in rule.msrs)
+
+
+def _wants_filter(rule: Rule) -> bool:
+    return any(action not in (None, Plain.KERNEL) for action in (rule.read, rule.write))
+
+
+def _refuse_x2apic(policy: Policy) -> None:
+    for rule in policy.rules:
+        if _inside_x2apic(rule) and _wants_filter(rule):
+            raise PolicyError(
+                f"{rule.where}: the x2APIC MSRs 0x800-0x8ff cannot be taken from KVM: no filter"
+                " denies them; hide x2apic from the guest with --cpu-feature -x2apic instead"
+            )
+
+
+def _x2apic_warnings(policy: Policy) -> list[str]:
+    return [
+        f"{rule.where}: 0x800-0x8ff (x2APIC) stay with KVM: no filter denies them"
+        for rule in policy.rules
+        if _wants_filter(rule)
+        and any(first <= X2APIC[1] and X2APIC[0] <= last for first, last in rule.msrs)
+    ]
+
+
+def _ignore_msrs_warnings(kernel: KernelFacts) -> list[str]:
+    if not kernel.ignore_msrs:
+        return []
+    return [
+        "this host has kvm.ignore_msrs=1: MSRs that KVM does not know are denied by the filter, so"
+        " that the policy decides; but of those that only some KVMs handle, the ones without a"
+        " rule read 0 where this KVM does not"
+    ]
+
+
+def _say_misfit(misfit: Misfit, reads: Table, writes: Table) -> str:
+    lines = []
+    for first, last in misfit.left[:_LISTED]:
+        names = catalog().name(first) if first == last else ""
+        where = f"{first:#x}" if first == last else f"{first:#x}-{last:#x}"
+        rules = _rules_over((first, last), (reads, writes))
+        lines.append(f"  {where}{f' {names}' if names else ''}{f' ({rules})' if rules else ''}")
+    more = len(misfit.left) - _LISTED
+    if more > 0:
+        lines.append(f"  and {more} more")
+    return (
+        f"the policy needs more filter ranges than KVM's {MAX_RANGES} (of at most 0x3000 MSRs"
+        " each). What does not fit:\n" + "\n".join(lines)
+    )
+
+
+def _rules_over(span: tuple[int, int], tables: Sequence[Table]) -> str:
+    found: dict[str, None] = {}
+    for table in tables:
+        for segment in table.segments:
+            if segment.rule and segment.first <= span[1] and span[0] <= segment.last:
+                found[segment.rule.where] = None
+    names = list(found)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Segments
+--------
+
+The 2**32 MSRs, cut where anything changes: which rule wins there, and whether KVM may handle them.
+All reasoning about a plan goes over these few segments and never over indices one by one.
+"""
+
+import heapq
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from kvmsr.policy.access import Op
+from kvmsr.policy.kernel import X2APIC, KernelFacts
+from kvmsr.policy.model import Policy, Rule
+from kvmsr.policy.selector import MAX_INDEX
+
+__all__ = ("Segment", "Table", "cut")
+
+
+class Segment(NamedTuple):
+    """
+    MSRs *first* to *last*, all alike for one direction.
+
+    :ivar rule: the rule that wins, or None.
+    :ivar known: whether KVM may handle them itself.
+    """
+
+    first: int
+    last: int
+    rule: Rule | None
+    known: bool
+
+
+class Table:
+    """The segments of one direction, from 0 to 2**32 - 1 without gap."""
+
+    __slots__ = ("segments", "starts")
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self.segments = tuple(segments)
+        self.starts = [segment.first for segment in segments]
+
+    def find(self, index: int) -> Segment:
+        """Return the segment that holds MSR *index*."""
+        return self.segments[bisect_right(self.starts, index) - 1]
+
+
+def cut(policy: Policy, op: Op, kernel: KernelFacts) -> Table:
+    """Return the segments of *policy* for *op*."""
+    rules = [rule for rule in policy.rules if rule.action(op) is not None]
+    spans = [(f, last, n) for n, rule in enumerate(rules) for f, last in rule.msrs]
+    spans.sort()
+    known = kernel.ranges(op)
+    borders = {0, X2APIC[0], X2APIC[1] + 1, MAX_INDEX}
+    for first, last, *_ in (*spans, *known):
+        borders.add(first)
+        borders.add(last + 1)
+    borders.discard(MAX_INDEX + 1)
+    starts = sorted(borders)
+
+    segments: list[Segment] = []
+    open_: list[tuple[int, int]] = []  # (rule number, last MSR) of the spans begun: lowest wins
+    next_span = next_known = 0
+    for start, end in zip(starts, [*starts[1:], MAX_INDEX + 1], strict=True):
+        while next_span < len(spans) and spans[next_span][0] <= start:
+            _, last, number = spans[next_span]
+            heapq.heappush(open_, (number, last))
+            next_span += 1
+        while open_ and open_[0][1] < start:
+            heapq.heappop(open_)
+        while next_known < len(known) and known[next_known][1] < start:
+            next_known += 1
+        rule = rules[open_[0][0]] if open_ else None
+        is_known = next_known < len(known) and known[next_known][0] <= start
+        segments.append(Segment(start, end - 1, rule, is_known))
+    return Table(segments)

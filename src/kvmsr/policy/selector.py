@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Selectors
+---------
+
+Which MSRs a rule is for: by number, range, name, or a list of these.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from kvmsr.errors import PolicyError, UnknownMsrError
+from kvmsr.msr import catalog
+
+__all__ = ("MAX_INDEX", "MsrSpec", "Ranges", "parse_msrs")
+
+MAX_INDEX: Final = (1 << 32) - 1
+
+Ranges = tuple[tuple[int, int], ...]
+"""First and last MSR of each range, ascending and apart."""
+
+MsrSpec = int | str | Iterable[int | str]
+"""How a selector is written: 0x35, "0x600-0x63f", "IA32_PAT", or a list of these."""
+
+_NUMBER: Final = r"(?:0[xX][0-9a-fA-F_]+|[0-9][0-9_]*)"
+_RANGE: Final = re.compile(rf"({_NUMBER})(?:\s*-\s*({_NUMBER}))?")
+
+
+def parse_msrs(spec: MsrSpec) -> Ranges:
+    """
+    Return the MSRs that *spec* selects.
+
+    :raises PolicyError: if it is none of the forms, selects nothing, or names no MSR.
+    """
+    items = [spec] if isinstance(spec, (int, str)) else list(spec)
+    if not items:
+        raise PolicyError("selects no MSR")
+    return _merge(_one(item) for item in items)
+
+
+def _one(item: object) -> tuple[int, int]:
+    if isinstance(item, bool) or not isinstance(item, (int, str)):
+        raise PolicyError(f"{item!r} selects no MSR: write a number, a range or a name")
+    if isinstance(item, int):
+        return _checked(item, item, f"{item:#x}" if item >= 0 else str(item))
+    text = item.strip()
+    match = _RANGE.fullmatch(text)
+    if match:
+        first, last = (int(number, 0) for number in (match[1], match[2] or match[1]))
+        return _checked(first, last, text)
+    if not re.fullmatch(r"[A-Za-z_]\w*", text):
+        raise PolicyError(
+            f"{item!r} selects no MSR: write a number (0x35), a range (0x600-0x63f) or a name"
+        )
+    try:
+        index = catalog().lookup(text).index
+    except UnknownMsrError as error:
+        raise PolicyError(str(error)) from None
+    return index, index
+
+
+def _checked(first: int, last: int, text: str) -> tuple[int, int]:
+    if first < 0 or last > MAX_INDEX:
+        raise PolicyError(f"{text} is out of range: MSRs go from 0 to {MAX_INDEX:#x}")
+    if first > last:
+        raise PolicyError(f"{text} ends before it begins")
+    return first, last
+
+
+def _merge(ranges: Iterable[tuple[int, int]]) -> Ranges:
+    merged: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], last))
+        else:
+            merged.append((first, last))
+    return tuple(merged)

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The summary of a run
+--------------------
+
+Who asked for what, how often, and what it was told: a row for each MSR, direction, reason and rule.
+
+A guest chooses the MSRs, so rows are limited; what finds none is counted together.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+from kvmsr.dispatch import Outcome, Verdict
+from kvmsr.msr import catalog
+from kvmsr.policy import Access, Op, Reason
+
+__all__ = ("MAX_ROWS", "IndexCount", "Row", "Summary")
+
+MAX_ROWS: Final = 4096
+
+_READ = Op.READ
+_VALUE, _DONE, _FAULT = Verdict.VALUE, Verdict.DONE, Verdict.FAULT
+
+
+class Row:
+    """
+    What happened to one MSR, in one direction, for one reason, under one rule.
+
+    :ivar values: how many reads got a value.
+    :ivar dones: how many writes were done.
+    :ivar faults: how many accesses got #GP.
+    :ivar first_value: the first value read or written; None if no read got one.
+    :ivar first_rip: where the guest was at the first access.
+    """
+
+    __slots__ = (
+        "count",
+        "dones",
+        "faults",
+        "first_rip",
+        "first_value",
+        "index",
+        "last_value",
+        "op",
+        "reason",
+        "rule",
+        "values",
+    )
+
+    def __init__(self, index: int, op: Op, reason: Reason, rule: str) -> None:
+        self.index = index
+        self.op = op
+        self.reason = reason
+        self.rule = rule
+        self.count = self.values = self.dones = self.faults = 0
+        self.first_value: int | None = None
+        self.last_value: int | None = None
+        self.first_rip: int | None = None
+
+    def add(self, other: "Row") -> None:
+        """Add what *other* counted, later, of the same."""
+        self.count += other.count
+        self.values += other.values
+        self.dones += other.dones
+        self.faults += other.faults
+        if self.first_value is None:
+            self.first_value = other.first_value
+        if other.last_value is not None:
+            self.last_value = other.last_value
+        if self.first_rip is None:
+            self.first_rip = other.first_rip
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the row as the JSON summary has it."""
+        return {
+            "index": f"{self.index:#x}",
+            "name": catalog().name(self.index),
+            "op": str(self.op),
+            "count": self.count,
+            "reason": str(self.reason),
+            "rule": self.rule,
+            "outcomes": {"value": self.values, "done": self.dones, "fault": self.faults},
+            "first_value": _hex(self.first_value),
+            "last_value": _hex(self.last_value),
+            "first_rip": _hex(self.first_rip),
+        }
+
+
+class IndexCount:
+    """
+    Counts different MSRs, exactly as long as 16 MiB of bitmap do.
+
+    :ivar exact: False if there were more than that could tell apart.
+    """
+
+    _PAGE_BITS: Final = 15
+    _MAX_PAGES: Final = 4096
+
+    def __init__(self) -> None:
+        self._pages: dict[int, bytearray] = {}
+        self.exact = True
+
+    def add(self, index: int) -> None:
+        """Count *index*, unless it was counted before."""
+        number, bit = index >> self._PAGE_BITS, index & (1 << self._PAGE_BITS) - 1
+        page = self._pages.get(number)
+        if page is None:
+            if len(self._pages) >= self._MAX_PAGES:
+                self.exact = False
+                return
+            page = self._pages[number] = bytearray(1 << self._PAGE_BITS - 3)
+        page[bit >> 3] |= 1 << (bit & 7)
+
+    def update(self, other: "IndexCount") -> None:
+        """Count what *other* counted."""
+        self.exact = self.exact and other.exact
+        for number, bits in other._pages.items():
+            page = self._pages.get(number)
+            if page is not None:
+                both = int.from_bytes(page, "little") | int.from_bytes(bits, "little")
+                page[:] = both.to_bytes(len(page), "little")
+            elif len(self._pages) < self._MAX_PAGES:
+                self._pages[number] = bytearray(bits)
+            else:
+                self.exact = False
+
+    def __len__(self) -> int:
+        return sum(int.from_bytes(page, "little").bit_count() for page in self._pages.values())
+
+
+class Summary:
+    """
+    Rows, and what found none. One thread writes it; :meth:`merged` joins those of several.
+
+    :ivar others: how many accesses found no row, and of what kind; its *index* means nothing.
+    :ivar other_msrs: how many different MSRs those were.
+    """
+
+    def __init__(self, max_rows: int = MAX_ROWS) -> None:
+        self._rows: dict[tuple[int, Op, Reason, str], Row] = {}
+        self._max_rows = max_rows
+        self.others = {op: Row(0, op, Reason.UNKNOWN, "") for op in Op}
+        self.other_msrs = IndexCount()
+
+    def record(self, access: Access, outcome: Outcome) -> Row:
+        """Count *access* and return its row; a *count* of 1 says that the row is new."""
+        row = self._rows.get((access.index, access.op, access.reason, outcome.rule))
+        if row is None:
+            row = self._add((access.index, access.op, access.reason, outcome.rule))
+        row.count += 1
+        verdict = outcome.verdict
+        if verdict is _VALUE:
+            row.values += 1
+            row.last_value = value = outcome.value
+        elif verdict is _FAULT:
+            row.faults += 1
+            if access.op is _READ:
+                return row
+            row.last_value = value = access.value
+        else:
+            if verdict is _DONE:
+                row.dones += 1
+            if access.op is _READ:
+                return row
+            row.last_value = value = access.value
+        if row.first_value is None:
+            row.first_value = value
+        return row
+
+    def _add(self, key: tuple[int, Op, Reason, str]) -> Row:
+        if len(self._rows) >= self._max_rows:
+            self.other_msrs.add(key[0])
+            return self.others[key[1]]
+        row = self._rows[key] = Row(*key)
+        return row
+
+    def __iter__(self) -> Iterator[Row]:
+        """Yield the rows by MSR, reads before writes."""
+        return iter(sorted(self._rows.values(), key=lambda r: (r.index, r.op, r.reason, r.rule)))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @classmethod
+    def merged(cls, parts: Iterable["Summary"], max_rows: int = MAX_ROWS) -> "Summary":
+        """Return the sum of *parts*."""
+        total = cls(max_rows)
+        for part in parts:
+            for key, row in part._rows.items():
+                target = total._rows.get(key) or total._add(key)
+                target.add(row)
+            for op, row in part.others.items():
+                total.others[op].add(row)
+            total.other_msrs.update(part.other_msrs)
+        return total
+
+    def totals(self) -> dict[str, int]:
+        """Return how many reads, writes and faults there were in all."""
+        rows = [*self._rows.values(), *self.others.values()]
+        return {
+            "reads": sum(row.count for row in rows if row.op is Op.READ),
+            "writes": sum(row.count for row in rows if row.op is Op.WRITE),
+            "faults": sum(row.faults for row in rows),
+        }
+
+    def rest(self) -> str:
+        """Return a line about what found no row, or "" if all did."""
+        accesses = sum(row.count for row in self.others.values())
+        if not accesses:
+            return ""
+        least = "" if self.other_msrs.exact else "at least "
+        return f"… and {accesses:,} accesses to {least}{len(self.other_msrs):,} other MSRs"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return totals and rows as the JSON summary has them."""
+        accesses = sum(row.count for row in self.others.values())
+        other = {
+            "accesses": accesses,
+            "msrs": len(self.other_msrs),
+            "exact": self.other_msrs.exact,
+        }
+        return {
+            "totals": self.totals(),
+            "accesses": [row.as_dict() for row in self],
+            **({"other": other} if accesses else {}),
+        }
+
+
+def _hex(value: int | None) -> str | None:
+    return None if value is None else f"{value:#x}"
