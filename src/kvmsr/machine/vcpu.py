@@ -10,6 +10,7 @@ then kicks each vCPU, so a thread either sees the flag before it enters the gues
 of it. Nothing on the way of an MSR access takes a lock.
 """
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -42,6 +43,8 @@ from kvmsr.policy import Access, Op, Reason
 from kvmsr.trace import Summary
 
 __all__ = ("Runner", "VcpuThread")
+
+_log = logging.getLogger(__name__)
 
 _INTERRUPT_FLAG: Final = 1 << 9
 
@@ -92,10 +95,13 @@ class VcpuThread(threading.Thread):
             self._loop()
         except KvmsrError as error:
             self._end(EndKind.ERROR, error.exit_status, str(error))
-        except BaseException as error:
+        except OSError as error:
+            self._end(EndKind.ERROR, 1, f"the guest's output goes nowhere: {error.strerror}")
+        except Exception as error:
             # Whatever it is, the other threads must not wait for this one for ever.
-            self._end(EndKind.ERROR, 1, f"vCPU {self.vcpu.id}: {type(error).__name__}: {error}")
-            raise
+            _log.debug("vCPU %d", self.vcpu.id, exc_info=True)
+            what = f"vCPU {self.vcpu.id}: {type(error).__name__}: {error}"
+            self._end(EndKind.ERROR, 1, f"kvmsr itself failed, please report it: {what}")
 
     def _loop(self) -> None:
         runner, vcpu, board = self._runner, self.vcpu, self._runner.board

@@ -43,7 +43,7 @@ class Cmos:
         self._put(0x30, min(max(low - _MIB, 0) >> 10, 0xFFFF), 2)
         self._put(0x34, max(low - 16 * _MIB, 0) >> 16, 2)
         self._put(0x5B, high >> 16, 3)
-        self._bytes[0x5F] = cpus - 1
+        self._bytes[0x5F] = min(cpus - 1, 0xFF)
 
     def _put(self, index: int, value: int, size: int) -> None:
         self._bytes[index : index + size] = value.to_bytes(size, "little")

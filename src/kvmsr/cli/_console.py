@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The guest's console
+-------------------
+
+Where a guest's serial line goes to and comes from.
+"""
+
+import os
+import select
+import sys
+import termios
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kvmsr.errors import UsageError
+
+__all__ = ("guest_input", "guest_output")
+
+
+@contextmanager
+def guest_output(serial: str, *, to_stderr: bool) -> Iterator[Callable[[bytes], None]]:
+    """
+    Give a function that puts out what the guest sends.
+
+    :param serial: a file, or ``-`` for the terminal.
+    :param to_stderr: the terminal is standard error, because standard output is for something else.
+    :raises UsageError: if the file cannot be written.
+    """
+    if serial == "-":
+        fd = sys.stderr.fileno() if to_stderr else sys.stdout.fileno()
+        yield lambda data: _write(fd, data)
+        return
+    try:
+        file = Path(serial).open("wb", buffering=0)  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise UsageError(f"--serial {serial}: cannot write it: {error.strerror}") from None
+    with file:
+        fd = file.fileno()
+        yield lambda data: _write(fd, data)
+
+
+def _write(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+@contextmanager
+def guest_input(receive: Callable[[bytes], None]) -> Iterator[None]:
+    """
+    Let the guest receive what is typed, or what standard input holds, in a thread.
+
+    The terminal gives each key at once and shows none: the guest does. Ctrl-C stays the user's.
+    What was set before is set again in the end.
+    """
+    try:
+        fd = sys.stdin.fileno()
+        before = termios.tcgetattr(fd) if os.isatty(fd) else None
+    except (AttributeError, OSError, ValueError, termios.error):
+        yield  # there is no input
+        return
+    stop_read, stop_write = os.pipe()
+    thread = threading.Thread(
+        target=_feed, args=(fd, stop_read, receive), name="guest input", daemon=True
+    )
+    if before is not None:
+        _set_terminal(fd, before)
+    thread.start()
+    try:
+        yield
+    finally:
+        os.write(stop_write, b"x")
+        thread.join()
+        os.close(stop_read)
+        os.close(stop_write)
+        if before is not None:
+            termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+def _set_terminal(fd: int, before: list[Any]) -> None:
+    attributes = list(before)
+    attributes[0] &= ~termios.ICRNL
+    attributes[3] &= ~(termios.ICANON | termios.ECHO)
+    termios.tcsetattr(fd, termios.TCSADRAIN, attributes)
+
+
+def _feed(fd: int, stop: int, receive: Callable[[bytes], None]) -> None:
+    while True:
+        ready, _, _ = select.select([fd, stop], [], [])
+        if stop in ready:
+            return
+        try:
+            data = os.read(fd, 1024)
+        except OSError:
+            return
+        if not data:
+            return
+        receive(data)

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Tables
+------
+
+What people see of a run: the accesses, and how it ended.
+"""
+
+import sys
+from typing import Final
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from kvmsr.machine import EndKind, RunResult
+from kvmsr.trace import Row
+
+__all__ = ("print_result",)
+
+_WIDE: Final = 200
+_GOOD: Final = (EndKind.DEBUG_EXIT, EndKind.HALT, EndKind.RESET, EndKind.SHUTDOWN)
+
+
+def print_result(result: RunResult) -> None:
+    """Print the table of accesses and how the guest ended, to standard output."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
+    if len(result.summary):
+        console.print(_table(result))
+    else:
+        console.print("The guest made no MSR access that KVM gave up.")
+    rest = result.summary.rest()
+    if rest:
+        console.print(rest)
+    totals = result.summary.totals()
+    console.print(
+        f"{totals['reads']:,} reads, {totals['writes']:,} writes, {totals['faults']:,} faults in"
+        f" {result.wall_s:.2f} s on {result.backend}"
+    )
+    for note in result.notes:
+        console.print(f"note: {escape(note)}")
+    for failure in result.failures:
+        console.print(
+            f"[red]handler {escape(failure.handler)} failed[/red] ({escape(failure.rule)}) at a"
+            f" {failure.access}: {escape(failure.message)}"
+        )
+    more = result.failure_count - len(result.failures)
+    if more > 0:
+        console.print(f"[red]… and {more:,} more handler failures[/red]")
+    good = result.end.kind in _GOOD and result.end.code < 2
+    colour = "green" if good else "yellow"
+    detail = f": {escape(result.end.detail)}" if result.end.detail else ""
+    console.print(
+        f"[{colour}]{result.end.kind}[/{colour}]{detail} (exit status {result.exit_status})"
+    )
+
+
+def _table(result: RunResult) -> Table:
+    table = Table(title="MSR accesses", title_justify="left", header_style="bold")
+    table.add_column("index", justify="right", no_wrap=True)
+    table.add_column("name", overflow="fold")
+    table.add_column("op")
+    table.add_column("count", justify="right")
+    table.add_column("reason")
+    table.add_column("rule", overflow="fold")
+    table.add_column("outcome")
+    table.add_column("last value", justify="right", overflow="fold")
+    table.add_column("first RIP", justify="right", overflow="fold")
+    for row in result.summary:
+        values = row.as_dict()
+        table.add_row(
+            values["index"],
+            values["name"],
+            values["op"],
+            f"{row.count:,}",
+            values["reason"],
+            escape(row.rule),
+            _outcome(row),
+            values["last_value"] or "",
+            values["first_rip"] or "",
+        )
+    return table
+
+
+def _outcome(row: Row) -> str:
+    counts = (("value", row.values), ("done", row.dones), ("[red]fault[/red]", row.faults))
+    present = [(name, count) for name, count in counts if count]
+    if not present:
+        return "stop"
+    if len(present) == 1:
+        return present[0][0]
+    return ", ".join(f"{name} {count:,}" for name, count in present)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+kvmsr demo
+----------
+
+The first thing to try: a guest, a policy, and the table of what the guest asked and was told.
+"""
+
+from contextlib import ExitStack
+from importlib import resources
+from pathlib import Path
+
+import click
+
+from kvmsr import backend as backends
+from kvmsr.backend import Backend
+from kvmsr.cli.run import run_guest
+from kvmsr.machine import Boot
+from kvmsr.machine.probe import probe
+from kvmsr.policy import load_policy
+
+__all__ = ("command",)
+
+_MSRS = "0x35 0x277 0x1b0 0x1b0=0xf 0x1b0 0x1ad 0xc0000080 0x12345678"
+
+_APPEND = "console=ttyS0 panic=-1"
+# What keeps a kernel off some of the instructions that such a KVM lacks.
+_APPEND_LIMITED = "clearcpuid=smap,smep,cx16,xsaveopt noxsave nosmap nosmep nopti mitigations=off"
+
+
+@click.command(epilog="Example: kvmsr demo --kernel /boot/vmlinuz --policy my.toml")
+@click.option(
+    "--kernel",
+    type=click.Path(path_type=Path),
+    help="A Linux bzImage to boot; by default a tiny guest runs that comes with kvmsr.",
+)
+@click.option(
+    "--policy",
+    type=click.Path(path_type=Path),
+    help="The policy; by default a small one that comes with kvmsr.",
+)
+@click.option("--memory", default=512, metavar="MIB", show_default=True, help="RAM, in MiB.")
+@click.option("--timeout", type=float, default=300, show_default=True, metavar="S")
+def command(kernel: Path | None, policy: Path | None, memory: int, timeout: float) -> int:
+    """
+    Run a small guest under a small policy, or boot a Linux kernel (--kernel).
+
+    The exit status is 0 if the guest ran, even where this host's KVM cannot run it to its end: why
+    it ended is told.
+    """
+    backend = backends.open()
+    with ExitStack() as stack:
+        data = resources.files("kvmsr.machine").joinpath("guests")
+        image = kernel or stack.enter_context(resources.as_file(data / "list.elf"))
+        file = policy or stack.enter_context(resources.as_file(data / "demo.toml"))
+        append = _append(backend) if kernel else _MSRS
+        click.echo(f"policy {file}:\n")
+        click.echo("".join(f"    {line}\n" for line in file.read_text().splitlines()))
+        click.echo(f"guest {image.name}, command line: {append}\n")
+        run_guest(
+            Boot(image, append),
+            load_policy(file),
+            backend=backend,
+            memory=memory << 20,
+            timeout=timeout,
+        )
+    return 0
+
+
+def _append(backend: Backend) -> str:
+    """Return the command line for a Linux kernel on this KVM."""
+    verdict = probe(backend)
+    if verdict.ordinary:
+        return _APPEND
+    lacking = ", ".join(verdict.failed)
+    click.echo(
+        f"This KVM does not run ordinary guests: it lacks {lacking}. The kernel is told to avoid"
+        " what it can; it will come as far as the first instruction that it cannot avoid.\n"
+    )
+    return f"{_APPEND} {_APPEND_LIMITED}"

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+kvmsr run
+---------
+
+Runs a guest in kvmsr's own machine.
+"""
+
+import json
+import math
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kvmsr import backend as backends
+from kvmsr.cli._console import guest_input, guest_output
+from kvmsr.cli._host import ignore_msrs
+from kvmsr.cli._progress import progress
+from kvmsr.errors import UsageError
+from kvmsr.machine import Boot, Machine, RunResult, find_features
+from kvmsr.policy import Policy, load_policy
+
+__all__ = ("command", "run_guest")
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str) -> int:
+    match = re.fullmatch(r"(\d+)([kmgt]?)(?:i?b)?", value.strip().lower())
+    if not match:
+        raise click.BadParameter(f"{value!r} is no amount of memory: write 256M or 2G")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+_PATH = click.Path(path_type=Path)
+
+_EXAMPLES = """\b
+Examples:
+  kvmsr run vmlinuz --append console=ttyS0 --policy quiet.toml
+  kvmsr run --bios bios.bin --timeout 20
+  kvmsr run code.bin --mode 16 --json --serial guest.log
+"""
+
+
+@click.command(epilog=_EXAMPLES)
+@click.argument("image", type=_PATH, required=False)
+@click.option(
+    "--backend",
+    type=click.Choice(backends.NAMES),
+    default="auto",
+    show_default=True,
+    help="Who executes the guest.",
+)
+@click.option("--policy", type=_PATH, help="What to do at MSR accesses: a TOML file.")
+@click.option("--cpus", type=int, default=1, show_default=True, help="How many vCPUs.")
+@click.option("--memory", callback=_size, default="256M", show_default=True, help="How much RAM.")
+@click.option("--append", default="", help="The kernel's command line.")
+@click.option(
+    "--initrd",
+    type=_PATH,
+    multiple=True,
+    help="Initial RAM disk; for multiboot a module, and may be repeated.",
+)
+@click.option("--bios", type=_PATH, help="A firmware image instead of a kernel.")
+@click.option(
+    "--mode",
+    type=click.Choice(["16", "32", "64"]),
+    help="IMAGE is a flat binary, started in this mode.",
+)
+@click.option(
+    "--cpu",
+    type=click.Choice(["host"]),
+    default="host",
+    show_default=True,
+    help="What CPUID shows: host is what KVM supports here.",
+)
+@click.option(
+    "--cpu-feature", "cpu_features", multiple=True, metavar="-NAME", help="Hide a CPUID feature."
+)
+@click.option(
+    "--serial",
+    default="-",
+    metavar="FILE|-",
+    show_default=True,
+    help="Where the guest's serial line goes; - is the terminal.",
+)
+@click.option("--timeout", type=float, metavar="S", help="End the run after S seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def command(
+    image: Path | None,
+    backend: str,
+    policy: Path | None,
+    cpus: int,
+    memory: int,
+    append: str,
+    initrd: tuple[Path, ...],
+    bios: Path | None,
+    mode: str | None,
+    cpu: str,
+    cpu_features: tuple[str, ...],
+    serial: str,
+    timeout: float | None,
+    as_json: bool,
+) -> int:
+    """
+    Run a guest and show every MSR it touched.
+
+    IMAGE is a Linux bzImage, a multiboot kernel, an ELF kernel with a PVH entry, or a flat binary
+    (--mode). Its serial line is the terminal; Ctrl-C ends the run. Then follows a table of the MSR
+    accesses that came to user space, and how the guest ended.
+    """
+    if timeout is not None and not 0 < timeout < math.inf:
+        raise UsageError(f"--timeout {timeout:g}: the time must be more than 0 seconds, and end")
+    boot = Boot(image, append, initrd, bios, None if mode is None else int(mode))
+    result = run_guest(
+        boot,
+        load_policy(policy) if policy else Policy(),
+        serial=serial,
+        timeout=timeout,
+        as_json=as_json,
+        backend=backends.open(backend),
+        cpus=cpus,
+        memory=memory,
+        hidden=find_features(cpu_features),
+    )
+    return result.exit_status
+
+
+def run_guest(
+    boot: Boot,
+    policy: Policy,
+    *,
+    serial: str = "-",
+    timeout: float | None = None,
+    as_json: bool = False,
+    **machine: Any,
+) -> RunResult:
+    """
+    Run a guest on the terminal, print what came of it, and return that.
+
+    :param machine: what :class:`~kvmsr.machine.Machine` takes.
+    """
+    with ExitStack() as stack:
+        output = stack.enter_context(guest_output(serial, to_stderr=as_json))
+        guest = stack.enter_context(
+            Machine(policy=policy, ignore_msrs=bool(ignore_msrs()), output=output, **machine)
+        )
+        guest.load(boot)
+        stack.enter_context(_terminated_as_interrupted())
+        stack.enter_context(guest_input(guest.board.uart.receive))
+        if serial != "-":
+            stack.enter_context(progress(guest))
+        result = guest.run(timeout)
+    if as_json:
+        click.echo(json.dumps(result.as_dict(), indent=2))
+    else:
+        from kvmsr.cli._table import print_result
+
+        sys.stdout.flush()
+        print_result(result)
+    return result
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a run as Ctrl-C does: with a summary and a sound terminal."""
+    before = {
+        number: signal.signal(number, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

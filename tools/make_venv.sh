@@ -1,0 +1,25 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Makes the virtual environment $1 with kvmsr and what its development needs. Says what to do where
+# that cannot be.
+set -eu
+venv=$1
+python=${PYTHON:-python3}
+
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    echo "kvmsr needs Python 3.11 or later, and '$python' is none; try PYTHON=/path/to/python3.11" >&2
+    exit 1
+fi
+if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "installing python3-venv, which Debian keeps apart from Python"
+        { apt-get -qq update && apt-get -qq install -y --no-install-recommends python3-venv; } \
+            >/dev/null
+    else
+        echo "Python's venv module is missing; on Debian: sudo apt install python3-venv" >&2
+        exit 1
+    fi
+fi
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+echo "installing kvmsr and its tools into $venv"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[dev]'
