@@ -18,7 +18,7 @@ Every error that kvmsr raises on purpose::
     │   ├── CapabilityError       this KVM lacks a capability
     │   └── GuestMemoryError          guest memory that cannot be had
     ├── IoctlError                an ioctl failed
-    │   └── MsrListError          KVM_GET_MSRS or KVM_SET_MSRS stopped at an MSR
+    ├── MsrListError              KVM_GET_MSRS or KVM_SET_MSRS stopped at an MSR
     └── BrokenInvariantError      never happens; if it does, it is our bug
 
 A message names what failed, the value, and what to do about it.

@@ -8,7 +8,7 @@ offset and number is compared with the C headers by ``tests/abi/test_headers.py`
 """
 
 from kvmsr.abi import cpu, ioctls, run, vm
-from kvmsr.abi._layout import Layout, Overlay
+from kvmsr.abi._layout import Layout, Overlay, Word, address_of, buffer, size_of
 from kvmsr.abi.constants import (
     C_PREFIX,
     CLOCK_TSC_STABLE,
@@ -77,8 +77,12 @@ __all__ = (
     "RoutingType",
     "SyncReg",
     "SystemEvent",
+    "Word",
+    "address_of",
+    "buffer",
     "cpu",
     "ioctls",
     "run",
+    "size_of",
     "vm",
 )

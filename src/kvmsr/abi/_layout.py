@@ -22,8 +22,12 @@ __all__ = (
     "U64",
     "Layout",
     "Overlay",
+    "Word",
+    "address_of",
+    "buffer",
     "flexible",
     "layout",
+    "size_of",
 )
 
 U8 = Annotated[int, ctypes.c_uint8]
@@ -104,6 +108,25 @@ def _flexible_type(
     header: type[Layout], array: str, item: Any, count: int
 ) -> type[ctypes.Structure]:
     return type(f"{header.__name__}_{count}", (header,), {"_fields_": [(array, item * count)]})
+
+
+class Word(ctypes.c_uint64):
+    """A 64-bit number in memory, for ioctls that take the address of one."""
+
+
+def buffer(size: int, content: bytes = b"") -> Any:
+    """Return *size* bytes of memory with an address, beginning with *content*, else zero."""
+    return ctypes.create_string_buffer(content[:size], size)
+
+
+def address_of(thing: Any) -> int:
+    """Return where a structure or buffer lies; it must outlive the use of that."""
+    return ctypes.addressof(thing)
+
+
+def size_of(structure: type[ctypes.Structure]) -> int:
+    """Return the bytes that a structure takes."""
+    return ctypes.sizeof(structure)
 
 
 def flexible(header: type[Layout], array: str, item: Any, count: int) -> Any:

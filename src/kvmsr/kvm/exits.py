@@ -8,7 +8,6 @@ answered in place; an MSR exit must be, exactly once, before the vCPU runs on, b
 already written "no error, value 0" where the answer belongs, and would take silence for that.
 """
 
-import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -42,7 +41,6 @@ __all__ = (
 )
 
 _U64: Final = (1 << 64) - 1
-_REASONS: Final = {int(reason): reason for reason in MsrExitReason}
 
 
 class MsrExit:
@@ -278,17 +276,21 @@ Exit = (
 )
 
 
+_reason: Final = {int(reason): reason for reason in MsrExitReason}.__getitem__
+"""KVM sets exactly one of the reasons it was asked for; looking it up is cheaper than making it."""
+
+
 def rdmsr(vcpu: "Vcpu") -> Rdmsr:
     """Read a KVM_EXIT_X86_RDMSR off the page."""
     msr = vcpu._msr
-    exit_ = vcpu._unanswered = Rdmsr(vcpu, msr.index, _REASONS[msr.reason])
+    exit_ = vcpu._unanswered = Rdmsr(vcpu, msr.index, _reason(msr.reason))
     return exit_
 
 
 def wrmsr(vcpu: "Vcpu") -> Wrmsr:
     """Read a KVM_EXIT_X86_WRMSR off the page."""
     msr = vcpu._msr
-    exit_ = vcpu._unanswered = Wrmsr(vcpu, msr.index, _REASONS[msr.reason], msr.data)
+    exit_ = vcpu._unanswered = Wrmsr(vcpu, msr.index, _reason(msr.reason), msr.data)
     return exit_
 
 
@@ -352,6 +354,6 @@ def read(vcpu: "Vcpu") -> Exit:
     reason: int = vcpu._page.exit_reason
     reader = READERS.get(reason)
     if reader is None:
-        return Other(reason, ctypes.string_at(ctypes.addressof(vcpu._page.exit), 256))
+        return Other(reason, bytes(vcpu._page.exit))
     exit_: Exit = reader(vcpu)
     return exit_

@@ -7,11 +7,10 @@ The counters that KVM keeps for a VM or a vCPU, read from the file descriptor th
 KVM_GET_STATS_FD gives. Source: Linux Documentation/virt/kvm/api.rst 4.133.
 """
 
-import ctypes
 import os
 from typing import Final, NamedTuple
 
-from kvmsr.abi import vm
+from kvmsr.abi import size_of, vm
 
 __all__ = ("Stat", "read")
 
@@ -45,9 +44,9 @@ def _word(words: tuple[str, ...], number: int) -> str:
 
 def read(fd: int) -> dict[str, Stat]:
     """Return all statistics of *fd* by name."""
-    header_size = ctypes.sizeof(vm.StatsHeader)
+    header_size = size_of(vm.StatsHeader)
     header = vm.StatsHeader.from_buffer_copy(os.pread(fd, header_size, 0))
-    desc_size = ctypes.sizeof(vm.StatsDesc)
+    desc_size = size_of(vm.StatsDesc)
     stride = desc_size + header.name_size
     block = os.pread(fd, stride * header.num_desc, header.desc_offset)
     stats = {}

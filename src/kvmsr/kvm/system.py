@@ -6,12 +6,11 @@ The system handle
 KVM itself: what it supports, and new virtual machines.
 """
 
-import ctypes
 import errno
 from collections.abc import Iterable
 
 from kvmsr import backend as backends
-from kvmsr.abi import KVM_API_VERSION, ioctls, vm
+from kvmsr.abi import KVM_API_VERSION, Word, ioctls, vm
 from kvmsr.backend.protocol import Backend
 from kvmsr.errors import BackendError, BrokenInvariantError, CapabilityError, IoctlError
 from kvmsr.kvm import cpuid, msrs
@@ -120,6 +119,6 @@ class Kvm(Handle):
 
     def get_mce_cap_supported(self) -> int:
         """Return the bits of MCG_CAP that a guest may have (KVM_X86_GET_MCE_CAP_SUPPORTED)."""
-        caps = ctypes.c_uint64()
+        caps = Word()
         self.ioctl(ioctls.KVM_X86_GET_MCE_CAP_SUPPORTED, caps)
         return caps.value

@@ -12,12 +12,11 @@ would be done on top of any state written meanwhile. So before saving, resetting
 vCPU, call :meth:`Vcpu.complete_pending`.
 """
 
-import ctypes
 import errno
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from kvmsr.abi import ExitReason, Mp, SyncReg, cpu, ioctls
+from kvmsr.abi import ExitReason, Mp, SyncReg, Word, buffer, cpu, ioctls, size_of
 from kvmsr.abi.run import Run
 from kvmsr.backend.protocol import Backend
 from kvmsr.errors import ExitUnansweredError, IoctlError
@@ -182,16 +181,14 @@ class Vcpu(Handle):
 
     def get_xsave(self) -> bytes:
         """Return the XSAVE area: KVM_GET_XSAVE2 where this KVM has it, else KVM_GET_XSAVE."""
-        size = max(self._xsave_size, ctypes.sizeof(cpu.Xsave))
-        area = ctypes.create_string_buffer(size)
+        area = buffer(max(self._xsave_size, size_of(cpu.Xsave)))
         self.ioctl(ioctls.KVM_GET_XSAVE2 if self._xsave_size else ioctls.KVM_GET_XSAVE, area)
-        return area.raw
+        return bytes(area)
 
     def set_xsave(self, area: bytes) -> None:
         """Set the XSAVE area (KVM_SET_XSAVE), as :meth:`get_xsave` gave it."""
-        size = max(self._xsave_size, ctypes.sizeof(cpu.Xsave))
-        buffer = ctypes.create_string_buffer(area.ljust(size, b"\0"), max(size, len(area)))
-        self.ioctl(ioctls.KVM_SET_XSAVE, buffer)
+        size = max(self._xsave_size, size_of(cpu.Xsave), len(area))
+        self.ioctl(ioctls.KVM_SET_XSAVE, buffer(size, area))
 
     def get_xcrs(self) -> cpu.Xcrs:
         """Return the extended control registers (KVM_GET_XCRS)."""
@@ -321,7 +318,7 @@ class Vcpu(Handle):
 
     def setup_mce(self, mcg_cap: int) -> None:
         """Set MCG_CAP, the number of banks included (KVM_X86_SETUP_MCE)."""
-        self.ioctl(ioctls.KVM_X86_SETUP_MCE, ctypes.c_uint64(mcg_cap))
+        self.ioctl(ioctls.KVM_X86_SETUP_MCE, Word(mcg_cap))
 
     def set_mce(self, event: cpu.Mce) -> None:
         """Inject a machine check (KVM_X86_SET_MCE)."""

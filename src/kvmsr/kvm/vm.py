@@ -6,7 +6,6 @@ The VM handle
 A virtual machine: its memory, interrupt controllers, clock, MSR policy hooks, and vCPUs.
 """
 
-import ctypes
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,9 @@ from kvmsr.abi import (
     IrqfdFlag,
     MsrExitReason,
     MsrFilterFlag,
+    Word,
+    address_of,
+    buffer,
     ioctls,
     vm,
 )
@@ -115,7 +117,7 @@ class Vm(Handle):
     def get_dirty_log(self, slot: int) -> bytes:
         """Return a bitmap of the slot's pages written since the last call (KVM_GET_DIRTY_LOG)."""
         bitmap = self._bitmap(slot)
-        log = vm.DirtyLog(slot=slot, dirty_bitmap=ctypes.addressof(bitmap))
+        log = vm.DirtyLog(slot=slot, dirty_bitmap=address_of(bitmap))
         self.ioctl(ioctls.KVM_GET_DIRTY_LOG, log, f"slot {slot}")
         return bytes(bitmap)
 
@@ -127,15 +129,15 @@ class Vm(Handle):
         :raises IoctlError: EINVAL, unless KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 was enabled.
         """
         size = (num_pages + 63) // 64 * 8
-        pages = ctypes.create_string_buffer(bitmap[:size].ljust(size, b"\0"), size)
-        clear = vm.ClearDirtyLog(slot, num_pages, first_page, ctypes.addressof(pages))
+        pages = buffer(size, bitmap)
+        clear = vm.ClearDirtyLog(slot, num_pages, first_page, address_of(pages))
         self.ioctl(ioctls.KVM_CLEAR_DIRTY_LOG, clear, f"slot {slot}")
 
     def _bitmap(self, slot: int) -> Any:
         if slot not in self._slots:
             raise UsageError(f"there is no memory slot {slot}")
         pages = len(self._slots[slot][1]) // 4096
-        return ctypes.create_string_buffer((pages + 63) // 64 * 8)
+        return buffer((pages + 63) // 64 * 8)
 
     def set_tss_addr(self, address: int) -> None:
         """Reserve three pages for KVM's real-mode emulation on Intel (KVM_SET_TSS_ADDR)."""
@@ -143,7 +145,7 @@ class Vm(Handle):
 
     def set_identity_map_addr(self, address: int) -> None:
         """Reserve a page for an identity map (KVM_SET_IDENTITY_MAP_ADDR), before any vCPU."""
-        self.ioctl(ioctls.KVM_SET_IDENTITY_MAP_ADDR, ctypes.c_uint64(address))
+        self.ioctl(ioctls.KVM_SET_IDENTITY_MAP_ADDR, Word(address))
 
     # Interrupts
 
@@ -282,12 +284,12 @@ class Vm(Handle):
         bitmaps = []  # lifetime: KVM copies them during the call
         for slot, given in zip(request.ranges, ranges, strict=False):
             size = (given.nmsrs + 63) // 64 * 8  # KVM reads whole 64-bit words
-            bitmap = ctypes.create_string_buffer(given.bitmap[:size].ljust(size, b"\0"), size)
+            bitmap = buffer(size, given.bitmap)
             bitmaps.append(bitmap)
             slot.flags = given.flags
             slot.nmsrs = given.nmsrs
             slot.base = given.base
-            slot.bitmap = ctypes.addressof(bitmap)
+            slot.bitmap = address_of(bitmap)
         self.ioctl(ioctls.KVM_X86_SET_MSR_FILTER, request, f"{len(ranges)} ranges")
 
     # Statistics

@@ -98,7 +98,7 @@ class Machine:
             events = BoardEvents(
                 output,
                 debug_output or output,
-                lambda value: self.end(End(EndKind.DEBUG_EXIT, (value << 1 | 1) & 0xFF, "")),
+                self._debug_exit,
                 lambda what: self.end(End(EndKind.RESET, 0, f"the guest reset itself by {what}")),
                 lambda: self.end(End(EndKind.SHUTDOWN, 0, "the guest turned itself off")),
             )
@@ -220,6 +220,10 @@ class Machine:
         self.over = True
         self._ended.set()
         self._kick()
+
+    def _debug_exit(self, value: int) -> None:
+        detail = f"the guest wrote {value:#x}"
+        self.end(End(EndKind.DEBUG_EXIT, (value << 1 | 1) & 0xFF, detail))
 
     def _kick(self) -> None:
         for vcpu in self.vcpus:

@@ -222,6 +222,8 @@ class Policy:
 
 def _placed(rule: Rule, number: int) -> Rule:
     """Return *rule* with a name for messages, if it was written in no file."""
+    if not isinstance(rule, Rule):
+        raise PolicyError(f"rule[{number}] is {rule!r}, which is no rule")
     if rule.where:
         return rule
     return Rule(

@@ -33,7 +33,7 @@ def parse_msrs(spec: MsrSpec) -> Ranges:
 
     :raises PolicyError: if it is none of the forms, selects nothing, or names no MSR.
     """
-    items = [spec] if isinstance(spec, (int, str)) else list(spec)
+    items = list(spec) if isinstance(spec, Iterable) and not isinstance(spec, str) else [spec]
     if not items:
         raise PolicyError("selects no MSR")
     return _merge(_one(item) for item in items)

@@ -47,7 +47,11 @@ class FwCfg:
         self._key = 0
         self._offset = 0
         self._dma_address = 0
-        files = {"etc/e820": b"".join(struct.pack("<QQI", *entry) for entry in e820)}
+        files = {
+            "etc/e820": b"".join(struct.pack("<QQI", *entry) for entry in e820),
+            # There is no disk: SeaBIOS need not wait before it gives up booting, and resets.
+            "etc/boot-fail-wait": struct.pack("<I", 0),
+        }
         self._items = {
             _SIGNATURE: b"QEMU",
             _ID: struct.pack("<I", _WITH_DMA),

@@ -1,0 +1,85 @@
+"""The backend over the host's KVM, and what it says where it cannot be had."""
+
+import errno
+import gc
+import os
+from pathlib import Path
+
+import pytest
+from tests.harness import Guest
+
+from kvmsr import backend
+from kvmsr.abi import ioctls, vm
+from kvmsr.backend import HostBackend
+from kvmsr.backend.host import _why_not
+from kvmsr.errors import BackendError, UsageError
+
+
+def test_a_missing_device_comes_with_the_remedy(tmp_path):
+    with pytest.raises(BackendError, match=r"cannot open .*/kvm: No such file.*load kvm_intel"):
+        HostBackend(tmp_path / "kvm").open()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may open anything")
+def test_a_forbidden_device_comes_with_the_remedy(tmp_path):
+    device = tmp_path / "kvm"
+    device.touch(0o000)
+    with pytest.raises(BackendError, match="usermod -aG kvm"):
+        HostBackend(device).open()
+
+
+@pytest.mark.parametrize(
+    ("number", "piece"),
+    [(errno.EACCES, "usermod -aG kvm"), (errno.ENODEV, "firmware"), (errno.EBUSY, "stop it")],
+)
+def test_each_reason_has_its_remedy(number, piece):
+    text = _why_not(Path("/dev/kvm"), OSError(number, os.strerror(number)))
+    assert os.strerror(number) in text
+    assert piece in text
+
+
+def test_an_unknown_backend_is_refused():
+    with pytest.raises(UsageError, match="there are auto, kvm"):
+        backend.open("qemu")
+
+
+@pytest.mark.kvm
+def test_what_is_no_kvm_fails_with_its_errno(host):
+    fd = os.open("/dev/null", os.O_RDWR)
+    with pytest.raises(OSError) as caught:
+        host.ioctl(fd, ioctls.KVM_GET_API_VERSION)
+    assert caught.value.errno == errno.ENOTTY
+    host.close(fd)
+    host.close(fd)  # again is harmless
+
+
+@pytest.mark.kvm
+def test_a_buffer_is_passed_by_address(host):
+    system = host.open()
+    buffer = bytearray(vm.msr_list(4))
+    with pytest.raises(OSError):
+        host.ioctl(system, ioctls.KVM_GET_MSR_INDEX_LIST, buffer)
+    assert int.from_bytes(buffer[:4], "little") > 4  # KVM has written how many there are
+    host.close(system)
+
+
+@pytest.mark.kvm
+def test_a_thousand_guests_leave_nothing_behind(kvm):
+    def mappings():
+        return sum("kvm-vcpu" in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+    def files():
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    gc.collect()
+    fds, maps = files(), mappings()
+    for _ in range(1000):
+        guest = Guest(kvm)
+        guest.load(b"\xf4")
+        guest.vcpu.run()
+        guest.close()
+    gc.collect()
+    assert files() == fds
+    assert mappings() == maps
+    assert kvm.backend._pages == {}
+    assert kvm.backend._runner == {}

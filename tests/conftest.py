@@ -1,0 +1,107 @@
+"""What the tests share: which KVM is there, which peers, and how to skip by name."""
+
+import os
+import shutil
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from kvmsr import backend
+from kvmsr.errors import KvmsrError
+from kvmsr.kvm import Kvm
+from tests.harness import Guest
+
+ROOT = Path(__file__).parent.parent
+PEERS = Path(os.environ.get("KVMSR_PEERS", ROOT / ".peers"))
+GUESTS = ROOT / "src/kvmsr/machine/guests"
+
+# Timing means nothing on shared machines: no test may fail because one example took long.
+settings.register_profile("kvmsr", deadline=None, print_blob=True)
+settings.load_profile("kvmsr")
+
+
+@cache
+def kvm_missing() -> str:
+    """Return what is missing for tests that need KVM, or ""."""
+    try:
+        Kvm(backend.open("kvm")).close()
+    except KvmsrError as error:
+        return str(error)
+    return ""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("kvm") and kvm_missing():
+            item.add_marker(pytest.mark.skip(reason=f"needs /dev/kvm: {kvm_missing()}"))
+
+
+def need(tool: str) -> str:
+    """Return the path of a tool, or skip the test by its name."""
+    path = shutil.which(tool)
+    if path is None:
+        pytest.skip(f"needs {tool}")
+    return path
+
+
+def peer(name: str, pattern: str) -> Path:
+    """Return a file of a peer, or skip the test by the peer's name."""
+    found = sorted((PEERS / name).glob(pattern))
+    if not found:
+        pytest.skip(f"needs {name}, which tools/fetch_peers.py fetches")
+    return found[-1]
+
+
+@pytest.fixture(scope="session")
+def host():
+    """Return the host's KVM as a backend."""
+    return backend.open("kvm")
+
+
+@pytest.fixture
+def kvm(host):
+    with Kvm(host) as handle:
+        yield handle
+
+
+@pytest.fixture
+def guest(kvm):
+    """Return a vCPU in real mode and its memory."""
+    made = Guest(kvm)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def guest_with_irqchip(kvm):
+    made = Guest(kvm, irqchip=True)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def kernel() -> Path:
+    """Return Debian's cloud kernel."""
+    return peer("kernel", "boot/vmlinuz-*")
+
+
+@pytest.fixture(scope="session")
+def seabios() -> Path:
+    """Return the folder with SeaBIOS' images."""
+    return peer("seabios", "usr/share/seabios/bios.bin").parent
+
+
+@pytest.fixture(scope="session")
+def qemu() -> list[str]:
+    """Return the command that starts QEMU: the system's, or the fetched one with its libraries."""
+    system = shutil.which("qemu-system-x86_64")
+    if system:
+        return [system]
+    binary = peer("qemu", "usr/bin/qemu-system-x86_64")
+    root = binary.parents[2]
+    libraries = {str(path.parent) for path in root.glob("**/*.so.*")}
+    environment = f"LD_LIBRARY_PATH={':'.join(sorted(libraries))}"
+    data = [option for part in ("qemu", "seabios") for option in ("-L", root / "usr/share" / part)]
+    return ["env", environment, str(binary), *map(str, data)]

@@ -1,0 +1,219 @@
+"""What happens at an access."""
+
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvmsr.dispatch import Dispatcher, Verdict
+from kvmsr.dispatch.state import Shadows
+from kvmsr.policy import (
+    Access,
+    Defaults,
+    Fault,
+    KernelFacts,
+    Op,
+    Policy,
+    Reason,
+    Rule,
+    compile_policy,
+)
+
+MSR = 0x474F4F00
+
+
+def dispatcher(*rules, kernel=None, **defaults):
+    return Dispatcher(compile_policy(Policy(rules, Defaults(**defaults)), kernel))
+
+
+def read(index=MSR, reason=Reason.UNKNOWN, vcpu=0):
+    return Access(vcpu, Op.READ, index, 0, reason)
+
+
+def write(value, index=MSR, reason=Reason.UNKNOWN, vcpu=0):
+    return Access(vcpu, Op.WRITE, index, value, reason)
+
+
+def short(outcome):
+    return outcome.verdict.value, outcome.rule, outcome.value
+
+
+@pytest.mark.parametrize(
+    ("action", "on_read", "on_write"),
+    [
+        ("fault", "fault", "fault"),
+        ("ignore", "value", "done"),
+        ("shadow", "value", "done"),
+        ("stop", "stop", "stop"),
+    ],
+)
+def test_plain_actions(action, on_read, on_write):
+    d = dispatcher(Rule(MSR, read=action, write=action))
+    assert short(d.handle(read())) == (on_read, "rule[0]", 0)
+    assert d.handle(write(5)).verdict.value == on_write
+
+
+def test_a_value_is_read():
+    assert short(dispatcher(Rule(MSR, read=7)).handle(read())) == ("value", "rule[0]", 7)
+
+
+def test_what_no_rule_is_for_is_decided_by_the_reason():
+    d = dispatcher(unknown="ignore", invalid="stop")
+    assert short(d.handle(read())) == ("value", "defaults.unknown", 0)
+    assert short(d.handle(write(1, reason=Reason.INVALID))) == ("stop", "defaults.invalid", 0)
+
+
+@pytest.mark.parametrize("rules", [(), (Rule(MSR, read="kernel", write="kernel"),)])
+def test_what_the_filter_denied_without_a_rule_is_for_kvm(rules):
+    d = dispatcher(*rules)
+    assert d.handle(read(reason=Reason.FILTER)).verdict is Verdict.KERNEL
+    assert short(d.refused(read(reason=Reason.FILTER))) == ("fault", "defaults.unknown", 0)
+    assert short(d.handle(read())) == ("fault", "defaults.unknown", 0)
+
+
+def test_but_not_where_kvm_would_claim_to_know_everything():
+    d = dispatcher(kernel=KernelFacts(ignore_msrs=True), unknown="ignore")
+    assert short(d.handle(read(reason=Reason.FILTER))) == ("value", "defaults.unknown", 0)
+
+
+def test_rules_hold_for_their_direction_only():
+    d = dispatcher(Rule(MSR, read=1))
+    assert d.handle(write(5)).rule == "defaults.unknown"
+
+
+# Shadows
+
+
+def test_a_shadow_reads_what_was_written():
+    d = dispatcher(Rule(MSR, read="shadow", write="shadow", reset=6))
+    assert d.handle(read()).value == 6
+    d.handle(write((1 << 64) - 1))
+    assert d.handle(read()).value == (1 << 64) - 1
+    assert d.handle(read(vcpu=1)).value == 6  # each vCPU has its own
+
+
+accesses = st.lists(
+    st.tuples(
+        st.sampled_from(["read", "write"]), st.integers(0, 2), st.integers(0, 5), st.integers(0, 9)
+    )
+)
+
+
+@given(accesses)
+def test_shadows_are_a_dictionary_with_a_limit(steps):
+    shadows, model, limit = Shadows(limit=4), {}, 4
+    for op, vcpu, index, value in steps:
+        if op == "read":
+            assert shadows.read(vcpu, index, 99) == model.get((vcpu, index), 99)
+            continue
+        fits = (vcpu, index) in model or len(model) < limit
+        assert shadows.write(vcpu, index, value) is fits
+        if fits:
+            model[vcpu, index] = value
+    assert len(shadows) == len(model) <= limit
+
+
+def test_where_there_is_no_room_a_write_faults_and_is_counted():
+    d = dispatcher(unknown="shadow")
+    d.shadows = Shadows(limit=2)
+    verdicts = [d.handle(write(1, index=0x50000 + n)).verdict for n in range(4)]
+    assert verdicts == [Verdict.DONE, Verdict.DONE, Verdict.FAULT, Verdict.FAULT]
+    assert d.shadows.refused == 2
+
+
+# Handlers
+
+
+def test_a_handler_answers():
+    seen = []
+
+    def answer(access):
+        seen.append(access)
+        return 5
+
+    d = dispatcher(Rule(MSR, read=answer, write=seen.append))
+    assert short(d.handle(read(vcpu=3))) == ("value", "rule[0]", 5)
+    assert short(d.handle(write(8))) == ("done", "rule[0]", 0)
+    assert seen == [read(vcpu=3), write(8)]
+    assert d.failure_count == 0
+
+
+def test_a_handler_may_fault():
+    def refuse(access):
+        raise Fault
+
+    d = dispatcher(Rule(MSR, read=refuse, write=refuse))
+    assert d.handle(read()).verdict is Verdict.FAULT
+    assert d.handle(write(1)).verdict is Verdict.FAULT
+    assert d.failure_count == 0
+
+
+def raise_error(access):
+    raise ValueError("no such thing")
+
+
+def leave(access):
+    raise SystemExit(3)
+
+
+WRONG = [
+    (raise_error, "raised ValueError: no such thing"),
+    (leave, "raised SystemExit: 3"),
+    (lambda access: None, "returned None"),
+    (lambda access: "5", "returned '5'"),
+    (lambda access: 1.5, "returned 1.5"),
+    (lambda access: -1, "returned -0x1"),
+    (lambda access: 1 << 64, "does not fit an MSR's 64 bits"),
+]
+
+
+@pytest.mark.parametrize(("handler", "message"), WRONG)
+@pytest.mark.parametrize(
+    ("on_error", "verdict"), [("fault", "fault"), ("ignore", "value"), ("stop", "stop")]
+)
+def test_a_handler_that_fails_is_never_a_silent_zero(handler, message, on_error, verdict):
+    d = dispatcher(Rule(MSR, read=handler), on_error=on_error)
+    assert short(d.handle(read())) == (verdict, "defaults.on_error", 0)
+    (failure,) = d.failures
+    assert message in failure.message
+    assert failure.rule == "rule[0]"
+    assert failure.access == read()
+    assert handler.__name__ in failure.handler
+
+
+def test_a_handler_of_writes_returns_nothing():
+    d = dispatcher(Rule(MSR, write=lambda access: 1))
+    assert d.handle(write(1)).verdict is Verdict.FAULT
+    assert "returns nothing" in d.failures[0].message
+
+
+def test_failures_are_counted_and_few_are_kept():
+    d = dispatcher(Rule(MSR, read=raise_error))
+    for _ in range(1000):
+        d.handle(read())
+    assert d.failure_count == 1000
+    assert len(d.failures) == 32
+    assert "raise_error" in d.failures[0].traceback
+
+
+def test_handlers_may_be_called_by_several_vcpus_at_once():
+    meet = threading.Barrier(2, timeout=10)
+    d = dispatcher(Rule(MSR, read=lambda access: (meet.wait() and 0) or access.vcpu))
+    values = []
+    threads = [
+        threading.Thread(target=lambda n=n: values.append(d.handle(read(vcpu=n)).value))
+        for n in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(values) == [0, 1]
+
+
+def test_memory_stays_bounded_when_a_guest_touches_a_million_msrs():
+    d = dispatcher(unknown="ignore")
+    for index in range(1_000_000):
+        d.handle(read(index=0x1000_0000 + index))
+    assert len(d._reads) <= 4096

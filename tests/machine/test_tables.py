@@ -1,0 +1,144 @@
+"""CPUID and ACPI: the tables that tell a guest what its machine is."""
+
+import struct
+
+import pytest
+
+from kvmsr.errors import GuestMemoryError, UsageError
+from kvmsr.kvm import CpuidEntry, CpuidTable
+from kvmsr.machine import acpi, find_features
+from kvmsr.machine.cpuid import features, guest_cpuid
+from kvmsr.machine.layout import Layout
+
+# ACPI
+
+
+def table(image, base, address):
+    offset = address - base
+    (length,) = struct.unpack_from("<I", image, offset + 4)
+    data = image[offset : offset + length]
+    assert len(data) == length
+    return data
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 255, 300])
+def test_acpi_tables_lead_to_each_other_and_add_up(cpus):
+    base = 0xE0000
+    image = acpi.build_tables(base, cpus)
+    assert image[:8] == b"RSD PTR "
+    assert sum(image[:20]) & 0xFF == 0
+    assert sum(image[:36]) & 0xFF == 0
+    (xsdt_address,) = struct.unpack_from("<Q", image, 24)
+    xsdt = table(image, base, xsdt_address)
+    assert xsdt[:4] == b"XSDT"
+    fadt, madt = (table(image, base, a) for a in struct.unpack_from("<QQ", xsdt, 36))
+    facs, dsdt = (table(image, base, a) for a in struct.unpack_from("<QQ", fadt, 132))
+    assert (fadt[:4], madt[:4], facs[:4], dsdt[:4]) == (b"FACP", b"APIC", b"FACS", b"DSDT")
+    for one in (xsdt, fadt, madt, dsdt):
+        assert sum(one) & 0xFF == 0
+    assert struct.unpack_from("<II", fadt, 36) == struct.unpack_from("<QQ", fadt, 132)
+    if cpus == 1:  # RSDP, XSDT, FADT, MADT, FACS, DSDT
+        assert 36 + len(xsdt) + len(fadt) + len(madt) + len(facs) + len(dsdt) == 554
+    kinds, at = [], 44
+    while at < len(madt):
+        kinds.append(madt[at])
+        at += madt[at + 1]
+    assert at == len(madt)
+    assert kinds.count(0) + kinds.count(9) == cpus
+    assert kinds.count(1) == 1
+
+
+# CPUID
+
+
+def entry(function, index=0, flags=0, **registers):
+    values = dict.fromkeys(("eax", "ebx", "ecx", "edx"), 0) | registers
+    return CpuidEntry(function, index, flags, **values)
+
+
+FULL = (1 << 32) - 1
+SUPPORTED = CpuidTable(
+    [
+        entry(0, eax=0x1F),
+        entry(1, ebx=FULL, ecx=FULL & ~(1 << 24), edx=FULL),
+        entry(7, 0, 1, ebx=FULL, ecx=FULL, edx=FULL),
+        entry(7, 1, 1, eax=FULL),
+        entry(0xB, 0, 1),
+        entry(0xB, 1, 1),
+        entry(0xB, 2, 1),
+        entry(0x80000008, ecx=FULL),
+        entry(0x8000001E, eax=FULL),
+    ]
+)
+
+
+def test_each_vcpu_has_its_apic_id_and_the_same_topology():
+    for vcpu in range(3):
+        table = guest_cpuid(SUPPORTED, vcpu, 3, tsc_deadline=True)
+        assert table.find(1).ebx >> 24 == vcpu
+        assert table.find(1).ebx >> 16 & 0xFF == 3
+        assert table.find(1).edx >> 28 & 1
+        assert table.find(1).ecx >> 24 & 1
+        smt, core = table.find(0xB, 0), table.find(0xB, 1)
+        assert (smt.eax, smt.ebx, smt.ecx, smt.edx) == (0, 1, 0x100, vcpu)
+        assert (core.eax, core.ebx, core.ecx, core.edx) == (2, 3, 0x201, vcpu)
+        assert table.find(0xB, 2).ecx == 2
+        assert table.find(0x80000008).ecx == 2 << 12 | 2
+        assert table.find(0x8000001E).eax == vcpu
+    assert not guest_cpuid(SUPPORTED, 0, 1).find(1).edx >> 28 & 1
+    assert not guest_cpuid(SUPPORTED, 0, 1).find(1).ecx >> 24 & 1
+
+
+def test_features_are_hidden():
+    hidden = find_features(["-x2apic", "-smep", "-tsc-deadline", "-avx_vnni"])
+    table = guest_cpuid(SUPPORTED, 0, 1, hidden, tsc_deadline=True)
+    assert table.find(1).ecx == FULL & ~(1 << 21) & ~(1 << 24)
+    assert table.find(7, 0).ebx == FULL & ~(1 << 7)
+    assert table.find(7, 1).eax == FULL & ~(1 << 4)
+
+
+def test_names_lead_to_bits():
+    known = features()
+    assert (known["sse4_2"].function, known["sse4_2"].register, known["sse4_2"].bit) == (
+        1,
+        "ecx",
+        20,
+    )
+    assert known["sse4.2"] == known["sse4_2"]
+    assert (known["nx"].function, known["nx"].bit) == (0x80000001, 20)
+    assert (known["arch_capabilities"].register, known["arch_capabilities"].bit) == ("edx", 29)
+    assert (known["kvm-asyncpf-int"].function, known["kvm-asyncpf-int"].bit) == (0x40000001, 14)
+    assert all(0 <= feature.bit < 32 for feature in known.values())
+    places = [(f.function, f.index, f.register, f.bit) for f in set(known.values())]
+    assert len(places) == len(set(places))
+
+
+@pytest.mark.parametrize(
+    ("word", "piece"),
+    [("x2apic", "write -x2apic"), ("-x2apci", "did you mean -x2apic"), ("-", "no CPUID feature")],
+)
+def test_a_wrong_feature_is_told(word, piece):
+    with pytest.raises(UsageError, match=piece):
+        find_features([word])
+
+
+# Memory
+
+
+def test_ram_leaves_room_below_4_gib():
+    small = Layout.of(64 << 20)
+    assert (small.low_size, small.high_size) == (64 << 20, 0)
+    large = Layout.of(8 << 30)
+    assert large.low_size + large.high_size == 8 << 30
+    assert large.low_size == 3 << 30
+    for layout in (small, large):
+        entries = layout.e820()
+        assert entries == sorted(entries)
+        ends = [start + size for start, size, _ in entries]
+        assert all(end <= start for end, (start, _, _) in zip(ends, entries[1:], strict=False))
+
+
+@pytest.mark.parametrize("size", [0, -1, 4096, (64 << 20) + 1, 1 << 60])
+def test_absurd_amounts_of_memory_are_refused(size):
+    with pytest.raises(GuestMemoryError, match="2 MiB to 1 TiB"):
+        Layout.of(size)

@@ -1,0 +1,76 @@
+"""Policies as plain values, without a file."""
+
+import dataclasses
+
+import pytest
+
+from kvmsr.errors import PolicyError
+from kvmsr.policy import Defaults, Plain, Policy, Python, Rule, Value, on_read, on_write
+
+
+def test_rules_take_what_reads_well():
+    rule = Rule("IA32_PAT", read=5, write="ignore")
+    assert rule.read == Value(5)
+    assert rule.write is Plain.IGNORE
+    assert rule.msrs == ((0x277, 0x277),)
+    assert Rule([1, "2", "0x3-4"], read=Value(1)).msrs == ((1, 4),)
+    assert Rule(1, write=Plain.STOP).write is Plain.STOP
+
+
+def test_functions_are_handlers():
+    def answer(access):
+        return 1
+
+    rule = Rule(0x35, read=answer)
+    assert rule.read.function is answer
+    assert rule.read.name.endswith("answer")
+
+
+def test_decorators_make_rules():
+    @on_read("MSR_CORE_THREAD_COUNT")
+    def threads(access):
+        return 0x20004
+
+    @on_write([0x1B0, 0x1AD])
+    def bias(access):
+        pass
+
+    policy = Policy([threads, bias])
+    assert isinstance(policy.rules[0].read, Python)
+    assert policy.rules[0].write is None
+    assert policy.rules[1].msrs == ((0x1AD, 0x1AD), (0x1B0, 0x1B0))
+    assert [rule.where for rule in policy.rules] == ["rule[0]", "rule[1]"]
+
+
+def test_values_are_frozen_and_equal():
+    assert Policy([Rule(1, read=2)]) == Policy([Rule(1, read=2)])
+    assert hash(Rule(1, read=2)) == hash(Rule(1, read=2))
+    for value in (Rule(1, read=2), Defaults(), Policy(), Value(1)):
+        name = dataclasses.fields(value)[0].name
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(value, name, None)
+
+
+@pytest.mark.parametrize(
+    ("make", "piece"),
+    [
+        (lambda: Rule(1), "needs an action"),
+        (lambda: Rule(1, read="nope"), "'nope' is no action"),
+        (lambda: Rule(1, read=1 << 64), "64 bits"),
+        (lambda: Rule(1, read=-1), "64 bits"),
+        (lambda: Rule(1, read=True), "no action"),
+        (lambda: Rule(1, read=1.5), "no action"),
+        (lambda: Rule(1, write=5), "can only be read"),
+        (lambda: Rule(None, read=1), "selects no MSR"),
+        (lambda: Rule([None], read=1), "selects no MSR"),
+        (lambda: Rule(1 << 32, read=1), "out of range"),
+        (lambda: Rule(1, read="shadow", reset="x"), "no integer"),
+        (lambda: Defaults(unknown="kernel"), "no action here"),
+        (lambda: Defaults(unknown=5), "no action"),
+        (lambda: Python("text"), "cannot be called"),
+        (lambda: Policy(["rule"]), "no rule"),
+    ],
+)
+def test_nonsense_is_refused(make, piece):
+    with pytest.raises(PolicyError, match=piece):
+        make()

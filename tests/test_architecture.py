@@ -1,0 +1,134 @@
+"""The rules of the house: who may import whom, and where raw memory is touched."""
+
+import ast
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import kvmsr
+from tests.conftest import ROOT
+
+SRC = ROOT / "src/kvmsr"
+
+# Each room and the rooms below it: two towers, `machine` where they meet, `cli` on top.
+BELOW = {
+    "errors": set(),
+    "_version": set(),
+    "abi": {"errors"},
+    "backend": {"abi", "errors"},
+    "kvm": {"backend", "abi", "errors"},
+    "msr": {"errors"},
+    "policy": {"msr", "errors"},
+    "dispatch": {"policy", "msr", "errors"},
+    "trace": {"dispatch", "policy", "msr", "errors"},
+    "machine": {"kvm", "backend", "abi", "trace", "dispatch", "policy", "msr", "errors"},
+    "cli": {"machine", "kvm", "backend", "abi", "trace", "policy", "msr", "errors", "_version"},
+}
+
+RAW = {"ctypes", "mmap"}
+MAY_TOUCH_RAW_MEMORY = {"abi", "backend"}
+OPEN_NOTHING = {"abi", "msr", "policy"}
+
+FILES = sorted(path for path in SRC.rglob("*.py") if path.parent != SRC)
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room(path):
+    return path.relative_to(SRC).parts[0]
+
+
+def rooms_imported(path):
+    for name in imports(path):
+        parts = name.split(".")
+        if (
+            parts[0] == "kvmsr"
+            and len(parts) > 1
+            and (SRC / parts[1]).exists() | (SRC / f"{parts[1]}.py").exists()
+        ):
+            yield parts[1]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
+def test_imports_go_down_only(path):
+    own = room(path)
+    assert set(rooms_imported(path)) - {own} <= BELOW[own]
+
+
+def test_every_room_is_in_the_plan():
+    rooms = {room(path) for path in FILES}
+    assert rooms <= set(BELOW)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
+def test_raw_memory_is_touched_in_the_cellar_only(path):
+    if room(path) not in MAY_TOUCH_RAW_MEMORY:
+        assert not RAW & {name.split(".")[0] for name in imports(path)}
+
+
+@pytest.mark.parametrize("name", sorted(OPEN_NOTHING))
+def test_rooms_that_run_anywhere_open_nothing_and_start_no_thread(name):
+    script = f"""
+import os, threading
+before = len(os.listdir("/proc/self/fd"))
+import kvmsr.{name}, pkgutil, importlib
+for module in pkgutil.walk_packages(kvmsr.{name}.__path__, "kvmsr.{name}."):
+    importlib.import_module(module.name)
+assert len(os.listdir("/proc/self/fd")) == before
+assert threading.active_count() == 1
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
+def test_modules_say_what_they_are_and_what_they_export(path):
+    text = path.read_text()
+    assert text.startswith("# SPDX-License-Identifier: Apache-2.0\n")
+    module = importlib.import_module(
+        ".".join(["kvmsr", *path.relative_to(SRC).with_suffix("").parts])
+    )
+    assert module.__doc__
+    for name in getattr(module, "__all__", ()):
+        assert hasattr(module, name), name
+    assert len(text.splitlines()) <= 450
+
+
+def test_the_face_is_what_the_documentation_promises():
+    text = (ROOT / "docs/library.md").read_text()
+    table = text.split("<!-- names -->")[1].split("<!-- end of names -->")[0]
+    promised = {
+        name for line in table.splitlines() if line.startswith("| `") for name in names(line)
+    }
+    assert promised == set(kvmsr.__all__) - {"__version__"}
+    for name in kvmsr.__all__:
+        assert getattr(kvmsr, name) is not None
+    with pytest.raises(AttributeError):
+        kvmsr.nothing  # noqa: B018
+
+
+def names(line):
+    return [part.strip(" `") for part in line.split("|")[1].split(",")]
+
+
+def test_the_project_speaks_of_itself_alone():
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if listed.returncode:
+        pytest.skip("needs a git checkout")
+    for name in listed.stdout.splitlines():
+        path = ROOT / name
+        if path.suffix in (".py", ".md", ".toml", ".S", ".inc", ".sh", "") and path.is_file():
+            text = path.read_text(errors="replace")
+            for word in ("/".join(("", "work", "main")), "/".join(("..", "shared"))):
+                assert word not in text, (name, word)
