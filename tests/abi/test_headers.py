@@ -4,11 +4,11 @@ import ctypes
 import subprocess
 
 import pytest
-from tests.conftest import need
 
 from kvmsr import abi
 from kvmsr.abi import Layout, Overlay, cpu, ioctls, run, vm
 from kvmsr.backend import _kick
+from tests.conftest import need
 
 # Newer than Linux 6.1, whose headers Debian 12 has.
 NEWER = {"memory_fault": "KVM_EXIT_MEMORY_FAULT"}

@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.harness import Guest
 
 from kvmsr import backend
 from kvmsr.abi import ioctls, vm
 from kvmsr.backend import HostBackend
 from kvmsr.backend.host import _why_not
 from kvmsr.errors import BackendError, UsageError
+from tests.harness import Guest
 
 
 def test_a_missing_device_comes_with_the_remedy(tmp_path):

@@ -12,6 +12,7 @@ import termios
 import time
 
 import pytest
+
 from tests.conftest import GUESTS, kvm_missing
 from tests.machine.test_machine import ECHO
 

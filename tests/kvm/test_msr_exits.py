@@ -3,12 +3,12 @@
 import threading
 
 import pytest
-from tests.harness import CODE, GP_HANDLER, MSR, Guest
 
 from kvmsr.abi import EventFlag, MsrExitReason, MsrFilterFlag
 from kvmsr.errors import ExitAnsweredError, ExitUnansweredError, UsageError
 from kvmsr.kvm import MsrFilterRange
 from kvmsr.kvm.exits import Interrupted, IoOut, Rdmsr, Wrmsr
+from tests.harness import CODE, GP_HANDLER, MSR, Guest
 
 pytestmark = pytest.mark.kvm
 

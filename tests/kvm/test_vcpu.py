@@ -1,7 +1,6 @@
 """vCPU handles: running, exits, and everything that can be read and set."""
 
 import pytest
-from tests.harness import CODE, MSR, Guest
 
 from kvmsr.abi import GuestDbg, Mp, SyncReg, cpu
 from kvmsr.errors import IoctlError, MsrListError, UsageError
@@ -18,6 +17,7 @@ from kvmsr.kvm.exits import (
     read,
 )
 from kvmsr.machine.cpustate import Mode, Start, apply_start
+from tests.harness import CODE, MSR, Guest
 
 pytestmark = pytest.mark.kvm
 

@@ -4,12 +4,12 @@ import os
 import select
 
 import pytest
-from tests.harness import CODE, Guest
 
 from kvmsr.abi import Cap, Chip, MemFlag
 from kvmsr.backend import Memory
 from kvmsr.errors import CapabilityError, GuestMemoryError, IoctlError, UsageError
 from kvmsr.kvm.exits import Hlt, IoOut
+from tests.harness import CODE, Guest
 
 pytestmark = pytest.mark.kvm
 

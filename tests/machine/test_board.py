@@ -5,7 +5,6 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.machine.images import Ram
 
 from kvmsr.errors import BrokenInvariantError
 from kvmsr.kvm.exits import IoIn, IoOut, MmioRead, MmioWrite
@@ -14,6 +13,7 @@ from kvmsr.machine.board.bus import Bus
 from kvmsr.machine.board.cmos import Cmos
 from kvmsr.machine.board.fwcfg import FwCfg
 from kvmsr.machine.board.uart import Uart
+from tests.machine.images import Ram
 
 # The bus
 

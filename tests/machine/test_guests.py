@@ -3,9 +3,9 @@
 import subprocess
 
 import pytest
-from tests.conftest import GUESTS, ROOT, need
 
 from kvmsr.machine.probe import CASES
+from tests.conftest import GUESTS, ROOT, need
 
 
 def test_the_images_are_what_the_sources_build(tmp_path):

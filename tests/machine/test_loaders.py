@@ -5,8 +5,6 @@ import struct
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tests.conftest import GUESTS
-from tests.machine import images
 
 from kvmsr.errors import ImageError, KvmsrError, UsageError
 from kvmsr.machine import Boot
@@ -14,6 +12,8 @@ from kvmsr.machine.cpustate import Mode
 from kvmsr.machine.layout import BOOT_PARAMS, COMMAND_LINE, INFO
 from kvmsr.machine.loaders import load
 from kvmsr.machine.loaders.decompress import decompress
+from tests.conftest import GUESTS
+from tests.machine import images
 
 
 def load_bytes(tmp_path, data, guest=None, **options):

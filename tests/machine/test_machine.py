@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.conftest import GUESTS
 
 from kvmsr.errors import PolicyError, UsageError
 from kvmsr.machine import Boot, EndKind, Machine
 from kvmsr.machine.probe import probe
 from kvmsr.msr import HandledRange, handled
 from kvmsr.policy import Defaults, Fault, KernelFacts, Policy, Rule, on_read, on_write
+from tests.conftest import GUESTS
 
 pytestmark = pytest.mark.kvm
 

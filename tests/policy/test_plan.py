@@ -3,11 +3,11 @@
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tests.policy.test_filter import TOP, kvm_allows, points
 
 from kvmsr.errors import FilterCapacityError, PolicyError
 from kvmsr.msr import HandledRange, handled
 from kvmsr.policy import Defaults, KernelFacts, Op, Policy, Reason, Rule, compile_policy
+from tests.policy.test_filter import TOP, kvm_allows, points
 
 OPS = {Op.READ: "reads", Op.WRITE: "writes"}
 

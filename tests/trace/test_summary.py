@@ -19,9 +19,9 @@ def write(index, value):
 
 
 def test_rows_are_as_the_contract_says():
-    summary = Summary()
-    row = summary.record(read(0x35), Outcome(Verdict.VALUE, "defaults.unknown", 0x20004))
-    row.first_rip = 0xFFFFFFFF81001234
+    rips = iter([0xFFFFFFFF81001234, 2, 3])
+    summary = Summary(rip=lambda: next(rips))
+    summary.record(read(0x35), Outcome(Verdict.VALUE, "defaults.unknown", 0x20004))
     for value in (1, 2):
         summary.record(read(0x35), Outcome(Verdict.VALUE, "defaults.unknown", value))
     summary.record(write(0x277, 7), Outcome(Verdict.DONE, "p.toml:3"))
@@ -50,7 +50,8 @@ def test_rows_are_as_the_contract_says():
 
 def test_a_stopped_access_is_counted_without_an_outcome():
     summary = Summary()
-    row = summary.record(read(1), Outcome(Verdict.STOP, "p.toml:1"))
+    summary.record(read(1), Outcome(Verdict.STOP, "p.toml:1"))
+    (row,) = summary
     assert (row.count, row.values, row.dones, row.faults) == (1, 0, 0, 0)
     summary.record(write(1, 5), Outcome(Verdict.STOP, "p.toml:1"))
     assert [r.last_value for r in summary] == [None, 5]

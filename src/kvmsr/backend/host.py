@@ -27,7 +27,7 @@ __all__ = ("HostBackend",)
 _KVM_RUN: Final = ioctls.KVM_RUN
 
 # ctypes and not fcntl.ioctl: that one copies small buffers, which hides the argument's address
-# from the kernel, and does not promise to leave EINTR alone, which is how a kick arrives.
+# from the kernel, and newer Pythons' repeats the call at EINTR, which is how a kick arrives.
 _ioctl = ctypes.CDLL(None, use_errno=True).ioctl
 _ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 _ioctl.restype = ctypes.c_int

@@ -7,7 +7,7 @@ What shall happen to an access.
 """
 
 import enum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 __all__ = ("Outcome", "Verdict")
 
@@ -40,9 +40,3 @@ class Outcome(NamedTuple):
     verdict: Verdict
     rule: str
     value: int = 0
-
-
-def outcome(verdict: Verdict, rule: str, value: int = 0, _new: Any = tuple.__new__) -> Outcome:
-    """Return an Outcome; at half the price of the constructor that a NamedTuple gets."""
-    made: Outcome = _new(Outcome, (verdict, rule, value))
-    return made

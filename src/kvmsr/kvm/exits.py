@@ -10,7 +10,7 @@ already written "no error, value 0" where the answer belongs, and would take sil
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 
 from kvmsr.abi import ExitReason, InternalError, MsrExitReason
 from kvmsr.errors import ExitAnsweredError, UsageError
@@ -66,16 +66,16 @@ class MsrExit:
 
         :raises ExitAnsweredError: if this exit has been answered already.
         """
-        self._take()
-        self._vcpu._msr.error = 1
-
-    def _take(self) -> None:
         vcpu = self._vcpu
         if vcpu._unanswered is not self:
-            raise ExitAnsweredError(
-                f"{self.op} of MSR {self.index:#x} on vCPU {vcpu.id} has been answered already"
-            )
+            self._refuse()
         vcpu._unanswered = None
+        vcpu._msr.error = 1
+
+    def _refuse(self) -> NoReturn:
+        raise ExitAnsweredError(
+            f"{self.op} of MSR {self.index:#x} on vCPU {self._vcpu.id} has been answered already"
+        )
 
 
 class Rdmsr(MsrExit):
@@ -95,8 +95,11 @@ class Rdmsr(MsrExit):
         """
         if not 0 <= value <= _U64:
             raise UsageError(f"RDMSR of MSR {self.index:#x}: {value:#x} does not fit 64 bits")
-        self._take()
-        self._vcpu._msr.data = value
+        vcpu = self._vcpu
+        if vcpu._unanswered is not self:
+            self._refuse()
+        vcpu._unanswered = None
+        vcpu._msr.data = value
 
     def __repr__(self) -> str:
         return f"Rdmsr(index={self.index:#x}, reason={self.reason.name})"
@@ -119,7 +122,10 @@ class Wrmsr(MsrExit):
 
         :raises ExitAnsweredError: if this exit has been answered already.
         """
-        self._take()
+        vcpu = self._vcpu
+        if vcpu._unanswered is not self:
+            self._refuse()
+        vcpu._unanswered = None
 
     def __repr__(self) -> str:
         return f"Wrmsr(index={self.index:#x}, value={self.value:#x}, reason={self.reason.name})"
@@ -283,12 +289,18 @@ _reason: Final = {int(reason): reason for reason in MsrExitReason}.__getitem__
 def rdmsr(vcpu: "Vcpu") -> Rdmsr:
     """Read a KVM_EXIT_X86_RDMSR off the page."""
     msr = vcpu._msr
-    exit_ = vcpu._unanswered = Rdmsr(vcpu, msr.index, _reason(msr.reason))
+    # Not by the class's constructor: this is on the way of every access, and half the price.
+    exit_ = vcpu._unanswered = _new(Rdmsr)
+    exit_._vcpu = vcpu
+    exit_.index = msr.index
+    exit_.reason = _reason(msr.reason)
     return exit_
 
 
-def wrmsr(vcpu: "Vcpu") -> Wrmsr:
-    """Read a KVM_EXIT_X86_WRMSR off the page."""
+_new: Final[Callable[[type[Rdmsr]], Rdmsr]] = object.__new__
+
+
+def _wrmsr(vcpu: "Vcpu") -> Wrmsr:
     msr = vcpu._msr
     exit_ = vcpu._unanswered = Wrmsr(vcpu, msr.index, _reason(msr.reason), msr.data)
     return exit_
@@ -345,7 +357,7 @@ READERS: Final[dict[int, Callable[["Vcpu"], Any]]] = {
     ExitReason.SYSTEM_EVENT: _system_event,
     ExitReason.IOAPIC_EOI: lambda vcpu: IoapicEoi(vcpu._page.exit.eoi.vector),
     ExitReason.X86_RDMSR: rdmsr,
-    ExitReason.X86_WRMSR: wrmsr,
+    ExitReason.X86_WRMSR: _wrmsr,
 }
 
 

@@ -30,7 +30,8 @@ __all__ = ("Vcpu",)
 
 _KVM_RUN: Final = ioctls.KVM_RUN
 _RDMSR: Final = int(ExitReason.X86_RDMSR)
-_WRMSR: Final = int(ExitReason.X86_WRMSR)
+_rdmsr: Final = exits.rdmsr
+_read: Final = exits.read
 _INTERRUPTED: Final = exits.Interrupted()
 
 
@@ -83,12 +84,9 @@ class Vcpu(Handle):
             self._kicked = False
             self._page.immediate_exit = 0
             return _INTERRUPTED
-        reason = self._page.exit_reason
-        if reason == _RDMSR:
-            return exits.rdmsr(self)
-        if reason == _WRMSR:
-            return exits.wrmsr(self)
-        return exits.read(self)
+        if self._page.exit_reason == _RDMSR:
+            return _rdmsr(self)
+        return _read(self)
 
     def _refuse(self) -> NoReturn:
         raise ExitUnansweredError(

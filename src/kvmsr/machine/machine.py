@@ -33,6 +33,8 @@ _LOW_SLOT, _HIGH_SLOT = 0, 1
 _IOAPIC_PINS: Final = 24
 _MCE_BANKS: Final = 10
 _MCE_FEATURES: Final = 1 << 8 | 1 << 24  # MCG_CTL, and software error recovery
+_MTRR_DEF_TYPE: Final = 0x2FF
+_MTRR_ENABLED_WRITE_BACK: Final = 1 << 11 | 6
 _MAX_ASKED: Final = 16_384
 """How many MSRs KVM is asked about before a policy is installed; a few microseconds each."""
 
@@ -166,6 +168,11 @@ class Machine:
         self._loaded = load(Guest(self.vm, self.layout, rsdp), boot)
         self._image = str(boot.image or boot.bios)
         apply_start(self.vm, self.vcpus[0], self._loaded.start)
+        if boot.bios is None:
+            # What firmware leaves behind: memory is write-back unless said otherwise. With MTRRs
+            # off, Linux would not use PAT either.
+            for vcpu in self.vcpus:
+                vcpu.set_msrs({_MTRR_DEF_TYPE: _MTRR_ENABLED_WRITE_BACK})
         return self._loaded
 
     # Running

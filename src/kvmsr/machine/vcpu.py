@@ -84,10 +84,13 @@ class VcpuThread(threading.Thread):
     def __init__(self, runner: Runner, vcpu: Vcpu) -> None:
         super().__init__(name=f"vcpu{vcpu.id}", daemon=True)
         self.vcpu = vcpu
-        self.summary = Summary()
+        # An answered access is still pending until the vCPU goes on: RIP is at the instruction.
+        self.summary = Summary(rip=lambda: vcpu.get_regs().rip)
         self.exits = 0
         self.asleep = False
         self._runner = runner
+        self._handle = runner.dispatcher.handle
+        self._record = self.summary.record
 
     def run(self) -> None:
         """Run the guest until the run is over."""
@@ -109,24 +112,24 @@ class VcpuThread(threading.Thread):
         while not runner.over:
             exit_ = vcpu.run()
             kind = type(exit_)
-            if kind is Interrupted:
-                self._look_whether_asleep()
-                continue
-            self.exits += 1
             if kind is Rdmsr:
                 self._rdmsr(exit_)  # type: ignore[arg-type]
             elif kind is Wrmsr:
                 self._wrmsr(exit_)  # type: ignore[arg-type]
             elif kind in serves:
                 board.serve(exit_)  # type: ignore[arg-type]
+            elif kind is Interrupted:
+                self._look_whether_asleep()
+                continue
             else:
                 self._rare(exit_)
+            self.exits += 1
 
     # MSR accesses
 
     def _rdmsr(self, exit_: Rdmsr) -> None:
         access = _access(Access, (self.vcpu.id, _READ, exit_.index, 0, _REASONS[exit_.reason]))
-        outcome = self._runner.dispatcher.handle(access)
+        outcome = self._handle(access)
         verdict = outcome.verdict
         if verdict is _VALUE:
             exit_.answer(outcome.value)
@@ -134,13 +137,13 @@ class VcpuThread(threading.Thread):
             exit_.fault()
         else:
             outcome = self._special(access, exit_, outcome)
-        self._count(access, outcome)
+        self._record(access, outcome)
 
     def _wrmsr(self, exit_: Wrmsr) -> None:
         access = _access(
             Access, (self.vcpu.id, _WRITE, exit_.index, exit_.value, _REASONS[exit_.reason])
         )
-        outcome = self._runner.dispatcher.handle(access)
+        outcome = self._handle(access)
         verdict = outcome.verdict
         if verdict is _DONE:
             exit_.done()
@@ -148,7 +151,7 @@ class VcpuThread(threading.Thread):
             exit_.fault()
         else:
             outcome = self._special(access, exit_, outcome)
-        self._count(access, outcome)
+        self._record(access, outcome)
 
     def _special(self, access: Access, exit_: Rdmsr | Wrmsr, outcome: Outcome) -> Outcome:
         """Do what takes more than an answer: ask KVM itself, or stop the run."""
@@ -176,12 +179,6 @@ class VcpuThread(threading.Thread):
             return outcome._replace(verdict=Verdict.DONE)
         except MsrListError:
             return self._runner.dispatcher.refused(access)
-
-    def _count(self, access: Access, outcome: Outcome) -> None:
-        row = self.summary.record(access, outcome)
-        if row.first_rip is None:
-            # While the access is pending, RIP is still at the instruction.
-            row.first_rip = self.vcpu.get_regs().rip
 
     # Everything else
 

@@ -8,7 +8,7 @@ Who asked for what, how often, and what it was told: a row for each MSR, directi
 A guest chooses the MSRs, so rows are limited; what finds none is counted together.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from kvmsr.dispatch import Outcome, Verdict
@@ -30,12 +30,12 @@ class Row:
     :ivar values: how many reads got a value.
     :ivar dones: how many writes were done.
     :ivar faults: how many accesses got #GP.
+    :ivar stops: how many ended the run, without an answer.
     :ivar first_value: the first value read or written; None if no read got one.
     :ivar first_rip: where the guest was at the first access.
     """
 
     __slots__ = (
-        "count",
         "dones",
         "faults",
         "first_rip",
@@ -45,6 +45,7 @@ class Row:
         "op",
         "reason",
         "rule",
+        "stops",
         "values",
     )
 
@@ -53,17 +54,22 @@ class Row:
         self.op = op
         self.reason = reason
         self.rule = rule
-        self.count = self.values = self.dones = self.faults = 0
+        self.values = self.dones = self.faults = self.stops = 0
         self.first_value: int | None = None
         self.last_value: int | None = None
         self.first_rip: int | None = None
 
+    @property
+    def count(self) -> int:
+        """Return how many accesses there were."""
+        return self.values + self.dones + self.faults + self.stops
+
     def add(self, other: "Row") -> None:
         """Add what *other* counted, later, of the same."""
-        self.count += other.count
         self.values += other.values
         self.dones += other.dones
         self.faults += other.faults
+        self.stops += other.stops
         if self.first_value is None:
             self.first_value = other.first_value
         if other.last_value is not None:
@@ -133,40 +139,44 @@ class Summary:
     """
     Rows, and what found none. One thread writes it; :meth:`merged` joins those of several.
 
+    :param rip: tells where the guest is, at the first access of a row.
     :ivar others: how many accesses found no row, and of what kind; its *index* means nothing.
     :ivar other_msrs: how many different MSRs those were.
     """
 
-    def __init__(self, max_rows: int = MAX_ROWS) -> None:
+    def __init__(
+        self, max_rows: int = MAX_ROWS, rip: Callable[[], int | None] = lambda: None
+    ) -> None:
         self._rows: dict[tuple[int, Op, Reason, str], Row] = {}
         self._max_rows = max_rows
+        self._rip = rip
         self.others = {op: Row(0, op, Reason.UNKNOWN, "") for op in Op}
         self.other_msrs = IndexCount()
 
-    def record(self, access: Access, outcome: Outcome) -> Row:
-        """Count *access* and return its row; a *count* of 1 says that the row is new."""
-        row = self._rows.get((access.index, access.op, access.reason, outcome.rule))
+    def record(self, access: Access, outcome: Outcome) -> None:
+        """Count *access*, to which *outcome* happened."""
+        _, op, index, value, reason = access
+        verdict, rule, answer = outcome
+        key = (index, op, reason, rule)
+        row = self._rows.get(key)
         if row is None:
-            row = self._add((access.index, access.op, access.reason, outcome.rule))
-        row.count += 1
-        verdict = outcome.verdict
+            row = self._add(key)
+            row.first_rip = self._rip()
         if verdict is _VALUE:
             row.values += 1
-            row.last_value = value = outcome.value
-        elif verdict is _FAULT:
-            row.faults += 1
-            if access.op is _READ:
-                return row
-            row.last_value = value = access.value
+            row.last_value = value = answer
         else:
             if verdict is _DONE:
                 row.dones += 1
-            if access.op is _READ:
-                return row
-            row.last_value = value = access.value
+            elif verdict is _FAULT:
+                row.faults += 1
+            else:
+                row.stops += 1
+            if op is _READ:
+                return  # which gave nothing
+            row.last_value = value
         if row.first_value is None:
             row.first_value = value
-        return row
 
     def _add(self, key: tuple[int, Op, Reason, str]) -> Row:
         if len(self._rows) >= self._max_rows:

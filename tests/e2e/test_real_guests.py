@@ -1,0 +1,144 @@
+"""Real guests: Debian's kernel, SeaBIOS, and other people's tests, with QEMU beside us."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kvmsr.machine.probe import probe
+from tests.conftest import GUESTS, ROOT
+
+pytestmark = [pytest.mark.kvm, pytest.mark.peer]
+
+KVMSR = [sys.executable, "-m", "kvmsr"]
+
+# Keeps a kernel off what a KVM that emulates may lack; harmless elsewhere.
+LIMITED = "clearcpuid=smap,smep,cx16,xsaveopt noxsave nosmap nosmep nopti mitigations=off"
+
+
+def kvmsr(*words, tmp_path, timeout=300):
+    """Run a guest; return the summary and what it sent."""
+    log = tmp_path / "serial"
+    done = subprocess.run(
+        [*KVMSR, "run", *map(str, words), "--json", "--serial", log],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.stderr == ""
+    return json.loads(done.stdout), log.read_text(errors="replace").replace("\r", "")
+
+
+@pytest.mark.slow
+def test_debians_kernel_boots_as_far_as_this_kvm_carries_it(kernel, tmp_path, host):
+    verdict = probe(host)
+    policy = ROOT / "examples/linux.toml"
+    told, console = kvmsr(
+        kernel, "--policy", policy, "--memory", "512M", "--timeout", "280",
+        "--append", f"console=ttyS0 panic=-1 {'' if verdict.ordinary else LIMITED}",
+        tmp_path=tmp_path,
+    )  # fmt: skip
+    assert "Linux version 6.1" in console
+    assert "Command line: console=ttyS0" in console
+    assert "ACPI: RSDP 0x00000000000E0000" in console
+    if verdict.ordinary:
+        assert "Unable to mount root fs" in console
+        assert told["exit"]["kind"] == "reset"
+    else:
+        # Everything up to the instruction that this KVM lacks is there, and the end explains it.
+        assert told["exit"]["kind"] == "emulation-failure"
+        assert told["exit"]["code"] == 5
+        assert re.search(
+            r"cannot emulate the instruction at RIP 0xffffffff[0-9a-f]{8} \(64-bit code\): \w+",
+            told["exit"]["detail"],
+        )
+        assert "printk: console [ttyS0] enabled" in console
+    assert told["accesses"]
+    for access in told["accesses"]:
+        assert access["name"]
+        assert access["first_rip"].startswith("0xffffffff")
+
+
+@pytest.mark.parametrize("image", ["bios.bin", "bios-256k.bin"])
+def test_seabios_runs_until_it_gives_up_booting(seabios, image, tmp_path):
+    told, console = kvmsr("--bios", seabios / image, "--timeout", "60", tmp_path=tmp_path)
+    assert console.startswith("SeaBIOS (version")
+    assert "Found QEMU fw_cfg" in console
+    assert "Found 1 cpu(s) max supported 1 cpu(s)" in console
+    assert "No bootable device." in console
+    assert told["exit"]["kind"] == "reset"
+
+
+def qemu_cpu(qemu):
+    """Return QEMU's words for "what KVM supports"; it refuses one MSR on some KVMs."""
+    for cpu in ("host", "host,-arch-capabilities"):
+        command = [
+            *qemu,
+            "-accel",
+            "kvm",
+            "-cpu",
+            cpu,
+            "-display",
+            "none",
+            "-S",
+            "-monitor",
+            "stdio",
+        ]
+        done = subprocess.run(
+            command, input="quit\n", capture_output=True, text=True, timeout=60, check=False
+        )
+        if done.returncode == 0:
+            return cpu
+    pytest.skip(f"needs a QEMU that runs on this KVM: {done.stderr.strip().splitlines()[0]}")
+
+
+def run_qemu(qemu, image, *words, timeout=120):
+    command = [
+        *qemu, "-nodefaults", "-accel", "kvm", "-cpu", qemu_cpu(qemu), "-m", "256", "-no-reboot",
+        "-display", "none", "-serial", "stdio", "-device", "pc-testdev",
+        "-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-kernel", str(image), *words,
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, stdin=subprocess.DEVNULL, timeout=timeout, check=False
+    )
+    return done.stdout.decode(errors="replace").replace("\r", "")
+
+
+def test_without_a_policy_a_guest_sees_what_it_sees_in_qemu(qemu, tmp_path):
+    # MSRs of which neither VMM knows more than KVM does.
+    words = "277 fe c0000080 174 174=1234 174 1db 474f4f00 474f4f00=1 c0000080=1000000000000 1ad"
+    _, ours = kvmsr(GUESTS / "list.elf", "--append", words, tmp_path=tmp_path)
+    theirs = run_qemu(qemu, GUESTS / "list.elf", "-append", words)
+    assert ours.splitlines() == theirs.splitlines()
+    assert len(ours.splitlines()) == 11
+
+
+# Images that need no device but those of our board, and come to their end on every KVM we know.
+UNIT_TESTS = """
+    msr setjmp realmode smptest idt_test ioapic umip la57 lam tsc_adjust rmap_chain cet pks dummy
+    syscall tsx-ctrl tsc svm vmx hyperv_clock
+""".split()
+
+
+def verdicts(text):
+    return [line for line in text.splitlines() if re.match(r"(PASS|FAIL|SKIP|XFAIL)\b", line)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", UNIT_TESTS)
+def test_kvm_unit_tests_pass_and_fail_as_under_qemu(name, qemu, tmp_path):
+    folder = os.environ.get("KVM_UNIT_TESTS")
+    if not folder:
+        pytest.skip("needs KVM_UNIT_TESTS, the folder with the images of kvm-unit-tests")
+    image = Path(folder) / f"{name}.flat"
+    if not image.exists():
+        pytest.skip(f"needs {image}")
+    theirs = verdicts(run_qemu(qemu, image))
+    _, console = kvmsr(image, "--timeout", "100", tmp_path=tmp_path)
+    assert verdicts(console) == theirs
