@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from kvmsr.machine.loaders.decompress import decompress
 from kvmsr.machine.probe import probe
 from tests.conftest import GUESTS, ROOT
 
@@ -63,6 +65,22 @@ def test_debians_kernel_boots_as_far_as_this_kvm_carries_it(kernel, tmp_path, ho
     for access in told["accesses"]:
         assert access["name"]
         assert access["first_rip"].startswith("0xffffffff")
+
+
+@pytest.mark.slow
+def test_the_kernel_inside_starts_by_pvh(kernel, tmp_path):
+    data = kernel.read_bytes()
+    setup = (data[0x1F1] + 1) * 512
+    offset, length = struct.unpack_from("<II", data, 0x248)
+    _, vmlinux = decompress(data[setup + offset : setup + offset + length], 1 << 30)
+    (tmp_path / "vmlinux").write_bytes(vmlinux)
+    _, console = kvmsr(
+        tmp_path / "vmlinux", "--memory", "512M", "--timeout", "20",
+        "--append", f"console=ttyS0 earlyprintk=ttyS0 panic=-1 {LIMITED}",
+        tmp_path=tmp_path,
+    )  # fmt: skip
+    assert "Linux version 6.1" in console
+    assert "Hypervisor detected: KVM" in console
 
 
 @pytest.mark.parametrize("image", ["bios.bin", "bios-256k.bin"])

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kvmsr.errors import PolicyError, UsageError
+from kvmsr.abi import Cap, ioctls
+from kvmsr.backend import HostBackend
+from kvmsr.errors import BackendError, CapabilityError, PolicyError, UsageError
 from kvmsr.machine import Boot, EndKind, Machine
 from kvmsr.machine.probe import probe
 from kvmsr.msr import HandledRange, handled
@@ -376,8 +378,38 @@ def test_what_cannot_be_is_refused():
         Machine(cpus=100_000)
     with pytest.raises(PolicyError, match="x2APIC"):
         Machine(policy=Policy([Rule(0x802, read=1)]))
-    with Machine(memory=16 << 20) as machine, pytest.raises(UsageError, match="nothing is loaded"):
-        machine.run()
+    with Machine(memory=16 << 20) as machine:
+        with pytest.raises(UsageError, match="nothing is loaded"):
+            machine.run()
+        machine.load(Boot(GUESTS / "list.elf", "35"))
+        machine.run(10)
+        with pytest.raises(UsageError, match="has run already"):
+            machine.run()
+
+
+class Older(HostBackend):
+    """The host's KVM, as if it had not these capabilities."""
+
+    def __init__(self, *missing):
+        super().__init__()
+        self.missing = missing
+
+    def ioctl(self, fd, request, arg=0):
+        if request == ioctls.KVM_CHECK_EXTENSION and arg in self.missing:
+            return 0
+        if request == ioctls.KVM_GET_API_VERSION and "version" in self.missing:
+            return 11
+        return super().ioctl(fd, request, arg)
+
+
+def test_a_kvm_without_the_capabilities_is_refused_by_their_names():
+    missing = (Cap.X86_USER_SPACE_MSR, Cap.X86_MSR_FILTER)
+    wanted = "lacks KVM_CAP_X86_USER_SPACE_MSR, KVM_CAP_X86_MSR_FILTER; Linux 5.10"
+    with pytest.raises(CapabilityError, match=wanted) as caught:
+        Machine(Older(*missing))
+    assert caught.value.exit_status == 4
+    with pytest.raises(BackendError, match="version 11 of its API and kvmsr speaks 12"):
+        Machine(Older("version"))
 
 
 def test_a_guest_that_touches_a_million_msrs_costs_little_memory(tmp_path):

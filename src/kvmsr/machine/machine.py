@@ -190,6 +190,8 @@ class Machine:
         """
         if self._loaded is None:
             raise UsageError("nothing is loaded: call load() first")
+        if self.over:
+            raise UsageError("this machine has run already: build another one")
         begun = time.monotonic()
         for thread in self._threads:
             thread.start()
