@@ -205,6 +205,14 @@ def test_a_filtered_msr_that_kvm_knows_comes_over(guest):
     assert guest.vcpu.run().port == 0xE9
 
 
+def test_msr_0_is_an_msr_like_any_other(guest):
+    guest.vm.set_msr_filter([deny(0)])
+    guest.load(RDMSR + DONE, rcx=0)
+    exit_ = guest.vcpu.run()
+    assert (exit_.index, exit_.reason) == (0, MsrExitReason.FILTER)
+    exit_.fault()
+
+
 def test_the_mask_is_replaced(guest):
     guest.vm.enable_user_space_msr(MsrExitReason.FILTER)
     guest.load(RDMSR + DONE, rcx=MSR)

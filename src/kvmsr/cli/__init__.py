@@ -19,7 +19,14 @@ from kvmsr.errors import KvmsrError
 
 __all__ = ("cli", "main")
 
-_COMMANDS: Final = ("run", "doctor", "demo", "completion")
+# In the order in which people meet them; the help stands here too, so that listing the commands
+# imports none of them.
+_COMMANDS: Final = {
+    "run": "Run a guest and show every MSR it touched.",
+    "doctor": "Tell what this host offers, and what is missing.",
+    "demo": "Run a small guest under a small policy, or boot a Linux kernel (--kernel).",
+    "completion": "Print the completion script of a shell.",
+}
 
 _INTERRUPTED: Final = 130
 
@@ -41,14 +48,7 @@ class _Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them all."""
         with formatter.section("Commands"):
-            formatter.write_dl(
-                [
-                    ("run", "Run a guest and show every MSR it touched."),
-                    ("doctor", "Tell what this host offers, and what is missing."),
-                    ("demo", "Run a small guest under a small policy."),
-                    ("completion", "Print the completion script of a shell."),
-                ]
-            )
+            formatter.write_dl(list(_COMMANDS.items()))
 
 
 @click.group(

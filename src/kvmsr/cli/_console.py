@@ -14,11 +14,25 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Protocol
 
 from kvmsr.errors import UsageError
 
-__all__ = ("guest_input", "guest_output")
+__all__ = ("Line", "guest_input", "guest_output")
+
+_BACKLOG: Final = 1024
+_PAUSE: Final = 0.02
+
+
+class Line(Protocol):
+    """A serial line that can be typed into."""
+
+    @property
+    def backlog(self) -> int:
+        """Return how many characters have not been read yet."""
+
+    def receive(self, data: bytes) -> None:
+        """Take what is typed; from any thread."""
 
 
 @contextmanager
@@ -49,7 +63,7 @@ def _write(fd: int, data: bytes) -> None:
 
 
 @contextmanager
-def guest_input(receive: Callable[[bytes], None]) -> Iterator[None]:
+def guest_input(line: Line) -> Iterator[None]:
     """
     Let the guest receive what is typed, or what standard input holds, in a thread.
 
@@ -64,7 +78,7 @@ def guest_input(receive: Callable[[bytes], None]) -> Iterator[None]:
         return
     stop_read, stop_write = os.pipe()
     thread = threading.Thread(
-        target=_feed, args=(fd, stop_read, receive), name="guest input", daemon=True
+        target=_feed, args=(fd, stop_read, line), name="guest input", daemon=True
     )
     if before is not None:
         _set_terminal(fd, before)
@@ -87,15 +101,20 @@ def _set_terminal(fd: int, before: list[Any]) -> None:
     termios.tcsetattr(fd, termios.TCSADRAIN, attributes)
 
 
-def _feed(fd: int, stop: int, receive: Callable[[bytes], None]) -> None:
+def _feed(fd: int, stop: int, line: Line) -> None:
     while True:
-        ready, _, _ = select.select([fd, stop], [], [])
+        if line.backlog > _BACKLOG:  # the guest does not read, or not as fast: neither do we
+            ready, _, _ = select.select([stop], [], [], _PAUSE)
+        else:
+            ready, _, _ = select.select([fd, stop], [], [])
         if stop in ready:
             return
+        if fd not in ready:
+            continue
         try:
-            data = os.read(fd, 1024)
+            data = os.read(fd, _BACKLOG)
         except OSError:
             return
         if not data:
             return
-        receive(data)
+        line.receive(data)

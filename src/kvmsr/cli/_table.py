@@ -7,6 +7,7 @@ What people see of a run: the accesses, and how it ended.
 """
 
 import sys
+from functools import partial
 from typing import Final
 
 from rich.console import Console
@@ -25,34 +26,33 @@ _GOOD: Final = (EndKind.DEBUG_EXIT, EndKind.HALT, EndKind.RESET, EndKind.SHUTDOW
 def print_result(result: RunResult) -> None:
     """Print the table of accesses and how the guest ended, to standard output."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
+    say = partial(console.print, soft_wrap=True)
     if len(result.summary):
         console.print(_table(result))
     else:
-        console.print("The guest made no MSR access that KVM gave up.")
+        say("The guest made no MSR access that KVM gave up.")
     rest = result.summary.rest()
     if rest:
-        console.print(rest)
+        say(rest)
     totals = result.summary.totals()
-    console.print(
+    say(
         f"{totals['reads']:,} reads, {totals['writes']:,} writes, {totals['faults']:,} faults in"
         f" {result.wall_s:.2f} s on {result.backend}"
     )
     for note in result.notes:
-        console.print(f"note: {escape(note)}")
+        say(f"note: {escape(note)}")
     for failure in result.failures:
-        console.print(
+        say(
             f"[red]handler {escape(failure.handler)} failed[/red] ({escape(failure.rule)}) at a"
             f" {failure.access}: {escape(failure.message)}"
         )
     more = result.failure_count - len(result.failures)
     if more > 0:
-        console.print(f"[red]… and {more:,} more handler failures[/red]")
+        say(f"[red]… and {more:,} more handler failures[/red]")
     good = result.end.kind in _GOOD and result.end.code < 2
     colour = "green" if good else "yellow"
     detail = f": {escape(result.end.detail)}" if result.end.detail else ""
-    console.print(
-        f"[{colour}]{result.end.kind}[/{colour}]{detail} (exit status {result.exit_status})"
-    )
+    say(f"[{colour}]{result.end.kind}[/{colour}]{detail} (exit status {result.exit_status})")
 
 
 def _table(result: RunResult) -> Table:

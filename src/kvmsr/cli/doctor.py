@@ -19,9 +19,9 @@ import click
 from kvmsr import backend as backends
 from kvmsr.abi import KVM_API_VERSION, Cap
 from kvmsr.backend import Backend
-from kvmsr.cli._host import ignore_msrs, vendor_module
 from kvmsr.errors import BackendError, KvmsrError
 from kvmsr.kvm import Kvm
+from kvmsr.machine.host import ignore_msrs, vendor_module
 from kvmsr.machine.probe import probe
 
 __all__ = ("Finding", "command", "examine")

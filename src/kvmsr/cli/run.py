@@ -20,7 +20,6 @@ import click
 
 from kvmsr import backend as backends
 from kvmsr.cli._console import guest_input, guest_output
-from kvmsr.cli._host import ignore_msrs
 from kvmsr.cli._progress import progress
 from kvmsr.errors import UsageError
 from kvmsr.machine import Boot, Machine, RunResult, find_features
@@ -148,12 +147,10 @@ def run_guest(
     """
     with ExitStack() as stack:
         output = stack.enter_context(guest_output(serial, to_stderr=as_json))
-        guest = stack.enter_context(
-            Machine(policy=policy, ignore_msrs=bool(ignore_msrs()), output=output, **machine)
-        )
+        guest = stack.enter_context(Machine(policy=policy, output=output, **machine))
         guest.load(boot)
         stack.enter_context(_terminated_as_interrupted())
-        stack.enter_context(guest_input(guest.board.uart.receive))
+        stack.enter_context(guest_input(guest.board.uart))
         if serial != "-":
             stack.enter_context(progress(guest))
         result = guest.run(timeout)

@@ -69,6 +69,8 @@ class Handle:
 
         :param args: up to four numbers whose meaning the capability gives.
         """
+        if len(args) > 4:
+            raise UsageError(f"{cap_name(cap)}: {len(args)} arguments, KVM_ENABLE_CAP takes 4")
         enable = vm.EnableCap(cap=cap, flags=flags)
         for position, value in enumerate(args):
             enable.args[position] = value

@@ -9,14 +9,15 @@ A virtual machine of our own: memory, vCPUs, board, and a dispatcher that decide
 import threading
 import time
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Final, Self
 
 from kvmsr.abi import PIT_SPEAKER_DUMMY, Cap, Chip, MsrExitReason, MsrFilterFlag, RoutingType, vm
 from kvmsr.backend import Backend, Memory
 from kvmsr.dispatch import Dispatcher
-from kvmsr.errors import IoctlError, KvmsrError, MsrListError, UsageError
+from kvmsr.errors import MsrListError, UsageError
 from kvmsr.kvm import Kvm, MsrFilterRange, Vcpu
-from kvmsr.machine import acpi
+from kvmsr.machine import acpi, host
 from kvmsr.machine.board import Board, BoardEvents
 from kvmsr.machine.cpuid import Feature, guest_cpuid
 from kvmsr.machine.cpustate import apply_start
@@ -63,7 +64,8 @@ class Machine:
     :param memory: bytes of RAM, 2 MiB to 1 TiB, whole 4 KiB pages.
     :param cpus: how many vCPUs, at least 1.
     :param policy: what to do at MSR accesses; by default each one faults and is told.
-    :param ignore_msrs: whether the host swallows accesses to MSRs that KVM does not know.
+    :param ignore_msrs: whether the host swallows accesses to MSRs that KVM does not know; by
+        default it is asked.
     :param hidden: CPUID features that the guest does not see.
     :param output: takes what the guest sends on its serial line.
     :param debug_output: takes what it writes to the debug console; by default *output*.
@@ -78,7 +80,7 @@ class Machine:
         memory: int = 256 << 20,
         cpus: int = 1,
         policy: Policy | None = None,
-        ignore_msrs: bool = False,
+        ignore_msrs: bool | None = None,
         hidden: Iterable[Feature] = (),
         output: Output = lambda data: None,
         debug_output: Output | None = None,
@@ -96,6 +98,8 @@ class Machine:
         self._threads: list[VcpuThread] = []
         self.kvm = Kvm(backend)
         try:
+            if ignore_msrs is None:
+                ignore_msrs = self.kvm.backend.name == "kvm" and bool(host.ignore_msrs())
             self._build(cpus, policy or Policy(), ignore_msrs, list(hidden))
             events = BoardEvents(
                 output,
@@ -337,15 +341,8 @@ def _fitting_plan(policy: Policy, facts: KernelFacts, vcpu: Vcpu) -> Plan:
     that knowledge, so it is asked: an MSR that the host can read is one that KVM handles.
     """
     plan = compile_policy(policy, facts)
-    asked = 0
-    surprises = []
-    for first, last in plan.relied_on():
-        for index in range(first, min(last, first + _MAX_ASKED - asked) + 1):
-            asked += 1
-            if _answers(vcpu, index):
-                surprises.append(index)
-        if asked >= _MAX_ASKED:
-            break
+    relied_on = (index for first, last in plan.relied_on() for index in range(first, last + 1))
+    surprises = [index for index in islice(relied_on, _MAX_ASKED) if _answers(vcpu, index)]
     return compile_policy(policy, facts.knowing(surprises)) if surprises else plan
 
 
@@ -353,7 +350,5 @@ def _answers(vcpu: Vcpu, index: int) -> bool:
     try:
         vcpu.get_msrs([index])
     except MsrListError:
-        return False
-    except (IoctlError, KvmsrError):
         return False
     return True

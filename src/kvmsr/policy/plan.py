@@ -59,12 +59,13 @@ class Plan:
         """
         if self.kernel.ignore_msrs:
             return ()
-        return tuple(
+        found = {
             (segment.first, segment.last)
             for table in (self.reads, self.writes)
             for segment in table.segments
             if _is_ours(segment, table is self.reads) and not segment.known
-        )
+        }
+        return tuple(sorted(found))
 
 
 def compile_policy(policy: Policy, kernel: KernelFacts | None = None) -> Plan:

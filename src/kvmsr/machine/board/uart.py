@@ -53,6 +53,11 @@ class Uart:
         self._divisor = 12  # 9600 baud, as a PC's firmware leaves it
         self._transmit_pending = False
 
+    @property
+    def backlog(self) -> int:
+        """Return how many characters the guest has yet to read."""
+        return len(self._received)
+
     def receive(self, data: bytes) -> None:
         """Let the guest receive *data*; from any thread."""
         with self._lock:
