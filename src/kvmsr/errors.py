@@ -46,10 +46,7 @@ __all__ = (
     "UsageError",
 )
 
-_ENOMEM_HINT: Final = "the host is out of memory"
-
 _HINTS: Final[dict[tuple[str, int], str]] = {
-    ("KVM_CREATE_VM", errno.ENOMEM): _ENOMEM_HINT,
     ("KVM_CREATE_VCPU", errno.EEXIST): "a vCPU with this number exists already",
     ("KVM_CREATE_VCPU", errno.EINVAL): "more vCPUs than this KVM takes",
     ("KVM_SET_USER_MEMORY_REGION", errno.EEXIST): "the slot overlaps another one",
@@ -64,6 +61,14 @@ _HINTS: Final[dict[tuple[str, int], str]] = {
     " arguments are not known to the kernel",
     ("KVM_SET_CPUID2", errno.EINVAL): "KVM refuses to change CPUID once the vCPU has run",
     ("KVM_SET_CPUID2", errno.E2BIG): "more CPUID leaves than KVM takes",
+}
+
+
+_GENERAL_HINTS: Final[dict[int, str]] = {
+    errno.ENOMEM: "the host is out of memory",
+    errno.EMFILE: "this process may open no more files: raise the limit with ulimit -n",
+    errno.ENFILE: "the host has no more file handles",
+    errno.ENOTTY: "this KVM does not know the call: it is older, or its backend lacks it",
 }
 
 
@@ -165,7 +170,7 @@ class IoctlError(KvmsrError):
         self.ioctl = ioctl
         self.errno = number
         name = errno.errorcode.get(number, str(number))
-        hint = _HINTS.get((ioctl, number))
+        hint = _HINTS.get((ioctl, number)) or _GENERAL_HINTS.get(number)
         super().__init__(
             f"{ioctl}{f' ({what})' if what else ''} failed: {os.strerror(number)} [{name}]"
             + (f": {hint}" if hint else "")

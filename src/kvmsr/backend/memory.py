@@ -44,7 +44,14 @@ class Memory:
         return len(self._mmap)
 
     def close(self) -> None:
-        """Give the memory back; no guest may use it any more."""
-        self.view.release()
+        """
+        Give the memory back; no guest may use it any more.
+
+        Where somebody still holds a part of :attr:`view`, it goes with that.
+        """
         self._pin = None
-        self._mmap.close()
+        try:
+            self.view.release()
+            self._mmap.close()
+        except BufferError:
+            pass

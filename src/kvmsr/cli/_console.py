@@ -21,7 +21,7 @@ from kvmsr.errors import UsageError
 __all__ = ("Line", "guest_input", "guest_output")
 
 _BACKLOG: Final = 1024
-_PAUSE: Final = 0.02
+_PAUSE_MS: Final = 20
 
 
 class Line(Protocol):
@@ -102,11 +102,14 @@ def _set_terminal(fd: int, before: list[Any]) -> None:
 
 
 def _feed(fd: int, stop: int, line: Line) -> None:
+    stopping, either = select.poll(), select.poll()  # not select(): that ends at fd 1023
+    stopping.register(stop, select.POLLIN)
+    either.register(stop, select.POLLIN)
+    either.register(fd, select.POLLIN)
     while True:
-        if line.backlog > _BACKLOG:  # the guest does not read, or not as fast: neither do we
-            ready, _, _ = select.select([stop], [], [], _PAUSE)
-        else:
-            ready, _, _ = select.select([fd, stop], [], [])
+        # Where the guest does not read, or not as fast, neither do we.
+        waiting = line.backlog > _BACKLOG
+        ready = dict(stopping.poll(_PAUSE_MS) if waiting else either.poll())
         if stop in ready:
             return
         if fd not in ready:

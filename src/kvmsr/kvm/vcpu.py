@@ -101,9 +101,14 @@ class Vcpu(Handle):
             raise IoctlError("KVM_RUN", error.errno or 0, f"vCPU {self.id}") from None
 
     def kick(self) -> None:
-        """Make :meth:`run` return :class:`~kvmsr.kvm.exits.Interrupted` soon; from any thread."""
+        """
+        Make :meth:`run` return :class:`~kvmsr.kvm.exits.Interrupted` soon; from any thread.
+
+        A closed vCPU takes no notice.
+        """
         self._kicked = True
-        self.backend.kick(self.fd)
+        if self.fd >= 0:
+            self.backend.kick(self.fd)
 
     def complete_pending(self) -> "Exit | None":
         """

@@ -15,7 +15,7 @@ from typing import Final, Self
 from kvmsr.abi import PIT_SPEAKER_DUMMY, Cap, Chip, MsrExitReason, MsrFilterFlag, RoutingType, vm
 from kvmsr.backend import Backend, Memory
 from kvmsr.dispatch import Dispatcher
-from kvmsr.errors import MsrListError, UsageError
+from kvmsr.errors import HostError, MsrListError, UsageError
 from kvmsr.kvm import Kvm, MsrFilterRange, Vcpu
 from kvmsr.machine import acpi, host
 from kvmsr.machine.board import Board, BoardEvents
@@ -197,8 +197,13 @@ class Machine:
         if self.over:
             raise UsageError("this machine has run already: build another one")
         begun = time.monotonic()
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except RuntimeError as error:
+            raise HostError(
+                f"cannot start a thread for each vCPU: {error}; ask for fewer"
+            ) from None
         try:
             self._watch(None if timeout is None else begun + timeout, timeout)
         except KeyboardInterrupt:
@@ -208,6 +213,12 @@ class Machine:
         assert self._end is not None
         shadows = self.dispatcher.shadows
         notes = [*self.plan.warnings, *self._loaded.notes]
+        notes += [
+            f"vCPU {thread.vcpu.id} did not come back within {_GRACE:g} seconds: is a handler"
+            " still at work?"
+            for thread in self._threads
+            if thread.is_alive()
+        ]
         if shadows.refused:
             notes.append(
                 f"{shadows.refused:,} writes to shadowed MSRs got #GP: {len(shadows):,} MSRs are"
