@@ -134,3 +134,32 @@ def test_interrupting_a_thread_that_has_ended_is_harmless():
     native_id = thread.native_id
     thread.join()
     _kick.interrupt_thread(native_id)
+
+
+def test_a_thread_that_blocks_all_signals_can_be_kicked(guest):
+    guest.load(LOOP)
+    ended = threading.Event()
+
+    def run():
+        signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+        guest.vcpu.run()
+        ended.set()
+
+    threading.Thread(target=run, daemon=True).start()
+    time.sleep(0.1)
+    guest.vcpu.kick()
+    assert ended.wait(10)
+
+
+def test_a_signal_mask_leaves_kicks_alone(guest):
+    guest.load(LOOP)
+    guest.vcpu.set_signal_mask(signal.valid_signals())
+    kicker = threading.Timer(0.1, guest.vcpu.kick)
+    kicker.start()
+    assert isinstance(guest.vcpu.run(), Interrupted)
+
+
+def test_a_thread_that_has_left_the_guest_is_left_alone(guest, host):
+    guest.load(b"\xf4")
+    guest.vcpu.run()
+    assert not host._runner[guest.vcpu.fd]

@@ -1,10 +1,12 @@
 """MSR exits: each is answered exactly once, and completed when its owner wants it."""
 
+import signal
 import threading
+import time
 
 import pytest
 
-from kvmsr.abi import EventFlag, MsrExitReason, MsrFilterFlag
+from kvmsr.abi import EventFlag, MsrExitReason, MsrFilterFlag, ioctls
 from kvmsr.errors import ExitAnsweredError, ExitUnansweredError, UsageError
 from kvmsr.kvm import MsrFilterRange
 from kvmsr.kvm.exits import Interrupted, IoOut, Rdmsr, Wrmsr
@@ -241,3 +243,75 @@ def test_the_largest_filter_is_taken(guest):
     guest.vm.set_msr_filter(ranges, default_deny=True)
     guest.load(RDMSR + DONE, rcx=0x277)
     assert guest.vcpu.run().port == 0xE9
+
+
+@pytest.mark.parametrize("value", [1.5, "7", None])
+def test_what_is_no_number_is_no_answer(guest, value):
+    exit_ = stop_at_read(guest)
+    with pytest.raises(TypeError):
+        exit_.answer(value)
+    with pytest.raises(ExitUnansweredError):
+        guest.vcpu.run()
+    exit_.answer(5)
+    assert isinstance(guest.vcpu.run(), IoOut)
+
+
+class _Alarm(Exception):
+    pass
+
+
+def test_no_access_is_lost_to_a_signal_handler_that_raises(guest):
+    """A handler may raise between KVM_RUN and the line that reads its exit: 3,000 tries."""
+    guest.load(b"\x66\xff\xc3" + RDMSR + b"\x66\x39\xd8\x74\xf6" + b"\xe6\xee", rcx=MSR)
+    vcpu, alarms, wanted = guest.vcpu, 0, 0
+
+    def strike(*_):
+        raise _Alarm
+
+    former = signal.signal(signal.SIGALRM, strike)
+    deadline = time.monotonic() + 60
+    try:
+        while alarms < 3000 and time.monotonic() < deadline:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 20e-6 + alarms % 97 * 1e-6)
+                while True:
+                    exit_ = vcpu.unanswered or vcpu.run()
+                    if isinstance(exit_, Interrupted):
+                        continue
+                    assert isinstance(exit_, Rdmsr), f"the guest read 0 after {wanted} reads"
+                    wanted = guest.vcpu.get_regs().rbx & 0xFFFFFFFF
+                    exit_.answer(wanted)
+            except _Alarm:
+                alarms += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+    assert wanted > 100
+
+
+def test_an_exit_that_was_not_read_comes_again(guest):
+    guest.load(RDMSR + DONE, rcx=MSR)
+    guest.vcpu._ioctl(guest.vcpu.fd, ioctls.KVM_RUN)  # as if an exception had come here
+    exit_ = guest.vcpu.run()
+    assert isinstance(exit_, Rdmsr)
+    with pytest.raises(ExitUnansweredError):
+        guest.vcpu.complete_pending()
+    exit_.answer(0x77)
+    assert isinstance(guest.vcpu.run(), IoOut)
+    assert guest.vcpu.get_regs().rax == 0x77
+
+
+def test_a_closed_vcpu_says_so(guest):
+    guest.vcpu.close()
+    for use in (
+        guest.vcpu.run,
+        guest.vcpu.complete_pending,
+        guest.vcpu.get_regs,
+        lambda: guest.vcpu.sync_regs,
+        lambda: guest.vcpu.valid_regs,
+        lambda: setattr(guest.vcpu, "cr8", 1),
+    ):
+        with pytest.raises(UsageError, match="closed"):
+            use()
+    guest.vcpu.kick()
+    guest.vcpu.close()

@@ -10,6 +10,7 @@ from kvmsr.kvm.exits import (
     Hlt,
     IoIn,
     IoOut,
+    IrqWindowOpen,
     MmioRead,
     MmioWrite,
     Other,
@@ -258,3 +259,35 @@ def test_a_closed_handle_is_refused(kvm):
     with pytest.raises(UsageError, match="this Vcpu is closed"):
         guest.vcpu.get_regs()
     guest.vcpu.close()  # again is harmless
+
+
+@pytest.mark.parametrize("index, value", [(1 << 32 | 0x174, 5), (-1, 5), (0x174, 1 << 64)])
+def test_msrs_out_of_range_are_refused(guest, index, value):
+    guest.vcpu.set_msrs({0x174: 1})
+    with pytest.raises(UsageError, match="32 bits"):
+        guest.vcpu.set_msrs([(0x174, 2), (index, value)])
+    assert guest.vcpu.get_msrs([0x174]) == {0x174: 1}
+    if value == 5:
+        with pytest.raises(UsageError):
+            guest.vcpu.get_msrs([index])
+
+
+def test_misspelt_registers_are_refused():
+    with pytest.raises(AttributeError):
+        cpu.Regs(rpi=5)
+    with pytest.raises(AttributeError):
+        cpu.Regs().rxa = 5
+
+
+def test_a_capability_argument_of_more_than_64_bits_is_refused(guest):
+    with pytest.raises(UsageError, match="64 bits"):
+        guest.vm.enable_cap(188, 1 << 64)
+
+
+def test_an_interrupt_window(guest):
+    guest.load(b"\x90\xfb\x90\xeb\xfe")  # nop; sti; nop; jmp .
+    guest.vcpu.request_interrupt_window = True
+    assert isinstance(guest.vcpu.run(), IrqWindowOpen)
+    assert guest.vcpu.if_flag
+    assert guest.vcpu.ready_for_interrupt_injection
+    assert guest.vcpu.cr8 == 0

@@ -2,6 +2,7 @@
 
 import os
 import select
+from pathlib import Path
 
 import pytest
 
@@ -133,3 +134,26 @@ def test_memory_outlives_its_handle_but_not_its_end(kvm):
     guest.close()
     with pytest.raises(ValueError, match="released"):
         guest.memory.view[0]
+
+
+def test_closed_memory_stays_as_long_as_a_guest_has_it(guest):
+    """Else whatever is mapped there next would be the guest's to write."""
+    address = guest.memory.address
+    guest.load(b"\xa2\x00\x30\xf4", rax=0x5A)  # mov %al, 0x3000; hlt
+    guest.memory.close()
+    with pytest.raises(UsageError):
+        _ = guest.memory.address
+    assert f"{address:x}-" in Path("/proc/self/maps").read_text()
+    assert isinstance(guest.vcpu.run(), Hlt)
+    assert guest.vm.memory_at(0x3000, 1)[0] == 0x5A
+    guest.vm.close()
+    assert f"{address:x}-" in Path("/proc/self/maps").read_text()  # the vCPU lives
+    guest.vcpu.close()
+    assert f"{address:x}-" not in Path("/proc/self/maps").read_text()
+
+
+def test_memory_is_a_context():
+    with Memory(4096) as memory:
+        memory.view[0] = 1
+    with pytest.raises(ValueError, match="released"):
+        memory.view[0] = 2

@@ -162,6 +162,21 @@ def test_loop_back_and_the_fifo():
     assert not line[LSR] & 1
 
 
+@pytest.mark.parametrize("fcr, room", [(0x00, 1), (0x01, 16)])
+def test_looped_back_characters_overrun(fcr, room):
+    line = Line()
+    line[IIR] = fcr
+    line[MCR] = 0x10
+    for n in range(room):
+        line[RBR] = n
+        assert not line[LSR] & 2
+    line[RBR] = 0xFF
+    assert line[LSR] & 2
+    assert not line[LSR] & 2  # reading it cleared it
+    assert [line[RBR] for _ in range(room)] == list(range(room))
+    assert not line[LSR] & 1
+
+
 def test_divisor_and_scratch():
     line = Line()
     line[LCR] = 0x80

@@ -67,7 +67,7 @@ def agrees(lines, result):
         assert row.count == 1
         outcomes = row.as_dict()["outcomes"]
         wanted = "fault" if match[4] else "value" if op == "read" else "done"
-        assert outcomes == {"value": 0, "done": 0, "fault": 0} | {wanted: 1}
+        assert outcomes == {"value": 0, "done": 0, "fault": 0, "stop": 0} | {wanted: 1}
         if match[3]:
             assert row.last_value == int(match[3], 16)
         else:
@@ -168,6 +168,16 @@ def test_an_msr_that_this_kvm_turns_out_to_know_is_taken_from_it(monkeypatch):
     result, lines = run_list("277", Policy([Rule(0x277, read=5)]))
     assert lines == ["rdmsr 0x00000277 = 0x0000000000000005"]
     assert rows(result)[0x277, "read"].reason == "filter"
+
+
+def test_of_too_many_msrs_to_ask_about_the_likely_ones_come_first(monkeypatch):
+    monkeypatch.setattr("kvmsr.machine.machine.KernelFacts", lambda **kw: KernelFacts((), **kw))
+    monkeypatch.setattr("kvmsr.machine.machine._MAX_ASKED", 100)
+    policy = Policy([Rule("0xC0000000-0xC0001FFF", read=5), Rule(0x277, read=6)])
+    with Machine(memory=64 << 20, policy=policy) as machine:
+        known = {r.first for r in machine.plan.kernel.handled}
+        assert {0x277, 0xC0000081} <= known  # alone in its rule; listed
+        assert any("not handling them" in note for note in machine.plan.warnings)
 
 
 def test_on_a_host_that_swallows_unknown_msrs_the_policy_still_decides():
@@ -280,6 +290,17 @@ def test_but_not_one_that_waits_for_an_interrupt(tmp_path):
     result, _ = run_code(tmp_path, code.ljust(0x100, b"\x90") + handler)
     assert (result.end.kind, result.exit_status) == (EndKind.DEBUG_EXIT, 1)
     assert result.wall_s > 0.2
+
+
+def test_nor_one_that_waits_for_an_nmi(tmp_path):
+    image = tmp_path / "guest.bin"
+    image.write_bytes(b"\xfa\xf4\xeb\xfd")  # cli; hlt; jmp
+    with Machine(memory=64 << 20) as machine:
+        machine.load(Boot(image, mode=16))
+        lapic = machine.vcpus[0].get_lapic()
+        lapic.regs[0x350:0x354] = list((0x400).to_bytes(4, "little"))  # LINT0 is an NMI
+        machine.vcpus[0].set_lapic(lapic)
+        assert machine.run(timeout=1).end.kind is EndKind.TIMEOUT
 
 
 def test_a_timeout_ends_the_run(tmp_path):
@@ -442,6 +463,26 @@ def test_machines_leave_nothing_behind():
     gc.collect()
     assert files() == count
     assert threading.active_count() == threads
+
+
+def test_a_handler_at_work_keeps_its_machine(monkeypatch):
+    monkeypatch.setattr("kvmsr.machine.machine._GRACE", 0.3)
+    let_go = threading.Event()
+
+    def slow(access):
+        let_go.wait(30)
+        return 1
+
+    machine = Machine(memory=64 << 20, policy=Policy([Rule(0x35, read=slow)]))
+    machine.load(Boot(GUESTS / "list.elf", "35"))
+    result = machine.run(timeout=0.5)
+    assert any("did not come back" in note for note in result.notes)
+    machine.close()
+    assert machine.vcpus[0].fd >= 0  # its thread is to come back to it
+    let_go.set()
+    machine._threads[0].join(10)
+    machine.close()
+    assert machine.vcpus[0].fd < 0
 
 
 def test_closing_ends_a_run_that_goes_on(tmp_path):

@@ -89,6 +89,13 @@ def test_each_vcpu_has_its_apic_id_and_the_same_topology():
     assert not guest_cpuid(SUPPORTED, 0, 1).find(1).ecx >> 24 & 1
 
 
+def test_the_topology_is_whole_where_kvm_gives_one_level():
+    one_level = SUPPORTED.replace(lambda e: None if e.function == 0xB and e.index else e)
+    assert guest_cpuid(one_level, 1, 3) == guest_cpuid(SUPPORTED, 1, 3)
+    none = SUPPORTED.replace(lambda e: None if e.function == 0xB else e)
+    assert guest_cpuid(none, 1, 3).find(0xB) is None
+
+
 def test_features_are_hidden():
     hidden = find_features(["-x2apic", "-smep", "-tsc-deadline", "-avx_vnni"])
     table = guest_cpuid(SUPPORTED, 0, 1, hidden, tsc_deadline=True)

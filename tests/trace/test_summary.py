@@ -35,12 +35,12 @@ def test_rows_are_as_the_contract_says():
         "count": 3,
         "reason": "unknown",
         "rule": "defaults.unknown",
-        "outcomes": {"value": 3, "done": 0, "fault": 0},
+        "outcomes": {"value": 3, "done": 0, "fault": 0, "stop": 0},
         "first_value": "0x20004",
         "last_value": "0x2",
         "first_rip": "0xffffffff81001234",
     }
-    assert second["outcomes"] == {"value": 0, "done": 1, "fault": 1}
+    assert second["outcomes"] == {"value": 0, "done": 1, "fault": 1, "stop": 0}
     assert (second["first_value"], second["last_value"]) == ("0x7", "0x8")
     assert third["name"] == ""
     assert third["first_value"] is None

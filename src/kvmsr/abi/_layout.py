@@ -50,6 +50,8 @@ def _items(value: Any) -> Any:
 class _Readable:
     """Equality and a repr by fields, and a copy; shared by structures and unions."""
 
+    __slots__ = ()
+
     _fields_: ClassVar[Any]
 
     def __repr__(self) -> str:
@@ -74,11 +76,15 @@ class _Readable:
 class Layout(_Readable, ctypes.Structure):
     """A C structure; ``C_NAME`` is its name in the kernel's headers."""
 
+    __slots__ = ()
+
     C_NAME: ClassVar[str]
 
 
 class Overlay(_Readable, ctypes.Union):
     """A C union."""
+
+    __slots__ = ()
 
     C_NAME: ClassVar[str]
 
@@ -96,9 +102,12 @@ def layout(c_name: str) -> Callable[[_T], _T]:
         for name, hint in inspect.get_annotations(cls, eval_str=True).items():
             metadata = getattr(hint, "__metadata__", None)  # Annotated[int, ctypes.c_uint8]
             fields.append((name, metadata[0] if metadata else hint))
-        cls._fields_ = fields
-        cls.C_NAME = c_name  # type: ignore[union-attr]
-        return cls
+        # Made anew, because only a class born with __slots__ refuses a misspelt field: Regs(rpi=5).
+        body = {name: getattr(cls, name) for name in ("__doc__", "__module__", "__qualname__")}
+        body |= {"__slots__": (), "_fields_": fields, "C_NAME": c_name}
+        metaclass: Any = type(cls)
+        made: _T = metaclass(cls.__name__, cls.__bases__, body)
+        return made
 
     return complete
 
@@ -107,7 +116,11 @@ def layout(c_name: str) -> Callable[[_T], _T]:
 def _flexible_type(
     header: type[Layout], array: str, item: Any, count: int
 ) -> type[ctypes.Structure]:
-    return type(f"{header.__name__}_{count}", (header,), {"_fields_": [(array, item * count)]})
+    return type(
+        f"{header.__name__}_{count}",
+        (header,),
+        {"_fields_": [(array, item * count)], "__slots__": ()},
+    )
 
 
 class Word(ctypes.c_uint64):

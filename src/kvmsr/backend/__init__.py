@@ -6,12 +6,13 @@ Backends
 Who executes guests. ``kvm`` is the host's /dev/kvm.
 """
 
+from kvmsr.backend._kick import kick_signal
 from kvmsr.backend.host import HostBackend
 from kvmsr.backend.memory import Memory
 from kvmsr.backend.protocol import Backend
 from kvmsr.errors import UsageError
 
-__all__ = ("Backend", "HostBackend", "Memory", "open")
+__all__ = ("Backend", "HostBackend", "Memory", "kick_signal", "open")
 
 NAMES = ("auto", "kvm")
 

@@ -12,7 +12,9 @@ action is in force would end the process. So a handler has to be there, and it h
 * It must never replace a handler of the application. So the signal is searched for, from the top
   of the real-time signals down (libraries that take one, take it from the bottom), and the first
   with its default action is taken.
-* SA_RESTART is left out, though KVM_RUN does not care.
+* SA_RESTART is set: KVM_RUN does not care, and a kick that comes a moment too late must not make
+  some other system call of the thread fail.
+* The thread must not block it, so each thread unblocks it before it first enters a guest.
 
 The signal by itself would lose against a thread that is about to enter KVM_RUN. ``immediate_exit``
 closes that gap: it is set first, KVM_RUN looks at it on entry, and only then the signal is sent.
@@ -30,6 +32,7 @@ from kvmsr.errors import BackendError
 __all__ = ("interrupt_thread", "kick_signal")
 
 _SIG_DFL = 0
+_SA_RESTART = 0x10000000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.sigaction.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
@@ -57,7 +60,7 @@ def kick_signal() -> int:
         old = _Sigaction()
         if _libc.sigaction(number, None, ctypes.addressof(old)) != 0 or old.sa_handler != _SIG_DFL:
             continue
-        new = _Sigaction(sa_handler=harmless)
+        new = _Sigaction(sa_handler=harmless, sa_flags=_SA_RESTART)
         if _libc.sigaction(number, ctypes.addressof(new), None) == 0:
             return number
     raise BackendError(

@@ -10,13 +10,14 @@ import ctypes
 import errno
 import mmap
 import os
+import signal
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from kvmsr.abi import ioctls
 from kvmsr.abi.run import IMMEDIATE_EXIT_OFFSET
-from kvmsr.backend._kick import interrupt_thread
+from kvmsr.backend._kick import interrupt_thread, kick_signal
 from kvmsr.errors import BackendError, UsageError
 
 if TYPE_CHECKING:
@@ -38,10 +39,11 @@ _run = ctypes.CDLL(None, use_errno=True).ioctl
 
 
 class _Self(threading.local):
-    """The kernel's number of the running thread, asked for once a thread."""
+    """The kernel's number of the running thread, asked for once a thread; it can be kicked."""
 
     def __init__(self) -> None:
         self.thread_id = threading.get_native_id()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {kick_signal()})
 
 
 class HostBackend:
@@ -56,7 +58,7 @@ class HostBackend:
     def __init__(self, device: str | Path = "/dev/kvm") -> None:
         self._device = Path(device)
         self._self = _Self()
-        self._runner: dict[int, int] = {}  # vCPU fd → thread that last entered KVM_RUN
+        self._runner: dict[int, int] = {}  # vCPU fd → thread that is in KVM_RUN, or 0
         self._pages: dict[int, mmap.mmap] = {}
 
     def open(self) -> int:
@@ -75,6 +77,7 @@ class HostBackend:
         if request == _KVM_RUN:
             self._runner[fd] = self._self.thread_id
             result: int = _run(fd, _KVM_RUN, 0)
+            self._runner[fd] = 0
         else:
             if not isinstance(arg, int):
                 arg = ctypes.addressof(ctypes.c_char.from_buffer(arg))
@@ -92,7 +95,7 @@ class HostBackend:
         return page
 
     def close(self, fd: int) -> None:
-        """Close a handle; a vCPU's mapping goes when its last user lets go of it."""
+        """Close a handle, once; a vCPU's mapping goes when its last user lets go of it."""
         self._pages.pop(fd, None)
         self._runner.pop(fd, None)
         try:
@@ -108,7 +111,7 @@ class HostBackend:
             raise UsageError(f"cannot kick fd {fd}: it is no vCPU that this backend has mapped")
         page[IMMEDIATE_EXIT_OFFSET] = 1
         thread_id = self._runner.get(fd)
-        if thread_id is not None:
+        if thread_id:
             interrupt_thread(thread_id)
 
 

@@ -8,9 +8,9 @@ Anonymous memory at a fixed address of this process, to be given to a guest.
 
 import ctypes
 import mmap
-from typing import Any
+from typing import Self
 
-from kvmsr.errors import GuestMemoryError
+from kvmsr.errors import GuestMemoryError, UsageError
 
 __all__ = ("Memory",)
 
@@ -19,8 +19,10 @@ class Memory:
     """
     Zeroed memory of *size* bytes, a whole number of 4 KiB pages, taken from the host on first use.
 
+    It goes back to the host once it is closed and no guest has it any more: a slot of a
+    :class:`~kvmsr.kvm.Vm` holds it too.
+
     :ivar view: its bytes, writable.
-    :ivar address: where it lies in this process; stays until :meth:`close`.
     :raises GuestMemoryError: if the host does not have it.
     """
 
@@ -31,27 +33,38 @@ class Memory:
                 f" {mmap.PAGESIZE}-byte pages"
             )
         try:
-            self._mmap = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except (OSError, OverflowError, ValueError) as error:
             raise GuestMemoryError(
                 f"the host does not give {size >> 20} MiB of guest memory ({error}); ask for less"
             ) from None
-        self.view = memoryview(self._mmap)
-        self._pin: Any = ctypes.c_char.from_buffer(self._mmap)
-        self.address = ctypes.addressof(self._pin)
+        # Each view keeps the mapping; it is unmapped with the last of them.
+        self.view = memoryview(mapping)
+        self._size = size
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+        self._closed = False
+
+    @property
+    def address(self) -> int:
+        """
+        Where it lies in this process.
+
+        :raises UsageError: if it is closed.
+        """
+        if self._closed:
+            raise UsageError("this memory is closed")
+        return self._address
 
     def __len__(self) -> int:
-        return len(self._mmap)
+        return self._size
 
     def close(self) -> None:
-        """
-        Give the memory back; no guest may use it any more.
+        """Let go of the memory; again is harmless."""
+        self._closed = True
+        self.view.release()
 
-        Where somebody still holds a part of :attr:`view`, it goes with that.
-        """
-        self._pin = None
-        try:
-            self.view.release()
-            self._mmap.close()
-        except BufferError:
-            pass
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

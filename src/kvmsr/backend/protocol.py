@@ -45,7 +45,7 @@ class Backend(Protocol):
         """Map the first *length* bytes of vCPU *fd*: the kvm_run page and what follows it."""
 
     def close(self, fd: int) -> None:
-        """Close *fd*. Closing it again is harmless."""
+        """Close *fd*, once: another handle may have the number soon."""
 
     def kick(self, fd: int) -> None:
         """

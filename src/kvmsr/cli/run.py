@@ -21,8 +21,9 @@ import click
 from kvmsr import backend as backends
 from kvmsr.cli._console import guest_input, guest_output
 from kvmsr.cli._progress import progress
-from kvmsr.errors import UsageError
+from kvmsr.errors import GuestMemoryError, UsageError
 from kvmsr.machine import Boot, Machine, RunResult, find_features
+from kvmsr.machine.layout import Layout
 from kvmsr.policy import Policy, load_policy
 
 __all__ = ("command", "run_guest")
@@ -34,7 +35,12 @@ def _size(ctx: click.Context, param: click.Parameter, value: str) -> int:
     match = re.fullmatch(r"(\d+)([kmgt]?)(?:i?b)?", value.strip().lower())
     if not match:
         raise click.BadParameter(f"{value!r} is no amount of memory: write 256M or 2G")
-    return int(match[1]) * _UNITS[match[2]]
+    size = int(match[1]) * _UNITS[match[2]]
+    try:
+        Layout.of(size)
+    except GuestMemoryError as error:
+        raise click.BadParameter(str(error)) from None
+    return size
 
 
 _PATH = click.Path(path_type=Path)

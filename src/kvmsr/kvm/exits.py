@@ -6,6 +6,8 @@ Exits
 What :meth:`kvmsr.kvm.Vcpu.run` returns: one class an exit. Those that the guest waits for are
 answered in place; an MSR exit must be, exactly once, before the vCPU runs on, because KVM has
 already written "no error, value 0" where the answer belongs, and would take silence for that.
+
+The *data* of port and memory exits are views of the kvm_run page: they hold until the vCPU runs on.
 """
 
 from collections.abc import Callable
@@ -69,8 +71,8 @@ class MsrExit:
         vcpu = self._vcpu
         if vcpu._unanswered is not self:
             self._refuse()
-        vcpu._unanswered = None
         vcpu._msr.error = 1
+        vcpu._unanswered = None
 
     def _refuse(self) -> NoReturn:
         raise ExitAnsweredError(
@@ -98,8 +100,8 @@ class Rdmsr(MsrExit):
         vcpu = self._vcpu
         if vcpu._unanswered is not self:
             self._refuse()
+        vcpu._msr.data = value  # before it counts: it may be no number
         vcpu._unanswered = None
-        vcpu._msr.data = value
 
     def __repr__(self) -> str:
         return f"Rdmsr(index={self.index:#x}, reason={self.reason.name})"
@@ -290,10 +292,11 @@ def rdmsr(vcpu: "Vcpu") -> Rdmsr:
     """Read a KVM_EXIT_X86_RDMSR off the page."""
     msr = vcpu._msr
     # Not by the class's constructor: this is on the way of every access, and half the price.
-    exit_ = vcpu._unanswered = _new(Rdmsr)
+    exit_ = _new(Rdmsr)
     exit_._vcpu = vcpu
     exit_.index = msr.index
     exit_.reason = _reason(msr.reason)
+    vcpu._unanswered = exit_
     return exit_
 
 
@@ -302,7 +305,8 @@ _new: Final[Callable[[type[Rdmsr]], Rdmsr]] = object.__new__
 
 def _wrmsr(vcpu: "Vcpu") -> Wrmsr:
     msr = vcpu._msr
-    exit_ = vcpu._unanswered = Wrmsr(vcpu, msr.index, _reason(msr.reason), msr.data)
+    exit_ = Wrmsr(vcpu, msr.index, _reason(msr.reason), msr.data)
+    vcpu._unanswered = exit_
     return exit_
 
 

@@ -73,6 +73,8 @@ class Handle:
             raise UsageError(f"{cap_name(cap)}: {len(args)} arguments, KVM_ENABLE_CAP takes 4")
         enable = vm.EnableCap(cap=cap, flags=flags)
         for position, value in enumerate(args):
+            if not 0 <= value < 1 << 64:
+                raise UsageError(f"{cap_name(cap)}: argument {value:#x} does not fit 64 bits")
             enable.args[position] = value
         self.ioctl(ioctls.KVM_ENABLE_CAP, enable, cap_name(cap))
 

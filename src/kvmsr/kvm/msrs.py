@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from kvmsr.abi import MAX_IO_MSRS, cpu, ioctls
-from kvmsr.errors import MsrListError
+from kvmsr.errors import MsrListError, UsageError
 from kvmsr.kvm.handle import Handle
 
 
@@ -22,6 +22,11 @@ def _chunks(pairs: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
 
 def _do(handle: Handle, request: int, pairs: list[tuple[int, int]]) -> list[int]:
     """Do *request* for all *pairs* of index and value, and return the values afterwards."""
+    for index, value in pairs:
+        if not (0 <= index < 1 << 32 and 0 <= value < 1 << 64):
+            raise UsageError(
+                f"MSR {index:#x} with value {value:#x}: an index has 32 bits and a value 64"
+            )
     values: list[int] = []
     for chunk in _chunks(pairs):
         table = cpu.msrs(len(chunk))
@@ -45,6 +50,7 @@ def get(handle: Handle, indices: Iterable[int]) -> dict[int, int]:
     Return the values of MSRs by index.
 
     :raises MsrListError: at the first that KVM refuses.
+    :raises UsageError: for a number that is no index; nothing is done then.
     """
     wanted = list(indices)
     values = _do(handle, ioctls.KVM_GET_MSRS, [(index, 0) for index in wanted])
@@ -56,5 +62,6 @@ def set_(handle: Handle, pairs: Iterable[tuple[int, int]]) -> None:
     Set MSRs, in order.
 
     :raises MsrListError: at the first that KVM refuses; those before it are set.
+    :raises UsageError: for a number out of range; nothing is set then.
     """
     _do(handle, ioctls.KVM_SET_MSRS, list(pairs))

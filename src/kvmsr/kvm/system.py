@@ -31,12 +31,16 @@ class Kvm(Handle):
     def __init__(self, backend: Backend | None = None) -> None:
         backend = backend or backends.open()
         super().__init__(backend, backend.open())
-        version = self.api_version()
-        if version != KVM_API_VERSION:
+        try:
+            version = self.api_version()
+            if version != KVM_API_VERSION:
+                raise BackendError(
+                    f"this KVM speaks version {version} of its API and kvmsr speaks"
+                    f" {KVM_API_VERSION}"
+                )
+        except BaseException:
             self.close()
-            raise BackendError(
-                f"this KVM speaks version {version} of its API and kvmsr speaks {KVM_API_VERSION}"
-            )
+            raise
 
     def api_version(self) -> int:
         """Return the API's version (KVM_GET_API_VERSION): 12 since 2007."""

@@ -10,6 +10,11 @@ accesses) the instruction is not finished: registers show the state before it, a
 first thing in the next KVM_RUN. What waits there is no part of what the other ioctls save, and it
 would be done on top of any state written meanwhile. So before saving, resetting or rewriting a
 vCPU, call :meth:`Vcpu.complete_pending`.
+
+*No exit is lost.* A signal handler may raise anywhere, also between KVM_RUN and the line that reads
+its exit. KVM has answered an MSR access "no error, value 0" by then, and would take the next
+KVM_RUN for consent. So ``exit_reason`` is 0 in the page unless it holds an exit that nobody has got
+yet, and :meth:`Vcpu.run` looks there first.
 """
 
 import errno
@@ -18,8 +23,9 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from kvmsr.abi import ExitReason, Mp, SyncReg, Word, buffer, cpu, ioctls, size_of
 from kvmsr.abi.run import Run
+from kvmsr.backend import kick_signal
 from kvmsr.backend.protocol import Backend
-from kvmsr.errors import ExitUnansweredError, IoctlError
+from kvmsr.errors import ExitUnansweredError, IoctlError, UsageError
 from kvmsr.kvm import cpuid, exits, msrs, stats
 from kvmsr.kvm.handle import Handle, read_stats
 
@@ -30,9 +36,24 @@ __all__ = ("Vcpu",)
 
 _KVM_RUN: Final = ioctls.KVM_RUN
 _RDMSR: Final = int(ExitReason.X86_RDMSR)
+_NO_EXIT: Final = (0, int(ExitReason.INTR))
+_REASON: Final = Run.exit_reason.offset // 4  # type: ignore[attr-defined]
 _rdmsr: Final = exits.rdmsr
 _read: Final = exits.read
 _INTERRUPTED: Final = exits.Interrupted()
+
+
+class _Closed:
+    """Stands where the kvm_run page was: whoever touches it is told."""
+
+    def __init__(self, what: str) -> None:
+        object.__setattr__(self, "_what", what)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise UsageError(self._what)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise UsageError(self._what)
 
 
 class Vcpu(Handle):
@@ -45,23 +66,35 @@ class Vcpu(Handle):
     """
 
     def __init__(
-        self, backend: Backend, fd: int, vcpu_id: int, mmap_size: int, xsave_size: int = 0
+        self,
+        backend: Backend,
+        fd: int,
+        vcpu_id: int,
+        mmap_size: int,
+        xsave_size: int = 0,
+        keep: object = None,
     ) -> None:
         super().__init__(backend, fd)
         self.id = vcpu_id
         self._xsave_size = xsave_size
+        self._keep = keep  # KVM's VM lives as long as its vCPUs, and so must its memory
         mapping = backend.mmap(fd, mmap_size)
         self._bytes = memoryview(mapping)
+        self._words = self._bytes.cast("B").cast("I")  # faster than through the structure
         self._page: Any = Run.from_buffer(mapping)
         self._msr: Any = self._page.exit.msr  # a view, kept because it is on the hot path
         self._unanswered: MsrExit | None = None
         self._kicked = False
+        self._completing = False
         self._ioctl = backend.ioctl
 
     def close(self) -> None:
         """Close the vCPU; an access that waits for an answer is lost."""
-        self._unanswered = None
-        self._page = self._msr = None
+        if self.fd < 0:
+            return
+        self._unanswered = self._keep = None
+        self._page = self._msr = _Closed(f"vCPU {self.id} is closed")
+        self._words.release()
         self._bytes.release()
         super().close()
 
@@ -74,31 +107,49 @@ class Vcpu(Handle):
         :raises ExitUnansweredError: if the last MSR exit has no answer yet.
         :raises IoctlError: if KVM refuses to run the vCPU.
         """
-        if self._unanswered is not None:
+        if self._unanswered is not None or self.fd < 0:
             self._refuse()
-        try:
-            self._ioctl(self.fd, _KVM_RUN)
-        except OSError as error:
-            self._insist_on_interruption(error)
+        words = self._words
+        if words[_REASON] in _NO_EXIT:
+            words[_REASON] = 0
+            try:
+                self._ioctl(self.fd, _KVM_RUN)
+            except OSError as error:
+                return self._interrupted(error)
+        exit_ = _rdmsr(self) if words[_REASON] == _RDMSR else _read(self)
+        words[_REASON] = 0
+        return exit_
+
+    def _interrupted(self, error: OSError) -> exits.Interrupted:
+        """KVM_RUN failed: see whether a signal or a kick is why."""
+        interrupted = error.errno in (errno.EINTR, errno.EAGAIN)
+        if self._words[_REASON] not in _NO_EXIT:
+            if interrupted or error.errno is None:
+                raise error  # a signal handler's: KVM_RUN itself went well
+            self._words[_REASON] = 0
+        # EAGAIN: INIT or SIPI has woken a vCPU that waited for it.
+        if not interrupted:
+            raise IoctlError("KVM_RUN", error.errno or 0, f"vCPU {self.id}") from None
+        if not self._completing:
             # A kick that comes between these two lines is not lost: this return is its effect.
             self._kicked = False
             self._page.immediate_exit = 0
-            return _INTERRUPTED
-        if self._page.exit_reason == _RDMSR:
-            return _rdmsr(self)
-        return _read(self)
+        return _INTERRUPTED
+
+    @property
+    def unanswered(self) -> "MsrExit | None":
+        """The MSR exit that has no answer yet, should an exception have come in its way."""
+        if self._unanswered is not None:
+            self._words[_REASON] = 0
+        return self._unanswered
 
     def _refuse(self) -> NoReturn:
+        if self.fd < 0:
+            raise UsageError(f"vCPU {self.id} is closed")
         raise ExitUnansweredError(
             f"vCPU {self.id}: {self._unanswered!r} has no answer yet; call answer(), done() or"
             " fault() on it first"
         )
-
-    def _insist_on_interruption(self, error: OSError) -> None:
-        # EAGAIN: INIT or SIPI has woken a vCPU that waited for it. In both cases exit_reason may
-        # be stale: with immediate_exit KVM does not write it.
-        if error.errno not in (errno.EINTR, errno.EAGAIN):
-            raise IoctlError("KVM_RUN", error.errno or 0, f"vCPU {self.id}") from None
 
     def kick(self) -> None:
         """
@@ -123,22 +174,19 @@ class Vcpu(Handle):
             :class:`~kvmsr.kvm.exits.Debug`, or the next part of a wide memory access.
         :raises ExitUnansweredError: if the last MSR exit has no answer yet.
         """
-        if self._unanswered is not None:
-            self._refuse()
         page = self._page
+        self._completing = True
         page.immediate_exit = 1
         try:
-            self.backend.ioctl(self.fd, _KVM_RUN)
-        except OSError as error:
-            self._insist_on_interruption(error)
-            return None
+            exit_ = self.run()
         finally:
             # The same byte carries kicks. One that came meanwhile is for the next run(); it sets
             # _kicked first, so looking after clearing misses none.
             page.immediate_exit = 0
             if self._kicked:
                 page.immediate_exit = 1
-        return exits.read(self)
+            self._completing = False
+        return None if isinstance(exit_, exits.Interrupted) else exit_
 
     # Registers
 
@@ -265,6 +313,36 @@ class Vcpu(Handle):
         regs: cpu.SyncRegs = self._page.s.regs
         return regs
 
+    # Interrupts through the kvm_run page, without an in-kernel irqchip
+
+    @property
+    def request_interrupt_window(self) -> bool:
+        """Whether :meth:`run` is to return IrqWindowOpen once the guest can take an interrupt."""
+        return bool(self._page.request_interrupt_window)
+
+    @request_interrupt_window.setter
+    def request_interrupt_window(self, wanted: bool) -> None:
+        self._page.request_interrupt_window = bool(wanted)
+
+    @property
+    def ready_for_interrupt_injection(self) -> bool:
+        """Whether :meth:`interrupt` would be taken at once, as of the last exit."""
+        return bool(self._page.ready_for_interrupt_injection)
+
+    @property
+    def if_flag(self) -> bool:
+        """The guest's RFLAGS.IF, as of the last exit."""
+        return bool(self._page.if_flag)
+
+    @property
+    def cr8(self) -> int:
+        """The guest's CR8, 0 to 15: read after an exit, and taken by the next :meth:`run`."""
+        return int(self._page.cr8)
+
+    @cr8.setter
+    def cr8(self, value: int) -> None:
+        self._page.cr8 = value
+
     # CPUID and MSRs
 
     def get_cpuid2(self) -> cpuid.CpuidTable:
@@ -340,13 +418,17 @@ class Vcpu(Handle):
         self.ioctl(ioctls.KVM_SET_GUEST_DEBUG, debug)
 
     def set_signal_mask(self, blocked: Iterable[int] | None) -> None:
-        """Set the signals that are blocked during KVM_RUN only; None: those blocked anyway."""
+        """
+        Set the signals that are blocked during KVM_RUN only (KVM_SET_SIGNAL_MASK).
+
+        :param blocked: the signals; the one that kicks use is left out. None: those blocked anyway.
+        """
         if blocked is None:
             self.ioctl(ioctls.KVM_SET_SIGNAL_MASK, 0)
             return
         mask = cpu.signal_mask()
         mask.len = 8
-        for number in blocked:
+        for number in set(blocked) - {kick_signal()}:
             mask.sigset[(number - 1) // 8] |= 1 << (number - 1) % 8
         self.ioctl(ioctls.KVM_SET_SIGNAL_MASK, mask)
 

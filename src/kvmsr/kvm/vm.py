@@ -61,7 +61,12 @@ class Vm(Handle):
     def __init__(self, backend: Backend, fd: int, vcpu_mmap_size: int) -> None:
         super().__init__(backend, fd)
         self._vcpu_mmap_size = vcpu_mmap_size
-        self._slots: dict[int, tuple[int, Memory]] = {}
+        self._slots: dict[int, tuple[int, memoryview]] = {}
+
+    def close(self) -> None:
+        """Close the VM; KVM ends it with the last of its vCPUs."""
+        self._slots = {}
+        super().close()
 
     def check_extension(self, cap: int) -> int:
         """Return what *cap* says for this VM; it may say more than on the system handle."""
@@ -70,7 +75,12 @@ class Vm(Handle):
     def create_vcpu(self, vcpu_id: int) -> Vcpu:
         """Create vCPU *vcpu_id* (KVM_CREATE_VCPU); the number is also its APIC ID."""
         fd = self.ioctl(ioctls.KVM_CREATE_VCPU, vcpu_id, f"vCPU {vcpu_id}")
-        return Vcpu(self.backend, fd, vcpu_id, self._vcpu_mmap_size, self._xsave_size())
+        try:
+            size = self._xsave_size()
+            return Vcpu(self.backend, fd, vcpu_id, self._vcpu_mmap_size, size, keep=self._slots)
+        except BaseException:
+            self.backend.close(fd)
+            raise
 
     def _xsave_size(self) -> int:
         return self.check_extension(Cap.XSAVE2)
@@ -83,7 +93,8 @@ class Vm(Handle):
         """
         Give the guest *memory* at *guest_phys_addr*, or take slot *slot* away (None).
 
-        The memory stays referenced by this handle as long as the slot exists.
+        KVM maps the memory into the guest without asking this process again: it stays there, closed
+        or not, until the slot is taken away, or this handle and its vCPUs are closed.
         """
         region = vm.UserspaceMemoryRegion(
             slot=slot,
@@ -100,7 +111,7 @@ class Vm(Handle):
         if memory is None:
             self._slots.pop(slot, None)
         else:
-            self._slots[slot] = (guest_phys_addr, memory)
+            self._slots[slot] = (guest_phys_addr, memory.view[:])
 
     def memory_at(self, address: int, length: int) -> memoryview:
         """
@@ -111,7 +122,7 @@ class Vm(Handle):
         for base, memory in self._slots.values():
             offset = address - base
             if offset >= 0 and offset + length <= len(memory):
-                return memory.view[offset : offset + length]
+                return memory[offset : offset + length]
         raise UsageError(f"no memory slot holds {length:#x} bytes at {address:#x}")
 
     def get_dirty_log(self, slot: int) -> bytes:

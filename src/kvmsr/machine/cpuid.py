@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib import resources
 
+from kvmsr.abi import CPUID_FLAG_SIGNIFCANT_INDEX
 from kvmsr.errors import UsageError
 from kvmsr.kvm import CpuidEntry, CpuidTable
 
@@ -21,6 +22,7 @@ __all__ = ("Feature", "features", "find_features", "guest_cpuid")
 
 _TSC_DEADLINE = 1 << 24
 _SMT, _CORE = 1, 2
+_TOPOLOGY = (0xB, 0x1F)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +99,6 @@ def guest_cpuid(
             many = 1 << 28  # HTT: the count of logical processors is valid
             edx = entry.edx | many if cpus > 1 else entry.edx & ~many
             entry = replace(entry, ebx=ebx, ecx=ecx, edx=edx)
-        elif entry.function in (0xB, 0x1F):
-            entry = _topology(entry, vcpu_id, cpus, shift)
         elif entry.function == 0x80000008:
             entry = replace(entry, ecx=(shift << 12) | (cpus - 1) & 0xFF)
         elif entry.function == 0x8000001E:
@@ -107,17 +107,24 @@ def guest_cpuid(
             entry = _without(entry, feature)
         return entry
 
-    return supported.replace(change)
+    # KVM's topology leaves are the host's, and some give only their first level.
+    ours = [
+        CpuidEntry(function, index, CPUID_FLAG_SIGNIFCANT_INDEX, *_level(index, cpus), vcpu_id)
+        for function in _TOPOLOGY
+        if supported.find(function) is not None
+        for index in range(3)
+    ]
+    rest = [change(entry) for entry in supported if entry.function not in _TOPOLOGY]
+    return CpuidTable(sorted((*rest, *ours), key=lambda entry: (entry.function, entry.index)))
 
 
-def _topology(entry: CpuidEntry, vcpu_id: int, cpus: int, shift: int) -> CpuidEntry:
-    if entry.index == 0:
-        eax, ebx, kind = 0, 1, _SMT
-    elif entry.index == 1:
-        eax, ebx, kind = shift, cpus, _CORE
-    else:
-        eax = ebx = kind = 0
-    return replace(entry, eax=eax, ebx=ebx, ecx=kind << 8 | entry.index, edx=vcpu_id)
+def _level(index: int, cpus: int) -> tuple[int, int, int]:
+    """Return EAX, EBX and ECX of a topology level: thread, core, none (SDM, CPUID leaf 0xB)."""
+    if index == 0:
+        return 0, 1, _SMT << 8
+    if index == 1:
+        return (cpus - 1).bit_length(), cpus, _CORE << 8 | 1
+    return 0, 0, index
 
 
 def _without(entry: CpuidEntry, feature: Feature) -> CpuidEntry:

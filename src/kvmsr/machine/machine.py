@@ -9,6 +9,7 @@ A virtual machine of our own: memory, vCPUs, board, and a dispatcher that decide
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import islice
 from typing import Final, Self
 
@@ -17,7 +18,7 @@ from kvmsr.backend import Backend, Memory
 from kvmsr.dispatch import Dispatcher
 from kvmsr.errors import HostError, MsrListError, UsageError
 from kvmsr.kvm import Kvm, MsrFilterRange, Vcpu
-from kvmsr.machine import acpi, host
+from kvmsr.machine import acpi
 from kvmsr.machine.board import Board, BoardEvents
 from kvmsr.machine.cpuid import Feature, guest_cpuid
 from kvmsr.machine.cpustate import apply_start
@@ -38,6 +39,9 @@ _MTRR_DEF_TYPE: Final = 0x2FF
 _MTRR_ENABLED_WRITE_BACK: Final = 1 << 11 | 6
 _MAX_ASKED: Final = 16_384
 """How many MSRs KVM is asked about before a policy is installed; a few microseconds each."""
+
+_UNKNOWN_MSR: Final = 0x474F4F00
+"""No KVM handles it: a host that can read it all the same has ``kvm.ignore_msrs`` on."""
 
 _SHORTEST_WATCH: Final = 0.02
 _LONGEST_WATCH: Final = 0.5
@@ -65,7 +69,7 @@ class Machine:
     :param cpus: how many vCPUs, at least 1.
     :param policy: what to do at MSR accesses; by default each one faults and is told.
     :param ignore_msrs: whether the host swallows accesses to MSRs that KVM does not know; by
-        default it is asked.
+        default it is tried out.
     :param hidden: CPUID features that the guest does not see.
     :param output: takes what the guest sends on its serial line.
     :param debug_output: takes what it writes to the debug console; by default *output*.
@@ -98,8 +102,6 @@ class Machine:
         self._threads: list[VcpuThread] = []
         self.kvm = Kvm(backend)
         try:
-            if ignore_msrs is None:
-                ignore_msrs = self.kvm.backend.name == "kvm" and bool(host.ignore_msrs())
             self._build(cpus, policy or Policy(), ignore_msrs, list(hidden))
             events = BoardEvents(
                 output,
@@ -115,7 +117,9 @@ class Machine:
 
     # Building
 
-    def _build(self, cpus: int, policy: Policy, ignore_msrs: bool, hidden: list[Feature]) -> None:
+    def _build(
+        self, cpus: int, policy: Policy, ignore_msrs: bool | None, hidden: list[Feature]
+    ) -> None:
         kvm = self.kvm
         kvm.require(
             Cap.USER_MEMORY, Cap.IRQCHIP, Cap.PIT2, Cap.IMMEDIATE_EXIT, Cap.X86_USER_SPACE_MSR,
@@ -140,7 +144,11 @@ class Machine:
         for vcpu in self.vcpus:
             vcpu.set_cpuid2(guest_cpuid(supported, vcpu.id, cpus, hidden, tsc_deadline=deadline))
             vcpu.setup_mce(mcg_cap)
-        self.plan = _fitting_plan(policy, KernelFacts(ignore_msrs=ignore_msrs), self.vcpus[0])
+        if ignore_msrs is None:
+            ignore_msrs = _answers(self.vcpus[0], _UNKNOWN_MSR)
+        facts = KernelFacts(ignore_msrs=ignore_msrs)
+        listed = {*kvm.get_msr_index_list(), *kvm.get_msr_feature_index_list()}
+        self.plan = _fitting_plan(policy, facts, self.vcpus[0], listed)
         self.dispatcher = Dispatcher(self.plan)
         self._install(self.plan)
         self._threads = [VcpuThread(self, vcpu) for vcpu in self.vcpus]
@@ -298,11 +306,17 @@ class Machine:
     # The end
 
     def close(self) -> None:
-        """Give everything back to the host; again is harmless."""
-        if any(thread.is_alive() for thread in self._threads):
+        """
+        Give everything back to the host; again is harmless.
+
+        A vCPU whose handler is still at work keeps the machine until a later call.
+        """
+        if self._alive():
             if self._end is None:
                 self.end(End(EndKind.STOP, INTERRUPTED, "closed"))
             self._join()
+            if self._alive():
+                return
         for vcpu in getattr(self, "vcpus", ()):
             vcpu.close()
         if hasattr(self, "vm"):
@@ -311,6 +325,9 @@ class Machine:
         for memory in self._memories:
             memory.close()
         self._memories = []
+
+    def _alive(self) -> bool:
+        return any(thread.is_alive() for thread in self._threads)
 
     def __enter__(self) -> Self:
         return self
@@ -344,17 +361,29 @@ def _filter_range(given: FilterRange) -> MsrFilterRange:
     return MsrFilterRange(given.base, given.count, flags, given.bitmap)
 
 
-def _fitting_plan(policy: Policy, facts: KernelFacts, vcpu: Vcpu) -> Plan:
+def _fitting_plan(policy: Policy, facts: KernelFacts, vcpu: Vcpu, listed: set[int]) -> Plan:
     """
     Return the plan for *policy* on this very KVM.
 
     A plan saves filter ranges where no KVM is known to handle an MSR. This KVM may be newer than
-    that knowledge, so it is asked: an MSR that the host can read is one that KVM handles.
+    that knowledge, so it is asked: an MSR that the host can read is one that KVM handles. First
+    come those that it lists, then the narrow rules, for somebody has thought of these MSRs.
     """
     plan = compile_policy(policy, facts)
-    relied_on = (index for first, last in plan.relied_on() for index in range(first, last + 1))
-    surprises = [index for index in islice(relied_on, _MAX_ASKED) if _answers(vcpu, index)]
-    return compile_policy(policy, facts.knowing(surprises)) if surprises else plan
+    spans = sorted(plan.relied_on(), key=lambda span: span[1] - span[0])
+    likely = [n for n in sorted(listed) if any(first <= n <= last for first, last in spans)]
+    others = (n for first, last in spans for n in range(first, last + 1) if n not in listed)
+    asked = [*likely, *islice(others, _MAX_ASKED)]
+    surprises = [index for index in asked if _answers(vcpu, index)]
+    if surprises:
+        plan = compile_policy(policy, facts.knowing(surprises))
+    if len(asked) < sum(last - first + 1 for first, last in spans):
+        warning = (
+            f"rules for many MSRs rely on this KVM not handling them itself; {len(asked):,} were"
+            " tried, the rest is as known of Linux's KVM"
+        )
+        plan = replace(plan, warnings=(*plan.warnings, warning))
+    return plan
 
 
 def _answers(vcpu: Vcpu, index: int) -> bool:

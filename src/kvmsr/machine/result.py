@@ -91,6 +91,7 @@ class RunResult:
             "exit": {
                 "kind": str(self.end.kind),
                 "code": self.exit_status,
+                "guest_code": self.end.code,
                 "detail": self.end.detail,
             },
             **self.summary.as_dict(),

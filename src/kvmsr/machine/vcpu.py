@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from kvmsr.abi import ExitReason, Mp, MsrExitReason
+from kvmsr.abi import Chip, ExitReason, Mp, MsrExitReason
 from kvmsr.dispatch import Dispatcher, Outcome, Verdict
 from kvmsr.errors import KvmsrError, MsrListError
 from kvmsr.kvm import Vcpu, Vm
@@ -47,6 +47,9 @@ __all__ = ("Runner", "VcpuThread")
 _log = logging.getLogger(__name__)
 
 _INTERRUPT_FLAG: Final = 1 << 9
+_LVT0: Final = 0x350
+_MASKED_OR_MODE: Final = 1 << 16 | 7 << 8
+_MODE_NMI: Final = 4 << 8
 
 # On the way of every access: looking a member up in its enumeration costs more than using it.
 _READ, _WRITE = Op.READ, Op.WRITE
@@ -77,8 +80,8 @@ class VcpuThread(threading.Thread):
     :ivar vcpu: the vCPU.
     :ivar summary: what it asked for, and what it was told.
     :ivar exits: how often it came out of the guest, for whoever wonders whether it still does.
-    :ivar asleep: when last kicked, it had halted with interrupts off or waited for SIPI: only
-        another vCPU can wake it.
+    :ivar asleep: when last kicked, it had halted with interrupts off and no device was to send
+        NMIs, or waited for SIPI: only another vCPU can wake it.
     """
 
     def __init__(self, runner: Runner, vcpu: Vcpu) -> None:
@@ -98,8 +101,6 @@ class VcpuThread(threading.Thread):
             self._loop()
         except KvmsrError as error:
             self._end(EndKind.ERROR, error.exit_status, str(error))
-        except OSError as error:
-            self._end(EndKind.ERROR, 1, f"the guest's output goes nowhere: {error.strerror}")
         except Exception as error:
             # Whatever it is, the other threads must not wait for this one for ever.
             _log.debug("vCPU %d", self.vcpu.id, exc_info=True)
@@ -117,7 +118,11 @@ class VcpuThread(threading.Thread):
             elif kind is Wrmsr:
                 self._wrmsr(exit_)  # type: ignore[arg-type]
             elif kind in serves:
-                board.serve(exit_)  # type: ignore[arg-type]
+                try:
+                    board.serve(exit_)  # type: ignore[arg-type]
+                except OSError as error:
+                    what = f"the guest's output goes nowhere: {error.strerror}"
+                    self._end(EndKind.ERROR, 1, what)
             elif kind is Interrupted:
                 self._look_whether_asleep()
                 continue
@@ -205,9 +210,16 @@ class VcpuThread(threading.Thread):
         """Find out, after a kick, whether this vCPU sleeps in a way that nothing outside ends."""
         state = self.vcpu.get_mp_state()
         if state is Mp.HALTED:
-            self.asleep = not self.vcpu.get_regs().rflags & _INTERRUPT_FLAG
+            masked = not self.vcpu.get_regs().rflags & _INTERRUPT_FLAG
+            self.asleep = masked and not self._nmis_may_come()
         else:
             self.asleep = state in (Mp.UNINITIALIZED, Mp.INIT_RECEIVED)
+
+    def _nmis_may_come(self) -> bool:
+        """Tell whether a line is wired to NMI, as a watchdog does with the timer's."""
+        lint0 = int.from_bytes(bytes(self.vcpu.get_lapic().regs[_LVT0 : _LVT0 + 4]), "little")
+        pins = self._runner.vm.get_irqchip(Chip.IOAPIC).chip.ioapic.redirtbl
+        return any(entry & _MASKED_OR_MODE == _MODE_NMI for entry in (lint0, *pins))
 
     def _end(self, kind: EndKind, code: int, detail: str) -> None:
         self._runner.end(End(kind, code, detail))

@@ -86,7 +86,12 @@ class Row:
             "count": self.count,
             "reason": str(self.reason),
             "rule": self.rule,
-            "outcomes": {"value": self.values, "done": self.dones, "fault": self.faults},
+            "outcomes": {
+                "value": self.values,
+                "done": self.dones,
+                "fault": self.faults,
+                "stop": self.stops,
+            },
             "first_value": _hex(self.first_value),
             "last_value": _hex(self.last_value),
             "first_rip": _hex(self.first_rip),

@@ -4,7 +4,9 @@ UART
 ----
 
 A 16550A as far as software can tell: FIFO, transmit and receive interrupts, loop-back. Characters
-leave at once. Source: National Semiconductor PC16550D data sheet, section 8.
+leave at once; those that come in wait outside for a place in the FIFO, as with a line that knows
+flow control. Only looped back can they overrun it. Source: National Semiconductor PC16550D data
+sheet, section 8.
 """
 
 import threading
@@ -29,6 +31,8 @@ _MCR_LOOP: Final = 0x10
 _MCR_OUT2: Final = 0x08
 _LSR_DATA: Final = 0x01
 _LSR_EMPTY: Final = 0x60  # holding register and transmitter
+_LSR_OVERRUN: Final = 0x02
+_FIFO_SIZE: Final = 16
 _MSR_CTS_DSR_DCD: Final = 0xB0
 
 
@@ -52,6 +56,7 @@ class Uart:
         self._ier = self._lcr = self._mcr = self._scr = self._fcr = 0
         self._divisor = 12  # 9600 baud, as a PC's firmware leaves it
         self._transmit_pending = False
+        self._overrun = False
 
     @property
     def backlog(self) -> int:
@@ -76,11 +81,12 @@ class Uart:
                 return value
             if register == _IIR_FCR:
                 return self._identify()
+            if register == _LSR:
+                return self._line_status()
             return {
                 _IER: self._ier,
                 _LCR: self._lcr,
                 _MCR: self._mcr,
-                _LSR: _LSR_EMPTY | (_LSR_DATA if self._received else 0),
                 _MSR: self._modem_status(),
                 _SCR: self._scr,
             }[register]
@@ -112,7 +118,10 @@ class Uart:
 
     def _transmit(self, value: int) -> None:
         if self._mcr & _MCR_LOOP:
-            self._received.append(value)
+            if len(self._received) < (_FIFO_SIZE if self._fcr & _FCR_ENABLE else 1):
+                self._received.append(value)
+            else:
+                self._overrun = True
         else:
             self._output(bytes((value,)))
         # Sent at once, so it becomes empty again: an edge, even where the line was high already.
@@ -133,6 +142,10 @@ class Uart:
             self._transmit_pending = False
             self._update()
         return pending | (_IIR_FIFO if self._fcr & _FCR_ENABLE else 0)
+
+    def _line_status(self) -> int:
+        overrun, self._overrun = self._overrun, False  # reading it clears it
+        return _LSR_EMPTY | (_LSR_DATA if self._received else 0) | (_LSR_OVERRUN if overrun else 0)
 
     def _modem_status(self) -> int:
         if not self._mcr & _MCR_LOOP:
