@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from tests.harness import Guest
 ROOT = Path(__file__).parent.parent
 PEERS = Path(os.environ.get("KVMSR_PEERS", ROOT / ".peers"))
 GUESTS = ROOT / "src/kvmsr/machine/guests"
+
+# Started in the background of a shell, SIGINT is ignored here, and all children would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Timing means nothing on shared machines: no test may fail because one example took long.
 settings.register_profile("kvmsr", deadline=None, print_blob=True)

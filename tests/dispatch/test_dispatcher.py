@@ -157,13 +157,38 @@ def leave(access):
     raise SystemExit(3)
 
 
+class Nasty:
+    def __index__(self):
+        raise RuntimeError("not now")
+
+    def __repr__(self):
+        raise RuntimeError("nor now")
+
+
+class NastyError(Exception):
+    def __str__(self):
+        raise RuntimeError("never")
+
+
+def raise_nasty(access):
+    raise NastyError
+
+
+def raise_lines(access):
+    raise ValueError("one\ntwo\n  three")
+
+
 WRONG = [
+    (lambda access: Nasty(), "returned a Nasty;"),
+    (lambda access: 1 << 100_000, "does not fit"),
+    (raise_nasty, "raised NastyError"),
+    (raise_lines, "raised ValueError: one two three"),
     (raise_error, "raised ValueError: no such thing"),
     (leave, "raised SystemExit: 3"),
     (lambda access: None, "returned None"),
     (lambda access: "5", "returned '5'"),
     (lambda access: 1.5, "returned 1.5"),
-    (lambda access: -1, "returned -0x1"),
+    (lambda access: -1, "returned -1"),
     (lambda access: 1 << 64, "does not fit an MSR's 64 bits"),
 ]
 
@@ -177,6 +202,7 @@ def test_a_handler_that_fails_is_never_a_silent_zero(handler, message, on_error,
     assert short(d.handle(read())) == (verdict, "defaults.on_error", 0)
     (failure,) = d.failures
     assert message in failure.message
+    assert len(failure.message) < 300 and "\n" not in failure.message
     assert failure.rule == "rule[0]"
     assert failure.access == read()
     assert handler.__name__ in failure.handler
@@ -217,3 +243,20 @@ def test_memory_stays_bounded_when_a_guest_touches_a_million_msrs():
     for index in range(1_000_000):
         d.handle(read(index=0x1000_0000 + index))
     assert len(d._reads) <= 4096
+
+
+def test_ctrl_c_is_not_the_handlers():
+    def interrupted(access):
+        raise KeyboardInterrupt
+
+    d = dispatcher(Rule(MSR, read=interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        d.handle(read())
+    assert d.failure_count == 0
+
+
+def test_words_do_for_the_enumerations():
+    d = dispatcher(Rule(MSR, read=7, write="shadow"))
+    assert d.handle(Access(0, "read", MSR, 0, "unknown")).value == 7
+    assert d.handle(Access(0, "write", MSR, 5, "unknown")).verdict is Verdict.DONE
+    assert d.handle(Access(0, "read", 0x9999, 0, "unknown")).rule == "defaults.unknown"

@@ -89,7 +89,7 @@ def many_runs(draw):
         # Long runs are mostly let be: else nothing ever fits.
         choice = wants if end - start < 0x3000 else st.sampled_from([ALLOW, ANY, ANY, DENY])
         read, write = (ANY, ANY) if x2apic else (draw(choice), draw(choice))
-        runs.append(Run(start, end - 1, read, write, draw(st.booleans())))
+        runs.append(Run(start, end - 1, read, write, draw(st.booleans()), draw(st.booleans())))
     return runs
 
 

@@ -95,3 +95,8 @@ def test_every_key_of_a_generated_document_is_found(entries):
     lines = key_lines(text)
     assert {path: lines.get(path) for path in wanted} == wanted
     assert key_lines(text.replace("\n", "\r\n")) == lines
+
+
+def test_a_long_statement_is_walked_over_once():
+    text = "a = [\n" + "1,\n" * 200_000 + "]\nb = 1\n"
+    assert key_lines(text) == {("a",): 1, ("b",): 200_003}

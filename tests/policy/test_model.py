@@ -74,3 +74,13 @@ def test_values_are_frozen_and_equal():
 def test_nonsense_is_refused(make, piece):
     with pytest.raises(PolicyError, match=piece):
         make()
+
+
+def test_bytes_are_no_list_of_msrs():
+    with pytest.raises(PolicyError, match="selects no MSR"):
+        Rule(b"\x10\x11", read=1)
+
+
+def test_where_a_rule_was_written_is_not_what_it_means():
+    assert Rule(0x35, read=1, where="a.toml:1") == Rule("0x35", read=1, where="b.toml:9")
+    assert Rule(0x35, read=1) != Rule(0x35, read=2)

@@ -63,6 +63,12 @@ WRONG = [
     ("\n[[rule]]\nmsr = 1", 2, "rule[0]", "needs an action"),
     ("[[rule]]\nmsr = 'IA32_MISC_ENABEL'\nread = 'fault'", 2, "rule[0].msr", "IA32_MISC_ENABLE"),
     ("[[rule]]\nmsr = '0x9-0x3'\nread = 'fault'", 2, "rule[0].msr", "ends before"),
+    ("[[rule]]\nmsr = '010'\nread = 'fault'", 2, "rule[0].msr", "selects no MSR"),
+    ("[[rule]]\nmsr = '0x_'\nread = 'fault'", 2, "rule[0].msr", "selects no MSR"),
+    ("[[rule]]\nmsr = '1__0'\nread = 'fault'", 2, "rule[0].msr", "selects no MSR"),
+    (f"[[rule]]\nmsr = '{'9' * 5000}'\nread = 'fault'", 2, "rule[0].msr", "selects no MSR"),
+    ('[policy]\nextends = ["a\\u0000b"]', 2, "policy.extends[0]", "is no file's name"),
+    (f"[policy]\nextends = ['{'a' * 5000}']", 2, "policy.extends[0]", "is no file's name"),
     ("[[rule]]\nmsr = 0x1ffffffff\nread = 'fault'", 2, "rule[0].msr", "out of range"),
     ("[[rule]]\nmsr = -1\nread = 'fault'", 2, "rule[0].msr", "out of range"),
     ("[[rule]]\nmsr = true\nread = 'fault'", 2, "rule[0].msr", "got boolean"),
@@ -213,3 +219,16 @@ def test_a_module_that_fails_is_told_in_one_line(tmp_path):
 
 def test_an_empty_policy_is_a_policy():
     assert parse_policy("").rules == ()
+
+
+def test_a_module_that_exits_is_refused(tmp_path):
+    (tmp_path / "handlers.py").write_text("import sys\nsys.exit(0)\n")
+    (tmp_path / "policy.toml").write_text(RULE)
+    with pytest.raises(PolicyError, match="SystemExit"):
+        load_policy(tmp_path / "policy.toml")
+
+
+@pytest.mark.parametrize("text", ["a = " + "9" * 5000, "a = " + "[" * 3000 + "]" * 3000])
+def test_what_python_cannot_read_is_refused(text):
+    with pytest.raises(PolicyError, match="policy: this is more than can be read"):
+        parse_policy(text)

@@ -171,3 +171,21 @@ def test_many_rules_compile(count):
     plan = compile_policy(policy)
     assert len(plan.filter.ranges) == 1
     assert plan.rule(Op.READ, 0xC0010000).read.value == 0
+
+
+def test_x2apic_accesses_are_for_the_defaults():
+    plan = compile_policy(Policy([Rule("0x700-0x900", read=5)]))
+    assert plan.rule(Op.READ, 0x7FF) is plan.policy.rules[0]
+    assert plan.rule(Op.READ, 0x802) is None
+    assert plan.rule(Op.READ, 0x900) is plan.policy.rules[0]
+
+
+def test_the_fast_path_of_tsc_deadline_is_warned_about():
+    assert any("0x6e0" in w for w in compile_policy(Policy([Rule(0x6E0, write="ignore")])).warnings)
+    assert not compile_policy(Policy([Rule(0x6E0, read="fault", write="kernel")])).warnings
+
+
+def test_equal_policies_have_equal_tables():
+    one, other = (compile_policy(Policy([Rule(0x277, read=5)])) for _ in range(2))
+    assert one == other
+    assert one != compile_policy(Policy([Rule(0x277, read=6)]))

@@ -125,3 +125,17 @@ def test_the_sum_of_several_vcpus_is_what_one_would_have_counted(steps, max_rows
     assert merged.totals() == one.totals()
     if max_rows == 100:
         assert merged.as_dict() == one.as_dict()
+
+
+def test_where_the_guest_is_gets_asked_once_a_row():
+    asked = 0
+
+    def rip():
+        nonlocal asked
+        asked += 1
+        return 0x1000
+
+    summary = Summary(max_rows=2, rip=rip)
+    for index in range(100):
+        summary.record(read(index), Outcome(Verdict.FAULT, "rule"))
+    assert asked == 3  # two rows, and once for all others

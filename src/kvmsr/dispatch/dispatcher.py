@@ -17,6 +17,7 @@ from kvmsr.dispatch.outcome import Outcome, Verdict
 from kvmsr.dispatch.state import Shadows
 from kvmsr.errors import BrokenInvariantError
 from kvmsr.policy import Access, Fault, Op, Plain, Plan, Python, Reason, Rule, Value
+from kvmsr.policy.selector import shown
 
 __all__ = ("Dispatcher", "HandlerFailure")
 
@@ -78,7 +79,7 @@ class Dispatcher:
 
     def handle(self, access: Access) -> Outcome:
         """Return what shall happen to *access*."""
-        acts = self._reads if access.op is _READ else self._writes
+        acts = self._reads if access.op == _READ else self._writes
         act = acts.get(access.index)
         if act is None:
             act = self._find(access.op, access.index)
@@ -123,9 +124,9 @@ class Dispatcher:
     def _by_reason(self, access: Access) -> Outcome:
         """Do what holds where no rule does, or where the rule says ``kernel``."""
         defaults = self.plan.policy.defaults
-        if access.reason is Reason.UNKNOWN:
+        if access.reason == Reason.UNKNOWN:
             return self._plain(defaults.unknown, "defaults.unknown", access)
-        if access.reason is Reason.INVALID:
+        if access.reason == Reason.INVALID:
             return self._plain(defaults.invalid, "defaults.invalid", access)
         # The filter denied it although nobody has a rule for it: it lies in a default-deny filter,
         # and KVM is believed not to know it. With ignore_msrs KVM would claim that it does.
@@ -148,7 +149,7 @@ class Dispatcher:
         shadows = self.shadows
 
         def act(access: Access) -> Outcome:
-            if access.op is _READ:
+            if access.op == _READ:
                 value = shadows.read(access.vcpu, access.index, reset)
                 return _outcome(Outcome, (_VALUE, rule, value))
             kept = shadows.write(access.vcpu, access.index, access.value)
@@ -165,22 +166,23 @@ class Dispatcher:
                 answer = function(access)
             except Fault:
                 return fault
+            except KeyboardInterrupt:
+                raise  # it is not the handler's
             except BaseException as error:  # also SystemExit: it would end the vCPU's thread
                 text = traceback.format_exception(error)
-                message = f"raised {type(error).__name__}: {error}"
-                return self._failed(action, rule, access, message, "".join(text))
-            if access.op is _WRITE:
+                return self._failed(action, rule, access, _raised(error), "".join(text))
+            if access.op == _WRITE:
                 if answer is None:
                     return done
-                message = f"returned {answer!r}; a handler of writes returns nothing"
+                message = f"returned {shown(answer)}; a handler of writes returns nothing"
                 return self._failed(action, rule, access, message)
             try:
                 value = operator.index(answer)  # type: ignore[arg-type]
-            except TypeError:
-                message = f"returned {answer!r}; a handler of reads returns an integer"
+            except Exception:
+                message = f"returned {shown(answer)}; a handler of reads returns an integer"
                 return self._failed(action, rule, access, message)
             if not 0 <= value <= _U64:
-                message = f"returned {value:#x}, which does not fit an MSR's 64 bits"
+                message = f"returned {shown(value)}, which does not fit an MSR's 64 bits"
                 return self._failed(action, rule, access, message)
             return _outcome(Outcome, (_VALUE, rule, value))
 
@@ -196,9 +198,17 @@ class Dispatcher:
         return self._plain(self.plan.policy.defaults.on_error, "defaults.on_error", access)
 
 
+def _raised(error: BaseException) -> str:
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # whatever somebody's __str__ does
+        text = ""
+    return f"raised {type(error).__name__}: {text}"
+
+
 def _always(outcome: Outcome) -> _Act:
     return lambda access: outcome
 
 
 def _ignored(op: Op, rule: str) -> Outcome:
-    return Outcome(Verdict.VALUE if op is Op.READ else Verdict.DONE, rule)
+    return Outcome(Verdict.VALUE if op == Op.READ else Verdict.DONE, rule)

@@ -101,7 +101,7 @@ class VcpuThread(threading.Thread):
             self._loop()
         except KvmsrError as error:
             self._end(EndKind.ERROR, error.exit_status, str(error))
-        except Exception as error:
+        except BaseException as error:
             # Whatever it is, the other threads must not wait for this one for ever.
             _log.debug("vCPU %d", self.vcpu.id, exc_info=True)
             what = f"vCPU {self.vcpu.id}: {type(error).__name__}: {error}"
@@ -177,7 +177,7 @@ class VcpuThread(threading.Thread):
 
     def _ask_kvm(self, access: Access, outcome: Outcome) -> Outcome:
         try:
-            if access.op is Op.READ:
+            if access.op == Op.READ:
                 value = self.vcpu.get_msrs([access.index])[access.index]
                 return outcome._replace(verdict=Verdict.VALUE, value=value)
             self.vcpu.set_msrs({access.index: access.value})

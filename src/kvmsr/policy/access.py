@@ -51,7 +51,7 @@ class Access(NamedTuple):
     reason: Reason
 
     def __str__(self) -> str:
-        value = f" = {self.value:#x}" if self.op is Op.WRITE else ""
+        value = f" = {self.value:#x}" if self.op == Op.WRITE else ""
         return f"{self.op} of MSR {self.index:#x}{value} on vCPU {self.vcpu}"
 
 

@@ -69,14 +69,16 @@ class Run(NamedTuple):
 
     :ivar read: what is wanted for reads.
     :ivar write: what is wanted for writes.
-    :ivar lean: the bit to write where nothing is wanted but a range is there anyway.
+    :ivar lean_read: the bit to write where nothing is wanted of reads but a range is there anyway.
+    :ivar lean_write: the same for writes.
     """
 
     first: int
     last: int
     read: Want
     write: Want
-    lean: bool = True
+    lean_read: bool = True
+    lean_write: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +294,7 @@ def _bit(kind: int, index: int, run: Run, placed: Sequence[_Placed]) -> bool:
         wants.append(run.write)
     wanted = {want for want in wants if want is not Want.ANY}
     if not wanted:
-        return run.lean
+        return (run.lean_read or kind == _W) and (run.lean_write or kind == _R)
     assert len(wanted) == 1, "a shared range over an MSR whose wants differ"
     return wanted == {Want.ALLOW}
 

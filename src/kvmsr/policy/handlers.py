@@ -43,10 +43,10 @@ class HandlerFinder:
             raise PolicyError(f"{name!r} is no handler: write module:function")
         try:
             module = self._module(match[1], folder)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PolicyError(
                 f"module {match[1]!r} cannot be imported, neither from {folder.resolve()} nor from"
-                f" Python's path: {type(error).__name__}: {error}"
+                f" Python's path: {type(error).__name__}: {' '.join(str(error).split())}"
             ) from None
         function = getattr(module, match[2], None)
         if not callable(function):

@@ -40,7 +40,7 @@ class KernelFacts:
 
     def ranges(self, op: Op) -> list[tuple[int, int]]:
         """Return the MSRs that this KVM may handle for *op*, as ranges, ascending and apart."""
-        if op is Op.READ:
+        if op == Op.READ:
             return [(r.first, r.last) for r in self.handled if r.reads]
         return [(r.first, r.last) for r in self.handled if r.writes]
 

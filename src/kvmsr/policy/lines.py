@@ -57,18 +57,20 @@ def show(path: Path) -> str:
 
 def _statements(text: str) -> Iterator[tuple[int, str]]:
     """Yield each table header and each key with its value, and the line it begins on."""
-    line, depth, begun, parts = 1, 0, 1, [""]
+    line, depth, begun = 1, 0, 1
+    parts: list[str] = []
+    blank = True
     for match in _TOKEN.finditer(text.replace("\r\n", "\n") + "\n"):
         token = match[0]
         if token == "\n" and depth == 0:
-            statement = "".join(parts).strip()
-            if statement:
-                yield begun, statement
-            parts = [""]
+            if not blank:
+                yield begun, "".join(parts).strip()
+            parts, blank = [], True
         elif not token.startswith("#"):
-            if not "".join(parts).strip():
+            if blank:
                 begun = line
             parts.append(token)
+            blank = blank and not token.strip()
             depth += (token in "[{") - (token in "]}")
         line += token.count("\n")
 

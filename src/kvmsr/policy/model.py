@@ -9,12 +9,12 @@ What the owner of a virtual machine wants of each MSR: ordered rules and default
 import difflib
 import enum
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from kvmsr.errors import PolicyError
 from kvmsr.policy.access import Handler, Op
-from kvmsr.policy.selector import MsrSpec, Ranges, parse_msrs
+from kvmsr.policy.selector import MsrSpec, Ranges, parse_msrs, shown
 
 __all__ = (
     "Action",
@@ -52,7 +52,7 @@ class Value:
         if isinstance(self.value, bool) or not isinstance(self.value, int):
             raise PolicyError(f"value {self.value!r} is no integer")
         if not 0 <= self.value <= _U64:
-            raise PolicyError(f"value {self.value:#x} does not fit an MSR's 64 bits")
+            raise PolicyError(f"value {shown(self.value)} does not fit an MSR's 64 bits")
 
     def __str__(self) -> str:
         return f"value {self.value:#x}"
@@ -99,7 +99,7 @@ def to_action(spec: ActionSpec, op: Op) -> Action:
         action = Python(spec)
     else:
         raise PolicyError(f"{spec!r} is no action")
-    if isinstance(action, Value) and op is Op.WRITE:
+    if isinstance(action, Value) and op == Op.WRITE:
         raise PolicyError("a value can only be read; for writes say ignore, fault or shadow")
     return action
 
@@ -136,7 +136,7 @@ class Rule:
     read: Action | None
     write: Action | None
     reset: int
-    where: str
+    where: str = field(compare=False)
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class Rule:
 
     def action(self, op: Op) -> Action | None:
         """Return the action for *op*."""
-        return self.read if op is Op.READ else self.write
+        return self.read if op == Op.READ else self.write
 
 
 _ON_UNKNOWN: Final = (Plain.FAULT, Plain.IGNORE, Plain.SHADOW, Plain.STOP)

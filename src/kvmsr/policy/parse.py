@@ -21,7 +21,7 @@ from kvmsr.errors import PolicyError
 from kvmsr.policy.handlers import HandlerFinder
 from kvmsr.policy.lines import Path, key_lines, show
 from kvmsr.policy.model import Action, Defaults, Policy, Python, Rule, Value, plain
-from kvmsr.policy.selector import parse_msrs
+from kvmsr.policy.selector import parse_msrs, shown
 
 __all__ = ("load_policy", "parse_policy")
 
@@ -84,6 +84,8 @@ def _load(file: FilePath, above: tuple[FilePath, ...], handlers: HandlerFinder) 
     except UnicodeDecodeError as error:
         message = f"this is no text: byte {error.start} is not UTF-8"
         raise PolicyError(message, file=str(file)) from None
+    except ValueError as error:
+        raise PolicyError(f"this is no file's name: {error}", file=shown(str(file))) from None
     return _Reader(text, str(file), file.parent, (*above, file.resolve()), handlers)
 
 
@@ -135,6 +137,9 @@ class _Reader:
             raw = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             self.fail_syntax(error, text)
+        except (ValueError, RecursionError) as error:  # numbers too long, tables too deep
+            message = f"this is more than can be read: {error}"
+            raise PolicyError(message, file=self.source) from None
         self.lines = key_lines(text)
         try:
             return msgspec.convert(raw, _File)
@@ -149,10 +154,15 @@ class _Reader:
         if name.startswith("preset:"):
             self.fail(path, f"there is no preset called {name[7:]!r}; this version has none")
         file = self.folder / name
-        if file.resolve() in self.above:
+        try:
+            is_file, resolved = file.is_file(), file.resolve()
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            self.fail(path, f"{shown(name)} is no file's name: {reason}")
+        if resolved in self.above:
             chain = " → ".join(str(f.name) for f in (*self.above, file))
             self.fail(path, f"extends itself: {chain}")
-        if not file.is_file():
+        if not is_file:
             self.fail(path, f"there is no file {file}")
         return _load(file, self.above, self.handlers)
 

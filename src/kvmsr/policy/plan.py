@@ -22,6 +22,7 @@ from kvmsr.policy.selector import MAX_INDEX, Ranges
 __all__ = ("Plan", "compile_policy")
 
 _LISTED = 12
+_TSC_DEADLINE = 0x6E0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Plan:
 
     def rule(self, op: Op, index: int) -> Rule | None:
         """Return the rule that wins for *op* on MSR *index*, or None where the defaults hold."""
-        return (self.reads if op is Op.READ else self.writes).find(index).rule
+        return (self.reads if op == Op.READ else self.writes).find(index).rule
 
     def relied_on(self) -> Ranges:
         """
@@ -85,7 +86,11 @@ def compile_policy(policy: Policy, kernel: KernelFacts | None = None) -> Plan:
         raise FilterCapacityError(_say_misfit(compiled, reads, writes), file=policy.source)
     denies = compiled.default_deny or bool(compiled.ranges)
     reasons = {Reason.UNKNOWN, Reason.INVALID} | ({Reason.FILTER} if denies else set())
-    warnings = (*_x2apic_warnings(policy), *_ignore_msrs_warnings(kernel))
+    warnings = (
+        *_x2apic_warnings(policy),
+        *_fast_path_warnings(policy),
+        *_ignore_msrs_warnings(kernel),
+    )
     return Plan(policy, kernel, frozenset(reasons), compiled, reads, writes, warnings)
 
 
@@ -118,7 +123,7 @@ def _runs(reads: Table, writes: Table, kernel: KernelFacts) -> list[Run]:
         write_number += writes.segments[write_number].last < start
         read, read_bit = _want(reads.segments[read_number], True, kernel)
         write, write_bit = _want(writes.segments[write_number], False, kernel)
-        runs.append(Run(start, end - 1, read, write, read_bit and write_bit))
+        runs.append(Run(start, end - 1, read, write, read_bit, write_bit))
     return runs
 
 
@@ -145,6 +150,16 @@ def _x2apic_warnings(policy: Policy) -> list[str]:
         for rule in policy.rules
         if _wants_filter(rule)
         and any(first <= X2APIC[1] and X2APIC[0] <= last for first, last in rule.msrs)
+    ]
+
+
+def _fast_path_warnings(policy: Policy) -> list[str]:
+    return [
+        f"{rule.where}: some hosts' KVM does writes to {_TSC_DEADLINE:#x} (IA32_TSC_DEADLINE) at"
+        " once, before it looks at the filter; hide it with --cpu-feature -tsc-deadline"
+        for rule in policy.rules
+        if rule.write not in (None, Plain.KERNEL)
+        and any(first <= _TSC_DEADLINE <= last for first, last in rule.msrs)
     ]
 
 

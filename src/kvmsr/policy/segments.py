@@ -24,7 +24,7 @@ class Segment(NamedTuple):
     """
     MSRs *first* to *last*, all alike for one direction.
 
-    :ivar rule: the rule that wins, or None.
+    :ivar rule: the rule that wins, or None; always None for x2APIC, which no rule can take.
     :ivar known: whether KVM may handle them itself.
     """
 
@@ -42,6 +42,11 @@ class Table:
     def __init__(self, segments: Sequence[Segment]) -> None:
         self.segments = tuple(segments)
         self.starts = [segment.first for segment in segments]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Table) and self.segments == other.segments
+
+    __hash__ = None  # type: ignore[assignment]
 
     def find(self, index: int) -> Segment:
         """Return the segment that holds MSR *index*."""
@@ -73,7 +78,7 @@ def cut(policy: Policy, op: Op, kernel: KernelFacts) -> Table:
             heapq.heappop(open_)
         while next_known < len(known) and known[next_known][1] < start:
             next_known += 1
-        rule = rules[open_[0][0]] if open_ else None
+        rule = rules[open_[0][0]] if open_ and not X2APIC[0] <= start <= X2APIC[1] else None
         is_known = next_known < len(known) and known[next_known][0] <= start
         segments.append(Segment(start, end - 1, rule, is_known))
     return Table(segments)

@@ -13,7 +13,7 @@ from typing import Final
 from kvmsr.errors import PolicyError, UnknownMsrError
 from kvmsr.msr import catalog
 
-__all__ = ("MAX_INDEX", "MsrSpec", "Ranges", "parse_msrs")
+__all__ = ("MAX_INDEX", "MsrSpec", "Ranges", "parse_msrs", "shown")
 
 MAX_INDEX: Final = (1 << 32) - 1
 
@@ -23,7 +23,9 @@ Ranges = tuple[tuple[int, int], ...]
 MsrSpec = int | str | Iterable[int | str]
 """How a selector is written: 0x35, "0x600-0x63f", "IA32_PAT", or a list of these."""
 
-_NUMBER: Final = r"(?:0[xX][0-9a-fA-F_]+|[0-9][0-9_]*)"
+# As TOML writes numbers; longer ones are out of range anyway, and Python refuses the longest.
+_NUMBER: Final = r"(?:0[xX][0-9a-fA-F](?:_?[0-9a-fA-F]){0,30}|0|[1-9](?:_?[0-9]){0,30})"
+_SHOWN: Final = 100
 _RANGE: Final = re.compile(rf"({_NUMBER})(?:\s*-\s*({_NUMBER}))?")
 
 
@@ -33,7 +35,8 @@ def parse_msrs(spec: MsrSpec) -> Ranges:
 
     :raises PolicyError: if it is none of the forms, selects nothing, or names no MSR.
     """
-    items = list(spec) if isinstance(spec, Iterable) and not isinstance(spec, str) else [spec]
+    is_list = isinstance(spec, Iterable) and not isinstance(spec, (str, bytes, bytearray))
+    items = list(spec) if is_list else [spec]  # type: ignore[arg-type]
     if not items:
         raise PolicyError("selects no MSR")
     return _merge(_one(item) for item in items)
@@ -41,9 +44,9 @@ def parse_msrs(spec: MsrSpec) -> Ranges:
 
 def _one(item: object) -> tuple[int, int]:
     if isinstance(item, bool) or not isinstance(item, (int, str)):
-        raise PolicyError(f"{item!r} selects no MSR: write a number, a range or a name")
+        raise PolicyError(f"{shown(item)} selects no MSR: write a number, a range or a name")
     if isinstance(item, int):
-        return _checked(item, item, f"{item:#x}" if item >= 0 else str(item))
+        return _checked(item, item, shown(item))
     text = item.strip()
     match = _RANGE.fullmatch(text)
     if match:
@@ -51,13 +54,23 @@ def _one(item: object) -> tuple[int, int]:
         return _checked(first, last, text)
     if not re.fullmatch(r"[A-Za-z_]\w*", text):
         raise PolicyError(
-            f"{item!r} selects no MSR: write a number (0x35), a range (0x600-0x63f) or a name"
+            f"{shown(item)} selects no MSR: write a number (0x35), a range (0x600-0x63f) or a name"
         )
     try:
         index = catalog().lookup(text).index
     except UnknownMsrError as error:
         raise PolicyError(str(error)) from None
     return index, index
+
+
+def shown(value: object) -> str:
+    """Return *value* for a message, in one line and not too long; integers as 0x35."""
+    try:
+        text = f"{value:#x}" if isinstance(value, int) and value >= 0 else repr(value)
+    except Exception:  # whatever somebody's __repr__ does
+        text = f"a {type(value).__name__}"
+    text = " ".join(text.split())
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
 def _checked(first: int, last: int, text: str) -> tuple[int, int]:

@@ -166,7 +166,8 @@ class Summary:
         row = self._rows.get(key)
         if row is None:
             row = self._add(key)
-            row.first_rip = self._rip()
+            if row.first_rip is None:
+                row.first_rip = self._rip()
         if verdict is _VALUE:
             row.values += 1
             row.last_value = value = answer
@@ -177,7 +178,7 @@ class Summary:
                 row.faults += 1
             else:
                 row.stops += 1
-            if op is _READ:
+            if op == _READ:
                 return  # which gave nothing
             row.last_value = value
         if row.first_value is None:
@@ -202,7 +203,7 @@ class Summary:
         """Return the sum of *parts*."""
         total = cls(max_rows)
         for part in parts:
-            for key, row in part._rows.items():
+            for key, row in list(part._rows.items()):  # its thread may still be at work
                 target = total._rows.get(key) or total._add(key)
                 target.add(row)
             for op, row in part.others.items():
@@ -214,8 +215,8 @@ class Summary:
         """Return how many reads, writes and faults there were in all."""
         rows = [*self._rows.values(), *self.others.values()]
         return {
-            "reads": sum(row.count for row in rows if row.op is Op.READ),
-            "writes": sum(row.count for row in rows if row.op is Op.WRITE),
+            "reads": sum(row.count for row in rows if row.op == Op.READ),
+            "writes": sum(row.count for row in rows if row.op == Op.WRITE),
             "faults": sum(row.faults for row in rows),
         }
 
