@@ -170,8 +170,32 @@ class NastyError(Exception):
         raise RuntimeError("never")
 
 
+class Leaving:
+    def __index__(self):
+        raise SystemExit(3)
+
+    __repr__ = __index__
+
+
+class LeavingError(Exception):
+    def __str__(self):
+        raise SystemExit(3)
+
+
 def raise_nasty(access):
     raise NastyError
+
+
+def raise_leaving(access):
+    raise LeavingError
+
+
+def raise_much(access):
+    raise ValueError("x" * 1_000_000)
+
+
+def recurse(access):
+    return recurse(access)
 
 
 def raise_lines(access):
@@ -180,7 +204,12 @@ def raise_lines(access):
 
 WRONG = [
     (lambda access: Nasty(), "returned a Nasty;"),
+    (lambda access: Leaving(), "returned a Leaving;"),
     (lambda access: 1 << 100_000, "does not fit"),
+    (lambda access: -(10**5000), "returned -0x"),
+    (raise_leaving, "raised LeavingError"),
+    (raise_much, "raised ValueError: xxx"),
+    (recurse, "raised RecursionError"),
     (raise_nasty, "raised NastyError"),
     (raise_lines, "raised ValueError: one two three"),
     (raise_error, "raised ValueError: no such thing"),
@@ -203,6 +232,7 @@ def test_a_handler_that_fails_is_never_a_silent_zero(handler, message, on_error,
     (failure,) = d.failures
     assert message in failure.message
     assert len(failure.message) < 300 and "\n" not in failure.message
+    assert len(failure.traceback) < 20_000
     assert failure.rule == "rule[0]"
     assert failure.access == read()
     assert handler.__name__ in failure.handler
@@ -249,10 +279,15 @@ def test_ctrl_c_is_not_the_handlers():
     def interrupted(access):
         raise KeyboardInterrupt
 
-    d = dispatcher(Rule(MSR, read=interrupted))
-    with pytest.raises(KeyboardInterrupt):
-        d.handle(read())
-    assert d.failure_count == 0
+    class Interrupted:
+        __index__ = __repr__ = interrupted
+
+    for handler in (interrupted, lambda access: Interrupted()):
+        d = dispatcher(Rule(MSR, read=handler, write=handler))
+        for access in (read(), write(1)):
+            with pytest.raises(KeyboardInterrupt):
+                d.handle(access)
+        assert d.failure_count == 0
 
 
 def test_words_do_for_the_enumerations():

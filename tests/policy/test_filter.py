@@ -236,3 +236,29 @@ def test_a_misfit_lists_what_is_left():
     result = compile_filter(runs)
     assert result == Misfit(tuple((island, island) for island in islands[16:]))
     assert len(compile_filter([*runs[:32], Run(runs[31].last + 1, TOP, ALLOW, ALLOW)]).ranges) == 16
+
+
+def bit(filter_, index, op):
+    return next(r for r in filter_.ranges if getattr(r, op) and r.base <= index).allows(index)
+
+
+@pytest.mark.parametrize("read", [True, False])
+@pytest.mark.parametrize("write", [True, False])
+def test_idle_bits_lean_to_the_default_of_their_own_direction(read, write):
+    ends = [Run(3, 0x7FF, ALLOW, ALLOW), Run(0x800, 0x8FF, ANY, ANY), Run(0x900, TOP, ALLOW, ALLOW)]
+    for op, wants in (("reads", (DENY, ALLOW)), ("writes", (ALLOW, DENY))):
+        runs = [Run(0, 0, *wants), Run(1, 1, ANY, ANY, read, write), Run(2, 2, *wants), *ends]
+        result = compile_filter(runs)
+        assert [(r.reads, r.writes) for r in result.ranges] == [(op == "reads", op == "writes")]
+        assert bit(result, 1, op) is (read if op == "reads" else write)
+
+
+@pytest.mark.parametrize("lean", [True, False])
+def test_nor_does_a_direction_matter_that_a_range_before_decides(lean):
+    # A read-only range over 1 to 3 stands before the shared one: its bit of 2 is for writes only.
+    runs = from_words("dd da -- da dd")[:-1]
+    runs[2] = Run(2, 2, ANY, ANY, not lean, lean)
+    result = compile_filter([*runs, Run(5, TOP, ALLOW, ALLOW)])
+    first, shared = result.ranges
+    assert (first.reads, first.writes, shared.reads, shared.writes) == (True, False, True, True)
+    assert (first.allows(2), shared.allows(2)) == (not lean, lean)

@@ -5,7 +5,7 @@ import tomllib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmsr.policy.lines import key_lines, show
+from kvmsr.policy.lines import deepest_line, key_lines, show
 
 DOCUMENT = '''\
 # a comment with [brackets] and "quotes
@@ -100,3 +100,8 @@ def test_every_key_of_a_generated_document_is_found(entries):
 def test_a_long_statement_is_walked_over_once():
     text = "a = [\n" + "1,\n" * 200_000 + "]\nb = 1\n"
     assert key_lines(text) == {("a",): 1, ("b",): 200_003}
+
+
+def test_what_is_nested_deepest_has_a_line():
+    assert deepest_line("a = [\n  [1],\n]\nb = '[[[['\n") == 2
+    assert deepest_line("") == 1

@@ -84,3 +84,40 @@ def test_bytes_are_no_list_of_msrs():
 def test_where_a_rule_was_written_is_not_what_it_means():
     assert Rule(0x35, read=1, where="a.toml:1") == Rule("0x35", read=1, where="b.toml:9")
     assert Rule(0x35, read=1) != Rule(0x35, read=2)
+
+
+def test_a_rule_can_be_replaced_in_part():
+    rule = Rule("IA32_PAT", read=5, write="shadow", reset=7, where="p.toml:3")
+    other = dataclasses.replace(rule, read="fault")
+    assert other == Rule(0x277, read="fault", write="shadow", reset=7)
+    assert other.where == "p.toml:3"
+    assert dataclasses.replace(rule) == rule
+    assert dataclasses.replace(rule, msrs=((1, 5), (9, 9))).msrs == ((1, 5), (9, 9))
+    assert dataclasses.replace(rule, msr="0x10-0x20").msrs == ((0x10, 0x20),)
+    policy = Policy([rule], name="x")
+    assert dataclasses.replace(policy, rules=[other]) == Policy([other], name="x")
+
+
+@pytest.mark.parametrize(
+    "msrs", [((5, 1),), ((0, 1 << 32),), (("a", "b"),), ((1, 2, 3),), ((True, 5),)]
+)
+def test_ranges_are_checked_like_anything_else(msrs):
+    with pytest.raises(PolicyError):
+        dataclasses.replace(Rule(1, read=2), msrs=msrs)
+
+
+@pytest.mark.parametrize("msr", [bytearray(b"1"), memoryview(b"1"), [b"1"]])
+def test_nor_is_anything_like_bytes(msr):
+    with pytest.raises(PolicyError, match="selects no MSR"):
+        Rule(msr, read=1)
+
+
+def test_a_handler_without_a_name_gets_one():
+    class Nasty:
+        def __call__(self, access):
+            return 1
+
+        def __repr__(self):
+            raise RuntimeError
+
+    assert "Nasty" in Rule(1, read=Nasty()).read.name

@@ -228,7 +228,90 @@ def test_a_module_that_exits_is_refused(tmp_path):
         load_policy(tmp_path / "policy.toml")
 
 
-@pytest.mark.parametrize("text", ["a = " + "9" * 5000, "a = " + "[" * 3000 + "]" * 3000])
-def test_what_python_cannot_read_is_refused(text):
-    with pytest.raises(PolicyError, match="policy: this is more than can be read"):
+@pytest.mark.parametrize("much", ["9" * 5000, "[" * 3000 + "]" * 3000, "{a=" * 3000 + "}" * 3000])
+def test_what_python_cannot_read_is_refused(much):
+    with pytest.raises(PolicyError, match="policy:2: this is more than can be read"):
+        parse_policy(f"b = [1]\na = {much}\nc = 2\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"a\\nb" = 1',
+        "[[rule]]\nmsr = 1\nread = { 'a`b' = 1 }",
+        '[[rule]]\nmsr = 1\nread = { "a\\nb" = 1 }',
+        '[policy]\nextends = ["a\\nb"]',
+        "[[rule]]\nmsr = '" + "a" * 5000 + "'\nread = 1",
+        "[[rule]]\nmsr = 1\nread = '" + "a" * 5000 + "'",
+        "[[rule]]\nmsr = 1\nread = { python = '" + "a" * 5000 + ":f' }",
+    ],
+)
+def test_messages_are_one_line_and_no_book(text):
+    with pytest.raises(PolicyError) as caught:
         parse_policy(text)
+    assert caught.value.line
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 700
+
+
+def test_an_unknown_key_has_the_line_of_what_is_in_it():
+    with pytest.raises(PolicyError, match="policy:2: a: unknown key"):
+        parse_policy("\n[a.b.c]\nd = 1\n")
+
+
+def test_a_loop_of_links_is_no_base(tmp_path):
+    (tmp_path / "loop.toml").symlink_to("loop.toml")
+    write(tmp_path, own='[policy]\nextends = ["loop.toml"]')
+    with pytest.raises(PolicyError, match=r"extends\[0\]: "):
+        load_policy(tmp_path / "own.toml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "raise GeneratorExit",
+        "class E(Exception):\n    def __str__(self): raise SystemExit\nraise E",
+        "def __getattr__(name): raise ValueError(name)",
+        "raise ValueError('x' * 100_000)",
+    ],
+)
+def test_whatever_a_module_does_is_told(text, tmp_path):
+    (tmp_path / "handlers.py").write_text(text)
+    (tmp_path / "p.toml").write_text(RULE)
+    with pytest.raises(
+        PolicyError, match=r"p\.toml:3: rule\[0\]\.read: module 'handlers'"
+    ) as caught:
+        load_policy(tmp_path / "p.toml")
+    assert len(str(caught.value)) < 700
+
+
+def test_but_ctrl_c_in_a_module_is_not_the_policys(tmp_path):
+    (tmp_path / "handlers.py").write_text("raise KeyboardInterrupt")
+    (tmp_path / "p.toml").write_text(RULE)
+    with pytest.raises(KeyboardInterrupt):
+        load_policy(tmp_path / "p.toml")
+
+
+@pytest.mark.parametrize("where", ["handlers", "handlers.inner"])
+@pytest.mark.parametrize("folder", ["plain", "v1.2"])
+def test_a_package_beside_the_policy_is_found(where, folder, tmp_path):
+    home = tmp_path / folder
+    package = home / "handlers"
+    package.mkdir(parents=True)
+    answer = "seen = []\ndef answer(access):\n    seen.append(0)\n    return N + len(seen)\n"
+    (package / "__init__.py").write_text(f"from .numbers import N\n{answer}")
+    (package / "inner.py").write_text(f"from .numbers import N\n{answer}")
+    (home / "p.toml").write_text(RULE.replace("handlers:", f"{where}:"))
+    # Read again, it begins anew, submodules included.
+    for number in (40, 50):
+        (package / "numbers.py").write_text(f"N = {number}  # {'x' * number}\n")
+        function = load_policy(home / "p.toml").rules[0].read.function
+        assert [function(None), function(None)] == [number + 1, number + 2]
+
+
+def test_a_package_without_the_module_is_told(tmp_path):
+    (tmp_path / "handlers").mkdir()
+    (tmp_path / "handlers" / "__init__.py").write_text("")
+    (tmp_path / "p.toml").write_text(RULE.replace("handlers:", "handlers.nope:"))
+    with pytest.raises(PolicyError, match=r"module 'handlers\.nope' cannot be imported"):
+        load_policy(tmp_path / "p.toml")

@@ -188,4 +188,5 @@ def test_the_fast_path_of_tsc_deadline_is_warned_about():
 def test_equal_policies_have_equal_tables():
     one, other = (compile_policy(Policy([Rule(0x277, read=5)])) for _ in range(2))
     assert one == other
+    assert hash(one) == hash(other)
     assert one != compile_policy(Policy([Rule(0x277, read=6)]))

@@ -1,5 +1,7 @@
 """The summary: what is counted, and that a guest cannot make it grow for ever."""
 
+import sys
+import threading
 import tracemalloc
 
 from hypothesis import given
@@ -139,3 +141,32 @@ def test_where_the_guest_is_gets_asked_once_a_row():
     for index in range(100):
         summary.record(read(index), Outcome(Verdict.FAULT, "rule"))
     assert asked == 3  # two rows, and once for all others
+
+
+def test_a_sum_may_be_drawn_while_a_vcpu_counts():
+    summary, over, broken = Summary(max_rows=500), threading.Event(), []
+
+    def count():
+        index = 0
+        while not over.is_set():
+            index = (index + (1 << 15)) % (1 << 32)  # a page of the bitmap each
+            summary.record(read(index), Outcome(Verdict.FAULT, "rule"))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=count)
+    thread.start()
+    try:
+        for _ in range(20):
+            try:
+                total = Summary.merged([summary])
+                assert total.totals()["reads"] >= 0
+                assert summary.rest() is not None
+                assert list(summary) is not None
+            except RuntimeError as error:
+                broken.append(error)
+    finally:
+        over.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+    assert not broken

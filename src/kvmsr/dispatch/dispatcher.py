@@ -17,13 +17,14 @@ from kvmsr.dispatch.outcome import Outcome, Verdict
 from kvmsr.dispatch.state import Shadows
 from kvmsr.errors import BrokenInvariantError
 from kvmsr.policy import Access, Fault, Op, Plain, Plan, Python, Reason, Rule, Value
-from kvmsr.policy.selector import shown
+from kvmsr.policy.selector import shown, told
 
 __all__ = ("Dispatcher", "HandlerFailure")
 
 _U64: Final = (1 << 64) - 1
 _MAX_FAILURES: Final = 32
 _MAX_CACHED: Final = 4096
+_MAX_TRACEBACK: Final = 16_000
 
 # On the way of every access; looking a member up in its enumeration costs more than using it.
 _READ, _WRITE = Op.READ, Op.WRITE
@@ -44,7 +45,8 @@ class HandlerFailure:
     :ivar rule: where the rule that names it was written.
     :ivar access: what it was asked.
     :ivar message: what went wrong, in one line.
-    :ivar traceback: where in the handler, as Python prints it; "" if it did not raise.
+    :ivar traceback: where in the handler, as Python prints it, its last 16,000 characters; "" if it
+        did not raise.
     """
 
     handler: str
@@ -169,8 +171,7 @@ class Dispatcher:
             except KeyboardInterrupt:
                 raise  # it is not the handler's
             except BaseException as error:  # also SystemExit: it would end the vCPU's thread
-                text = traceback.format_exception(error)
-                return self._failed(action, rule, access, _raised(error), "".join(text))
+                return self._failed(action, rule, access, f"raised {told(error)}", _trace(error))
             if access.op == _WRITE:
                 if answer is None:
                     return done
@@ -178,7 +179,9 @@ class Dispatcher:
                 return self._failed(action, rule, access, message)
             try:
                 value = operator.index(answer)  # type: ignore[arg-type]
-            except Exception:
+            except KeyboardInterrupt:
+                raise
+            except BaseException:  # whatever somebody's __index__ does
                 message = f"returned {shown(answer)}; a handler of reads returns an integer"
                 return self._failed(action, rule, access, message)
             if not 0 <= value <= _U64:
@@ -198,12 +201,9 @@ class Dispatcher:
         return self._plain(self.plan.policy.defaults.on_error, "defaults.on_error", access)
 
 
-def _raised(error: BaseException) -> str:
-    try:
-        text = " ".join(str(error).split())
-    except Exception:  # whatever somebody's __str__ does
-        text = ""
-    return f"raised {type(error).__name__}: {text}"
+def _trace(error: BaseException) -> str:
+    """Return the traceback; of a long one the end."""
+    return "".join(traceback.format_exception(error))[-_MAX_TRACEBACK:]
 
 
 def _always(outcome: Outcome) -> _Act:

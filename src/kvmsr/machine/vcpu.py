@@ -38,7 +38,7 @@ from kvmsr.kvm.exits import (
 )
 from kvmsr.machine.board import Board
 from kvmsr.machine.diagnose import explain_emulation_failure, explain_internal, where
-from kvmsr.machine.result import CRASHED, FAILED, End, EndKind
+from kvmsr.machine.result import CRASHED, FAILED, INTERRUPTED, End, EndKind
 from kvmsr.policy import Access, Op, Reason
 from kvmsr.trace import Summary
 
@@ -101,6 +101,8 @@ class VcpuThread(threading.Thread):
             self._loop()
         except KvmsrError as error:
             self._end(EndKind.ERROR, error.exit_status, str(error))
+        except KeyboardInterrupt:  # a handler's: signals reach the main thread alone
+            self._end(EndKind.STOP, INTERRUPTED, "interrupted by a handler")
         except BaseException as error:
             # Whatever it is, the other threads must not wait for this one for ever.
             _log.debug("vCPU %d", self.vcpu.id, exc_info=True)

@@ -100,7 +100,8 @@ def _expand(entry: dict[str, Any]) -> Iterator[Msr]:
     for n in range(entry.get("count", 1)):
         index = entry["index"] + n * entry.get("stride", 1)
         names = (entry["name"], *entry.get("aliases", ()))
-        name, *aliases = (text.replace("{n}", str(n)) for text in names)
+        number = str(entry.get("from", 0) + n)
+        name, *aliases = (text.replace("{n}", number) for text in names)
         yield Msr(index, name, tuple(aliases))
 
 

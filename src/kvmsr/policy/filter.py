@@ -287,14 +287,14 @@ def _pieces(first: int, last: int, placed: Sequence[_Placed]) -> list[tuple[int,
 
 def _bit(kind: int, index: int, run: Run, placed: Sequence[_Placed]) -> bool:
     """Return the bit of MSR *index* in a range of *kind*."""
-    wants = []
+    decides = []
     if kind == _R or (kind == _S and not _holds(placed, _R, index)):
-        wants.append(run.read)
+        decides.append((run.read, run.lean_read))
     if kind == _W or (kind == _S and not _holds(placed, _W, index)):
-        wants.append(run.write)
-    wanted = {want for want in wants if want is not Want.ANY}
+        decides.append((run.write, run.lean_write))
+    wanted = {want for want, _ in decides if want is not Want.ANY}
     if not wanted:
-        return (run.lean_read or kind == _W) and (run.lean_write or kind == _R)
+        return all(lean for _, lean in decides)
     assert len(wanted) == 1, "a shared range over an MSR whose wants differ"
     return wanted == {Want.ALLOW}
 

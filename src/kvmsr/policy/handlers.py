@@ -10,11 +10,14 @@ import importlib
 import importlib.util
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 from kvmsr.errors import PolicyError
 from kvmsr.policy.access import Handler
+from kvmsr.policy.selector import shown, told
 
 __all__ = ("HandlerFinder",)
 
@@ -23,9 +26,9 @@ class HandlerFinder:
     """
     Finds functions for one reading of a policy.
 
-    A module beside the policy file is loaded from there, once a reading, and under a name of its
-    own: two policies may each have a ``handlers.py``, and what one run left in such a module's
-    variables does not leak into the next. Any other module is imported as usual.
+    A module or package beside the policy file is loaded from there, once a reading, and under a
+    name of its own: two policies may each have a ``handlers.py``, and what one run left in such a
+    module's variables does not leak into the next. Any other module is imported as usual.
     """
 
     def __init__(self) -> None:
@@ -40,40 +43,69 @@ class HandlerFinder:
         """
         match = re.fullmatch(r"([A-Za-z_][\w.]*):(\w+)", name)
         if not match:
-            raise PolicyError(f"{name!r} is no handler: write module:function")
+            raise PolicyError(f"{shown(name)} is no handler: write module:function")
         try:
             module = self._module(match[1], folder)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # also SystemExit: a policy does not end the program
             raise PolicyError(
-                f"module {match[1]!r} cannot be imported, neither from {folder.resolve()} nor from"
-                f" Python's path: {type(error).__name__}: {' '.join(str(error).split())}"
+                f"module {shown(match[1])} cannot be imported, neither from {folder.resolve()} nor"
+                f" from Python's path: {told(error)}"
             ) from None
-        function = getattr(module, match[2], None)
+        try:
+            function = getattr(module, match[2], None)
+        except Exception:  # a module may have a __getattr__ of its own
+            function = None
         if not callable(function):
-            raise PolicyError(f"module {match[1]!r} has no function {match[2]!r}")
+            raise PolicyError(f"module {shown(match[1])} has no function {shown(match[2])}")
         handler: Handler = function
         return handler
 
     def _module(self, name: str, folder: Path) -> ModuleType:
-        file = (folder / Path(*name.split("."))).with_suffix(".py").resolve()
-        if not file.is_file():
-            return importlib.import_module(name)
+        first, *rest = name.split(".")
+        package = (folder / first / "__init__.py").resolve()
+        if package.is_file():
+            module = self._load(package, first, [str(package.parent)])
+            if not rest:
+                return module
+            with _path_begins_with(package.parent.parent):
+                return importlib.import_module(".".join((module.__name__, *rest)))
+        file = (folder / first).joinpath(*rest).with_suffix(".py").resolve()
+        if file.is_file():
+            return self._load(file, name)
+        return importlib.import_module(name)
+
+    def _load(self, file: Path, name: str, submodules: list[str] | None = None) -> ModuleType:
         if file not in self._beside:
-            self._beside[file] = _load(file, f"{name} in {file.parent}")
+            folder = file.parent if submodules is None else file.parent.parent
+            # Python takes what stands before a dot for the name of a package.
+            own_name = f"{name} in {folder}".replace(".", "\N{ONE DOT LEADER}")
+            with _path_begins_with(folder):  # for what it imports itself
+                self._beside[file] = _load(file, own_name, submodules)
         return self._beside[file]
 
 
-def _load(file: Path, name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, file)
+def _load(file: Path, name: str, submodules: list[str] | None) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=submodules)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    for other in [other for other in sys.modules if other.startswith(f"{name}.")]:
+        del sys.modules[other]  # of an earlier reading
     sys.modules[name] = module  # dataclasses, pickle and others look their module up there
-    sys.path.insert(0, str(file.parent))  # for what it imports itself
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
-    finally:
-        sys.path.remove(str(file.parent))
     return module
+
+
+@contextmanager
+def _path_begins_with(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        if str(folder) in sys.path:  # the module may have changed it
+            sys.path.remove(str(folder))

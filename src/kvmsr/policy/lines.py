@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Iterator
 from typing import Any, Final
 
-__all__ = ("Path", "key_lines", "show")
+__all__ = ("Path", "deepest_line", "key_lines", "show")
 
 Path = tuple[str | int, ...]
 """Where a value stands: ``("rule", 2, "read")``."""
@@ -47,11 +47,26 @@ def key_lines(text: str) -> dict[Path, int]:
     return lines
 
 
+def deepest_line(text: str) -> int:
+    """Return the line on which the most brackets are open; the first of several."""
+    line, depth, deepest, where = 1, 0, 0, 1
+    for match in _TOKEN.finditer(text):
+        depth += (match[0] in "[{") - (match[0] in "]}")
+        if depth > deepest:
+            deepest, where = depth, line
+        line += match[0].count("\n")
+    return where
+
+
 def show(path: Path) -> str:
-    """Return *path* as people write it: ``rule[2].read``."""
+    """Return *path* as people write it: ``rule[2].read``; in one line, whatever the keys."""
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            name = part if part.isprintable() else repr(part)
+            text += f".{name}" if text else name
     return text
 
 

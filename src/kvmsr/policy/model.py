@@ -9,7 +9,7 @@ What the owner of a virtual machine wants of each MSR: ordered rules and default
 import difflib
 import enum
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from kvmsr.errors import PolicyError
@@ -70,7 +70,7 @@ class Python:
             raise PolicyError(f"handler {self.function!r} cannot be called")
         if not self.name:
             module = getattr(self.function, "__module__", "")
-            name = getattr(self.function, "__qualname__", repr(self.function))
+            name = getattr(self.function, "__qualname__", "") or shown(self.function)
             object.__setattr__(self, "name", f"{module}:{name}" if module else name)
 
     def __str__(self) -> str:
@@ -114,10 +114,10 @@ def plain(word: str, allowed: Collection[Plain] = tuple(Plain)) -> Plain:
         if action.value == word:
             return action
     if not isinstance(word, str):
-        raise PolicyError(f"{word!r} is no action; there are {', '.join(allowed)}")
+        raise PolicyError(f"{shown(word)} is no action; there are {', '.join(allowed)}")
     near = difflib.get_close_matches(word, [action.value for action in allowed], n=1)
     hint = f"did you mean {near[0]!r}? There are" if near else "there are"
-    raise PolicyError(f"{word!r} is no action here; {hint} {', '.join(allowed)}")
+    raise PolicyError(f"{shown(word)} is no action here; {hint} {', '.join(allowed)}")
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -140,17 +140,19 @@ class Rule:
 
     def __init__(
         self,
-        msr: MsrSpec,
+        msr: MsrSpec | None = None,
         read: ActionSpec | None = None,
         write: ActionSpec | None = None,
         *,
         reset: int = 0,
         where: str = "",
+        msrs: MsrSpec = (),
     ) -> None:
+        # msrs is what dataclasses.replace() hands on of the rule that it copies.
         if read is None and write is None:
             raise PolicyError("a rule needs an action for read, for write, or for both")
         put = object.__setattr__
-        put(self, "msrs", parse_msrs(msr))
+        put(self, "msrs", parse_msrs(msrs if msr is None else msr))
         put(self, "read", None if read is None else to_action(read, Op.READ))
         put(self, "write", None if write is None else to_action(write, Op.WRITE))
         put(self, "reset", Value(reset).value)
@@ -226,13 +228,7 @@ def _placed(rule: Rule, number: int) -> Rule:
         raise PolicyError(f"rule[{number}] is {rule!r}, which is no rule")
     if rule.where:
         return rule
-    return Rule(
-        (f"{first}-{last}" for first, last in rule.msrs),
-        rule.read,
-        rule.write,
-        reset=rule.reset,
-        where=f"rule[{number}]",
-    )
+    return replace(rule, where=f"rule[{number}]")
 
 
 def on_read(msr: MsrSpec) -> Callable[[Handler], Rule]:

@@ -9,6 +9,7 @@ error names file, line and key.
 
 import difflib
 import re
+import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import msgspec
 
 from kvmsr.errors import PolicyError
 from kvmsr.policy.handlers import HandlerFinder
-from kvmsr.policy.lines import Path, key_lines, show
+from kvmsr.policy.lines import Path, deepest_line, key_lines, show
 from kvmsr.policy.model import Action, Defaults, Policy, Python, Rule, Value, plain
 from kvmsr.policy.selector import parse_msrs, shown
 
@@ -137,9 +138,17 @@ class _Reader:
             raw = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             self.fail_syntax(error, text)
-        except (ValueError, RecursionError) as error:  # numbers too long, tables too deep
-            message = f"this is more than can be read: {error}"
-            raise PolicyError(message, file=self.source) from None
+        except RecursionError:
+            message = "this is more than can be read: too many brackets in brackets"
+            raise PolicyError(message, file=self.source, line=deepest_line(text)) from None
+        except ValueError:  # Python's limit; the error tells no place
+            digits = sys.get_int_max_str_digits()
+            found = re.search(rf"(?<!\w)[0-9][0-9_]{{{digits},}}", text)
+            raise PolicyError(
+                f"this is more than can be read: a number of more than {digits} digits",
+                file=self.source,
+                line=text.count("\n", 0, found.start()) + 1 if found else 0,
+            ) from None
         self.lines = key_lines(text)
         try:
             return msgspec.convert(raw, _File)
@@ -156,7 +165,7 @@ class _Reader:
         file = self.folder / name
         try:
             is_file, resolved = file.is_file(), file.resolve()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:  # the last: a loop of links
             reason = error.strerror if isinstance(error, OSError) else error
             self.fail(path, f"{shown(name)} is no file's name: {reason}")
         if resolved in self.above:
@@ -211,13 +220,18 @@ class _Reader:
     # Errors
 
     def line(self, path: Path) -> int:
-        """Return the line of *path*, or of the nearest thing around it that has one."""
+        """Return the line of *path*, or of the nearest thing in it or around it that has one."""
+        if path and path not in self.lines:  # [a.b] has a line, and a has none of its own
+            inside = [line for key, line in self.lines.items() if key[: len(path)] == path]
+            if inside:
+                return min(inside)
         while path and path not in self.lines:
             path = path[:-1]
         return self.lines.get(path, 0)
 
     def fail(self, path: Path, message: str) -> NoReturn:
         """Fail at *path*."""
+        message = " ".join(message.splitlines())  # names may have any character
         raise PolicyError(message, file=self.source, line=self.line(path), key=show(path))
 
     @contextmanager
@@ -244,7 +258,7 @@ class _Reader:
         match = re.fullmatch(r"(.*?)(?: - at `\$(.*)`)?", message, re.DOTALL)
         assert match is not None
         what, path = match[1], _path(match[2] or "")
-        unknown = re.fullmatch(r"Object contains unknown field `(.*)`", what)
+        unknown = re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL)
         missing = re.fullmatch(r"Object missing required field `(.*)`", what)
         if unknown:
             known = _fields_at(path)

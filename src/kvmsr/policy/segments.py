@@ -46,7 +46,8 @@ class Table:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Table) and self.segments == other.segments
 
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int:
+        return hash(self.segments)
 
     def find(self, index: int) -> Segment:
         """Return the segment that holds MSR *index*."""

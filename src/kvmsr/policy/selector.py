@@ -13,19 +13,26 @@ from typing import Final
 from kvmsr.errors import PolicyError, UnknownMsrError
 from kvmsr.msr import catalog
 
-__all__ = ("MAX_INDEX", "MsrSpec", "Ranges", "parse_msrs", "shown")
+__all__ = ("MAX_INDEX", "MsrSpec", "Ranges", "parse_msrs", "shown", "told")
 
 MAX_INDEX: Final = (1 << 32) - 1
+_MAX_DECIMAL: Final = 1 << 64
 
 Ranges = tuple[tuple[int, int], ...]
 """First and last MSR of each range, ascending and apart."""
 
-MsrSpec = int | str | Iterable[int | str]
-"""How a selector is written: 0x35, "0x600-0x63f", "IA32_PAT", or a list of these."""
+MsrSpec = int | str | Iterable[int | str | tuple[int, int]]
+"""
+How a selector is written: 0x35, "0x600-0x63f", "IA32_PAT", or a list of these; in a list, (5, 9) is
+the range from 5 to 9.
+"""
 
 # As TOML writes numbers; longer ones are out of range anyway, and Python refuses the longest.
 _NUMBER: Final = r"(?:0[xX][0-9a-fA-F](?:_?[0-9a-fA-F]){0,30}|0|[1-9](?:_?[0-9]){0,30})"
-_SHOWN: Final = 100
+_NAME: Final = re.compile(r"[A-Za-z_]\w{0,99}")
+_SHOWN: Final = 100  # characters
+_TOLD: Final = 200
+_TEXTS: Final = (str, bytes, bytearray, memoryview)  # they can be iterated, and are no lists
 _RANGE: Final = re.compile(rf"({_NUMBER})(?:\s*-\s*({_NUMBER}))?")
 
 
@@ -35,7 +42,7 @@ def parse_msrs(spec: MsrSpec) -> Ranges:
 
     :raises PolicyError: if it is none of the forms, selects nothing, or names no MSR.
     """
-    is_list = isinstance(spec, Iterable) and not isinstance(spec, (str, bytes, bytearray))
+    is_list = isinstance(spec, Iterable) and not isinstance(spec, _TEXTS)
     items = list(spec) if is_list else [spec]  # type: ignore[arg-type]
     if not items:
         raise PolicyError("selects no MSR")
@@ -43,6 +50,8 @@ def parse_msrs(spec: MsrSpec) -> Ranges:
 
 
 def _one(item: object) -> tuple[int, int]:
+    if isinstance(item, tuple) and len(item) == 2 and all(type(end) is int for end in item):
+        return _checked(item[0], item[1], shown(item))
     if isinstance(item, bool) or not isinstance(item, (int, str)):
         raise PolicyError(f"{shown(item)} selects no MSR: write a number, a range or a name")
     if isinstance(item, int):
@@ -52,7 +61,7 @@ def _one(item: object) -> tuple[int, int]:
     if match:
         first, last = (int(number, 0) for number in (match[1], match[2] or match[1]))
         return _checked(first, last, text)
-    if not re.fullmatch(r"[A-Za-z_]\w*", text):
+    if not _NAME.fullmatch(text):
         raise PolicyError(
             f"{shown(item)} selects no MSR: write a number (0x35), a range (0x600-0x63f) or a name"
         )
@@ -66,11 +75,30 @@ def _one(item: object) -> tuple[int, int]:
 def shown(value: object) -> str:
     """Return *value* for a message, in one line and not too long; integers as 0x35."""
     try:
-        text = f"{value:#x}" if isinstance(value, int) and value >= 0 else repr(value)
-    except Exception:  # whatever somebody's __repr__ does
+        # Python refuses to write the longest integers in decimal.
+        in_hex = type(value) is int and not -_MAX_DECIMAL < value < 0
+        text = f"{value:#x}" if in_hex else repr(value)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # whatever somebody's __repr__ does
         text = f"a {type(value).__name__}"
+    return _short(text)
+
+
+def told(error: BaseException) -> str:
+    """Return *error* for a message, in one line and not too long."""
+    try:
+        text = str(error)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # whatever somebody's __str__ does
+        text = ""
+    return f"{type(error).__name__}: {_short(text, _TOLD)}" if text else type(error).__name__
+
+
+def _short(text: str, limit: int = _SHOWN) -> str:
     text = " ".join(text.split())
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def _checked(first: int, last: int, text: str) -> tuple[int, int]:

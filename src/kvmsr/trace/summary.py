@@ -126,7 +126,7 @@ class IndexCount:
     def update(self, other: "IndexCount") -> None:
         """Count what *other* counted."""
         self.exact = self.exact and other.exact
-        for number, bits in other._pages.items():
+        for number, bits in other._pages.copy().items():  # somebody may still be counting
             page = self._pages.get(number)
             if page is not None:
                 both = int.from_bytes(page, "little") | int.from_bytes(bits, "little")
@@ -137,7 +137,9 @@ class IndexCount:
                 self.exact = False
 
     def __len__(self) -> int:
-        return sum(int.from_bytes(page, "little").bit_count() for page in self._pages.values())
+        return sum(
+            int.from_bytes(page, "little").bit_count() for page in self._pages.copy().values()
+        )
 
 
 class Summary:
@@ -203,7 +205,7 @@ class Summary:
         """Return the sum of *parts*."""
         total = cls(max_rows)
         for part in parts:
-            for key, row in list(part._rows.items()):  # its thread may still be at work
+            for key, row in part._rows.copy().items():  # its thread may still be at work
                 target = total._rows.get(key) or total._add(key)
                 target.add(row)
             for op, row in part.others.items():
