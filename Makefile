@@ -6,12 +6,13 @@ PEERS := .peers
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test check bench guests clean
+.PHONY: help demo test check conformance bench guests clean
 
 help:
 	@echo "make demo    set everything up and boot Debian's kernel under a policy"
 	@echo "make test    set everything up and run the tests"
 	@echo "make check   style and types only"
+	@echo "make conformance  compare the KVMs that are here, item by item"
 	@echo "make bench   measure"
 	@echo "make guests  build the guest images again (needs binutils)"
 	@echo "make clean   remove what was set up"
@@ -43,6 +44,9 @@ check: $(READY)
 
 test: check $(PEERS)/.tried
 	$(BIN)/pytest
+
+conformance: $(READY) $(PEERS)/.tried
+	$(BIN)/python -m tests.conformance
 
 bench: $(READY)
 	$(BIN)/python bench/access.py

@@ -65,9 +65,24 @@ def host():
     return backend.open("kvm")
 
 
+@pytest.fixture(scope="session", params=["kvm", "soft"])
+def any_backend(request):
+    """Return each backend that is here."""
+    if request.param == "kvm" and kvm_missing():
+        pytest.skip(f"needs /dev/kvm: {kvm_missing()}")
+    return backend.open(request.param)
+
+
+def need_cap(kvm, *caps):
+    """Skip the test if this KVM lacks a capability."""
+    for cap in caps:
+        if not kvm.check_extension(cap):
+            pytest.skip(f"the {kvm.backend.name} backend has no KVM_CAP_{cap.name}")
+
+
 @pytest.fixture
-def kvm(host):
-    with Kvm(host) as handle:
+def kvm(any_backend):
+    with Kvm(any_backend) as handle:
         yield handle
 
 

@@ -16,11 +16,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+# For the machine of tests/nested: KVM, what it needs, and the driver of /dev/cpu/*/msr.
+MODULES = [
+    f"*lib/modules/*/kernel/{part}"
+    for part in ("arch/x86/kvm/*", "virt/lib/*", "arch/x86/kernel/msr.ko*")
+]
 PEERS = {
     # name: (packages, what to unpack of them, what must be there afterwards)
-    "kernel": (["linux-image-cloud-amd64"], ["./boot"], "boot/vmlinuz-*"),
-    "seabios": (["seabios"], ["./usr/share/seabios"], "usr/share/seabios/bios.bin"),
-    "qemu": (["qemu-system-x86"], [], "usr/bin/qemu-system-x86_64"),
+    "kernel": (
+        ["linux-image-cloud-amd64"],
+        ["./boot", *MODULES],
+        ["boot/vmlinuz-*", "**/kvm-amd.ko*"],
+    ),
+    "seabios": (["seabios"], ["./usr/share/seabios"], ["usr/share/seabios/bios.bin"]),
+    "qemu": (["qemu-system-x86"], [], ["usr/bin/qemu-system-x86_64"]),
 }
 
 
@@ -92,13 +101,15 @@ def resolve(apt: Apt, package: str) -> str:
 def unpack(deb: Path, parts: list[str], target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", deb], stdout=subprocess.PIPE) as source:
-        subprocess.run(["tar", "-x", "-C", target, *parts], stdin=source.stdout, check=True)
+        subprocess.run(
+            ["tar", "-x", "-C", target, "--wildcards", *parts], stdin=source.stdout, check=True
+        )
     deb.unlink()
 
 
 def present(folder: Path, name: str) -> Path | None:
-    found = sorted((folder / name).glob(PEERS[name][2]))
-    return found[-1] if found else None
+    found = [sorted((folder / name).glob(pattern)) for pattern in PEERS[name][2]]
+    return found[0][-1] if all(found) else None
 
 
 def fetch(apt: Apt, folder: Path, name: str) -> None:
@@ -110,6 +121,7 @@ def fetch(apt: Apt, folder: Path, name: str) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     for deb in apt.fetch(packages, recursive=not parts):
         unpack(deb, parts, partial)
+    shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
 
 

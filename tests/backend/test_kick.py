@@ -11,9 +11,9 @@ import pytest
 
 from kvmsr.backend import _kick
 from kvmsr.errors import UsageError
+from kvmsr.kvm import Kvm
 from kvmsr.kvm.exits import Interrupted
-
-pytestmark = pytest.mark.kvm
+from tests.harness import Guest
 
 LOOP = b"\xeb\xfe"
 
@@ -68,7 +68,8 @@ def test_a_vcpu_may_change_its_thread(guest):
     assert isinstance(guest.vcpu.run(), Interrupted)
 
 
-def test_kicking_what_is_no_vcpu_is_refused(guest, host):
+def test_kicking_what_is_no_vcpu_is_refused(guest):
+    host = guest.kvm.backend
     with pytest.raises(UsageError, match="no vCPU"):
         host.kick(12345)
 
@@ -159,7 +160,10 @@ def test_a_signal_mask_leaves_kicks_alone(guest):
     assert isinstance(guest.vcpu.run(), Interrupted)
 
 
-def test_a_thread_that_has_left_the_guest_is_left_alone(guest, host):
+@pytest.mark.kvm
+def test_a_thread_that_has_left_the_guest_is_left_alone(host):
+    guest = Guest(Kvm(host))
     guest.load(b"\xf4")
     guest.vcpu.run()
     assert not host._runner[guest.vcpu.fd]
+    guest.close()

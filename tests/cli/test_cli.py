@@ -100,7 +100,6 @@ def test_completion_completes():
 # Running
 
 
-@pytest.mark.kvm
 def test_run_shows_the_console_and_then_the_table(tmp_path):
     (tmp_path / "p.toml").write_text("[[rule]]\nmsr = 'PAT'\nread = { value = 0x1122 }\n")
     out, err = kvmsr("run", LIST, "--append", "277 35", "--policy", tmp_path / "p.toml")
@@ -118,13 +117,12 @@ def test_run_shows_the_console_and_then_the_table(tmp_path):
     assert "\x1b" not in out
 
 
-@pytest.mark.kvm
 def test_json_is_alone_on_standard_output():
     out, err = kvmsr("run", LIST, "--append", "35 35=1", "--json")
     told = json.loads(out)
     assert err.replace("\r", "").splitlines()[0] == "rdmsr 0x00000035 #GP"
     assert told["schema"] == 1
-    assert told["backend"] == "kvm"
+    assert told["backend"] in ("kvm", "soft")
     assert told["image"] == LIST
     assert told["policy"] == ""
     assert 0 <= told["wall_s"] < 60
@@ -137,7 +135,6 @@ def test_json_is_alone_on_standard_output():
     ]
 
 
-@pytest.mark.kvm
 def test_the_serial_line_goes_to_a_file(tmp_path):
     out, err = kvmsr("run", LIST, "--append", "35", "--serial", tmp_path / "log", "--json")
     assert json.loads(out)["exit"]["code"] == 0
@@ -145,7 +142,6 @@ def test_the_serial_line_goes_to_a_file(tmp_path):
     assert (tmp_path / "log").read_bytes() == b"rdmsr 0x00000035 #GP\r\n"
 
 
-@pytest.mark.kvm
 def test_the_guests_status_is_passed_on(tmp_path):
     (tmp_path / "code").write_bytes(b"\xb0\x03\xe6\xf4")
     kvmsr("run", tmp_path / "code", "--mode", "16", status=7)
@@ -154,7 +150,6 @@ def test_the_guests_status_is_passed_on(tmp_path):
     assert "timeout: 0.2 seconds are over" in out
 
 
-@pytest.mark.kvm
 def test_a_handler_that_raises_fails_the_run_and_is_named(tmp_path):
     (tmp_path / "mine.py").write_text("def broken(access):\n    return {}['nothing']\n")
     policy = tmp_path / "p.toml"
@@ -167,7 +162,6 @@ def test_a_handler_that_raises_fails_the_run_and_is_named(tmp_path):
     assert json.loads(told)["handler_failures"]["count"] == 1
 
 
-@pytest.mark.kvm
 def test_features_are_hidden_from_the_guest():
     kvmsr("run", LIST, "--append", "35", "--cpu", "host", "--cpu-feature", "-x2apic")
 
@@ -196,7 +190,6 @@ WRONG = [
 ]
 
 
-@pytest.mark.kvm
 @pytest.mark.parametrize(("words", "status", "piece"), WRONG, ids=lambda value: str(value)[:40])
 def test_what_is_wrong_is_told_in_one_line(words, status, piece):
     out, err = kvmsr(*words, status=status)
@@ -216,7 +209,6 @@ def test_a_bad_policy_names_line_and_key(tmp_path):
     assert err.startswith(f"kvmsr: {policy}:3: {wrong}")
 
 
-@pytest.mark.kvm
 def test_output_that_nobody_reads_ends_quietly(tmp_path):
     (tmp_path / "chatter").write_bytes(b"\xb0\x41\xe6\xe9\xeb\xfa")  # for ever
     process = subprocess.Popen(
@@ -232,7 +224,6 @@ def test_output_that_nobody_reads_ends_quietly(tmp_path):
     process.stderr.close()
 
 
-@pytest.mark.kvm
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_a_run_with_its_summary(tmp_path, number):
     (tmp_path / "code").write_bytes(b"\xb0\x41\xe6\xe9\xeb\xfe")
@@ -297,10 +288,9 @@ class Terminal:
         return self.process.returncode
 
 
-@pytest.mark.kvm
 def test_what_is_typed_reaches_the_guest_at_once_and_is_echoed_by_it_alone(tmp_path):
     (tmp_path / "echo").write_bytes(b"\xb0\x3e\xe6\xe9" + ECHO)  # a prompt first
-    terminal = Terminal("run", tmp_path / "echo", "--mode", "16")
+    terminal = Terminal("run", tmp_path / "echo", "--mode", "16", "--backend", "soft")
     terminal.expect(b">")
     terminal.type(b"ab")
     terminal.expect(b">ab")
@@ -310,7 +300,6 @@ def test_what_is_typed_reaches_the_guest_at_once_and_is_echoed_by_it_alone(tmp_p
     assert b"\x1b[" in terminal.seen  # colour, because it is a terminal
 
 
-@pytest.mark.kvm
 def test_input_that_the_guest_does_not_read_is_left_where_it_is(tmp_path):
     (tmp_path / "loop").write_bytes(b"\xeb\xfe")
     with Path("/dev/zero").open() as zero:
@@ -325,7 +314,6 @@ def test_input_that_the_guest_does_not_read_is_left_where_it_is(tmp_path):
     assert done.returncode == 124, done.stderr
 
 
-@pytest.mark.kvm
 def test_ctrl_c_ends_the_run_and_restores_the_terminal(tmp_path):
     (tmp_path / "code").write_bytes(b"\xb0\x3e\xe6\xe9\xeb\xfe")
     terminal = Terminal("run", tmp_path / "code", "--mode", "16")
@@ -336,7 +324,6 @@ def test_ctrl_c_ends_the_run_and_restores_the_terminal(tmp_path):
     assert b"Traceback" not in terminal.seen
 
 
-@pytest.mark.kvm
 def test_a_long_run_whose_console_is_elsewhere_shows_that_it_lives(tmp_path):
     (tmp_path / "code").write_bytes(b"\xeb\xfe")
     terminal = Terminal(
@@ -367,7 +354,6 @@ def test_doctor_tells_what_is_there():
         assert {"KVM_CAP_X86_USER_SPACE_MSR", "KVM_CAP_X86_MSR_FILTER", "probe guest"} <= set(names)
 
 
-@pytest.mark.kvm
 def test_the_demo_shows_policy_guest_and_table():
     out, _ = kvmsr("demo")
     assert "[[rule]]" in out
@@ -387,7 +373,7 @@ host.HostBackend.__init__ = lambda self: real(self, {str(tmp_path / "kvm")!r})
 from kvmsr.cli import main
 main()
 """
-    for words, status in ((["run", LIST], 4), (["demo"], 4), (["doctor"], 4)):
+    for words, status in ((["run", LIST, "--backend", "kvm"], 4), (["demo"], 0), (["doctor"], 4)):
         done = subprocess.run(
             [sys.executable, "-c", script, *words], capture_output=True, text=True, check=False
         )

@@ -14,7 +14,7 @@ from kvmsr.machine.loaders.decompress import decompress
 from kvmsr.machine.probe import probe
 from tests.conftest import GUESTS, ROOT
 
-pytestmark = [pytest.mark.kvm, pytest.mark.peer]
+pytestmark = pytest.mark.peer
 
 KVMSR = [sys.executable, "-m", "kvmsr"]
 
@@ -22,11 +22,11 @@ KVMSR = [sys.executable, "-m", "kvmsr"]
 LIMITED = "clearcpuid=smap,smep,cx16,xsaveopt noxsave nosmap nosmep nopti mitigations=off"
 
 
-def kvmsr(*words, tmp_path, timeout=300):
+def kvmsr(*words, tmp_path, timeout=300, backend="kvm"):
     """Run a guest; return the summary and what it sent."""
     log = tmp_path / "serial"
     done = subprocess.run(
-        [*KVMSR, "run", *map(str, words), "--json", "--serial", log],
+        [*KVMSR, "run", "--backend", backend, *map(str, words), "--json", "--serial", log],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
@@ -38,6 +38,24 @@ def kvmsr(*words, tmp_path, timeout=300):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("how", ["acpi=off", ""])
+def test_debians_kernel_boots_to_its_end_on_the_soft_backend(kernel, tmp_path, how):
+    """With the 8259s and the 8254, and with ACPI, local APIC, I/O APIC and TSC deadline."""
+    told, console = kvmsr(
+        kernel, "--policy", ROOT / "examples/linux.toml", "--memory", "512M", "--timeout", "200",
+        "--append", f"console=ttyS0 panic=-1 {how}",
+        tmp_path=tmp_path, backend="soft",
+    )  # fmt: skip
+    assert "VFS: Unable to mount root fs" in console
+    assert told["exit"]["kind"] == "reset"
+    assert ("TSC deadline timer available" in console) == (how == "")
+    assert "kernel BUG at" not in console
+    assert "Oops" not in console
+    assert {access["index"] for access in told["accesses"]} >= {"0x8b", "0xc0010015"}
+
+
+@pytest.mark.slow
+@pytest.mark.kvm
 def test_debians_kernel_boots_as_far_as_this_kvm_carries_it(kernel, tmp_path, host):
     verdict = probe(host)
     policy = ROOT / "examples/linux.toml"
@@ -68,6 +86,7 @@ def test_debians_kernel_boots_as_far_as_this_kvm_carries_it(kernel, tmp_path, ho
 
 
 @pytest.mark.slow
+@pytest.mark.kvm
 def test_the_kernel_inside_starts_by_pvh(kernel, tmp_path):
     data = kernel.read_bytes()
     setup = (data[0x1F1] + 1) * 512
@@ -83,6 +102,7 @@ def test_the_kernel_inside_starts_by_pvh(kernel, tmp_path):
     assert "Hypervisor detected: KVM" in console
 
 
+@pytest.mark.kvm
 @pytest.mark.parametrize("image", ["bios.bin", "bios-256k.bin"])
 def test_seabios_runs_until_it_gives_up_booting(seabios, image, tmp_path):
     told, console = kvmsr("--bios", seabios / image, "--timeout", "60", tmp_path=tmp_path)
@@ -128,6 +148,7 @@ def run_qemu(qemu, image, *words, timeout=120):
     return done.stdout.decode(errors="replace").replace("\r", "")
 
 
+@pytest.mark.kvm
 def test_without_a_policy_a_guest_sees_what_it_sees_in_qemu(qemu, tmp_path):
     # MSRs of which neither VMM knows more than KVM does.
     words = "277 fe c0000080 174 174=1234 174 1db 474f4f00 474f4f00=1 c0000080=1000000000000 1ad"
@@ -149,6 +170,7 @@ def verdicts(text):
 
 
 @pytest.mark.slow
+@pytest.mark.kvm
 @pytest.mark.parametrize("name", UNIT_TESTS)
 def test_kvm_unit_tests_pass_and_fail_as_under_qemu(name, qemu, tmp_path):
     folder = os.environ.get("KVM_UNIT_TESTS")

@@ -8,11 +8,9 @@ import pytest
 
 from kvmsr.abi import EventFlag, MsrExitReason, MsrFilterFlag, ioctls
 from kvmsr.errors import ExitAnsweredError, ExitUnansweredError, UsageError
-from kvmsr.kvm import MsrFilterRange
+from kvmsr.kvm import Kvm, MsrFilterRange
 from kvmsr.kvm.exits import Interrupted, IoOut, Rdmsr, Wrmsr
 from tests.harness import CODE, GP_HANDLER, MSR, Guest
-
-pytestmark = pytest.mark.kvm
 
 RDMSR = b"\x0f\x32"
 WRMSR = b"\x0f\x30"
@@ -128,7 +126,7 @@ def test_complete_pending_keeps_a_queued_gp(guest):
     assert (exception.nr, exception.has_error_code, exception.error_code) == (13, 1, 0)
     assert exception.injected or exception.pending
     assert guest.vcpu.run().port == 0xEE
-    assert guest.vcpu.get_regs().rip == GP_HANDLER + 2
+    assert guest.vcpu.get_regs().rip in (GP_HANDLER, GP_HANDLER + 2)  # at or behind its OUT
 
 
 def test_a_queued_gp_can_be_carried_to_another_vcpu(guest, kvm):
@@ -260,8 +258,10 @@ class _Alarm(Exception):
     pass
 
 
-def test_no_access_is_lost_to_a_signal_handler_that_raises(guest):
+@pytest.mark.kvm
+def test_no_access_is_lost_to_a_signal_handler_that_raises(host):
     """A handler may raise between KVM_RUN and the line that reads its exit: 3,000 tries."""
+    guest = Guest(Kvm(host))
     guest.load(b"\x66\xff\xc3" + RDMSR + b"\x66\x39\xd8\x74\xf6" + b"\xe6\xee", rcx=MSR)
     vcpu, alarms, wanted = guest.vcpu, 0, 0
 
@@ -287,6 +287,7 @@ def test_no_access_is_lost_to_a_signal_handler_that_raises(guest):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, former)
     assert wanted > 100
+    guest.close()
 
 
 def test_an_exit_that_was_not_read_comes_again(guest):

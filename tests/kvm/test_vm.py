@@ -10,9 +10,8 @@ from kvmsr.abi import Cap, Chip, MemFlag
 from kvmsr.backend import Memory
 from kvmsr.errors import CapabilityError, GuestMemoryError, IoctlError, UsageError
 from kvmsr.kvm.exits import Hlt, IoOut
+from tests.conftest import need_cap
 from tests.harness import CODE, Guest
-
-pytestmark = pytest.mark.kvm
 
 
 def test_capabilities(kvm, guest):
@@ -46,6 +45,7 @@ def test_memory_that_cannot_be_had(size):
 
 
 def test_the_dirty_log_tells_written_pages(guest):
+    need_cap(guest.kvm, Cap.MANUAL_DIRTY_LOG_PROTECT2)  # soft keeps no dirty log at all
     guest.vm.set_user_memory_region(0, 0, guest.memory, MemFlag.LOG_DIRTY_PAGES)
     guest.vm.get_dirty_log(0)
     guest.load(b"\xc6\x06\x00\x50\x01\xf4")  # movb $1, 0x5000
@@ -58,6 +58,7 @@ def test_the_dirty_log_tells_written_pages(guest):
 
 
 def test_the_dirty_log_is_cleared_by_hand(guest):
+    need_cap(guest.kvm, Cap.MANUAL_DIRTY_LOG_PROTECT2)
     guest.vm.enable_cap(Cap.MANUAL_DIRTY_LOG_PROTECT2, 1)
     guest.vm.set_user_memory_region(0, 0, guest.memory, MemFlag.LOG_DIRTY_PAGES)
     guest.load(b"\xc6\x06\x00\x50\x01\xf4")
@@ -69,6 +70,7 @@ def test_the_dirty_log_is_cleared_by_hand(guest):
 
 
 def test_an_ioeventfd_takes_the_write(guest):
+    need_cap(guest.kvm, Cap.IOEVENTFD)
     fd = os.eventfd(0)
     guest.vm.ioeventfd(fd, 0x80, 1, pio=True, datamatch=5)
     guest.load(b"\xe6\x80\xb0\x06\xe6\x80\xf4", rax=5)  # out 5, then 6
@@ -81,6 +83,7 @@ def test_an_ioeventfd_takes_the_write(guest):
 
 
 def test_an_irqfd_raises_its_line(guest_with_irqchip):
+    need_cap(guest_with_irqchip.kvm, Cap.IRQFD)
     vm = guest_with_irqchip.vm
     fd = os.eventfd(0)
     vm.irqfd(fd, 3)

@@ -12,11 +12,9 @@ from pathlib import Path
 
 import click
 
-from kvmsr import backend as backends
-from kvmsr.backend import Backend
 from kvmsr.cli.run import run_guest
 from kvmsr.machine import Boot
-from kvmsr.machine.probe import probe
+from kvmsr.machine.choice import choose_backend
 from kvmsr.policy import load_policy
 
 __all__ = ("command",)
@@ -24,8 +22,6 @@ __all__ = ("command",)
 _MSRS = "0x35 0x277 0x1b0 0x1b0=0xf 0x1b0 0x1ad 0xc0000080 0x12345678"
 
 _APPEND = "console=ttyS0 panic=-1"
-# What keeps a kernel off some of the instructions that such a KVM lacks.
-_APPEND_LIMITED = "clearcpuid=smap,smep,cx16,xsaveopt noxsave nosmap nosmep nopti mitigations=off"
 
 
 @click.command(epilog="Example: kvmsr demo --kernel /boot/vmlinuz --policy my.toml")
@@ -45,15 +41,16 @@ def command(kernel: Path | None, policy: Path | None, memory: int, timeout: floa
     """
     Run a small guest under a small policy, or boot a Linux kernel (--kernel).
 
-    The exit status is 0 if the guest ran, even where this host's KVM cannot run it to its end: why
-    it ended is told.
+    Where this host's KVM does not run ordinary guests, the soft backend does.
     """
-    backend = backends.open()
+    backend, why_soft = choose_backend()
     with ExitStack() as stack:
         data = resources.files("kvmsr.machine").joinpath("guests")
         image = kernel or stack.enter_context(resources.as_file(data / "list.elf"))
         file = policy or stack.enter_context(resources.as_file(data / "demo.toml"))
-        append = _append(backend) if kernel else _MSRS
+        append = _APPEND if kernel else _MSRS
+        if why_soft:
+            click.echo(f"On the soft backend: {why_soft}.\n")
         click.echo(f"policy {file}:\n")
         click.echo("".join(f"    {line}\n" for line in file.read_text().splitlines()))
         click.echo(f"guest {image.name}, command line: {append}\n")
@@ -65,16 +62,3 @@ def command(kernel: Path | None, policy: Path | None, memory: int, timeout: floa
             timeout=timeout,
         )
     return 0
-
-
-def _append(backend: Backend) -> str:
-    """Return the command line for a Linux kernel on this KVM."""
-    verdict = probe(backend)
-    if verdict.ordinary:
-        return _APPEND
-    lacking = ", ".join(verdict.failed)
-    click.echo(
-        f"This KVM does not run ordinary guests: it lacks {lacking}. The kernel is told to avoid"
-        " what it can; it will come as far as the first instruction that it cannot avoid.\n"
-    )
-    return f"{_APPEND} {_APPEND_LIMITED}"

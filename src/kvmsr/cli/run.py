@@ -13,16 +13,19 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from kvmsr import backend as backends
+from kvmsr.backend.soft import DEFAULT_PROFILE
 from kvmsr.cli._console import guest_input, guest_output
 from kvmsr.cli._progress import progress
 from kvmsr.errors import GuestMemoryError, UsageError
 from kvmsr.machine import Boot, Machine, RunResult, find_features
+from kvmsr.machine.choice import choose_backend
 from kvmsr.machine.layout import Layout
 from kvmsr.policy import Policy, load_policy
 
@@ -60,7 +63,17 @@ Examples:
     type=click.Choice(backends.NAMES),
     default="auto",
     show_default=True,
-    help="Who executes the guest.",
+    help="Who executes the guest: the host's KVM, or a model of it on a software CPU.",
+)
+@click.option(
+    "--soft-profile",
+    metavar="NAME",
+    default=DEFAULT_PROFILE,
+    show_default=True,
+    help="The kernel that the soft backend models.",
+)
+@click.option(
+    "--real-time", is_flag=True, help="On the soft backend: a guest that sleeps takes its time."
 )
 @click.option("--policy", type=_PATH, help="What to do at MSR accesses: a TOML file.")
 @click.option("--cpus", type=int, default=1, show_default=True, help="How many vCPUs.")
@@ -100,6 +113,8 @@ Examples:
 def command(
     image: Path | None,
     backend: str,
+    soft_profile: str,
+    real_time: bool,
     policy: Path | None,
     cpus: int,
     memory: int,
@@ -123,16 +138,20 @@ def command(
     if timeout is not None and not 0 < timeout < math.inf:
         raise UsageError(f"--timeout {timeout:g}: the time must be more than 0 seconds, and end")
     boot = Boot(image, append, initrd, bios, None if mode is None else int(mode))
+    rules = load_policy(policy) if policy else Policy()
+    hidden = find_features(cpu_features)
+    chosen, why_soft = choose_backend(backend, profile=soft_profile, real_time=real_time)
     result = run_guest(
         boot,
-        load_policy(policy) if policy else Policy(),
+        rules,
         serial=serial,
         timeout=timeout,
         as_json=as_json,
-        backend=backends.open(backend),
+        note=f"on the soft backend: {why_soft}" if why_soft else "",
+        backend=chosen,
         cpus=cpus,
         memory=memory,
-        hidden=find_features(cpu_features),
+        hidden=hidden,
     )
     return result.exit_status
 
@@ -144,11 +163,13 @@ def run_guest(
     serial: str = "-",
     timeout: float | None = None,
     as_json: bool = False,
+    note: str = "",
     **machine: Any,
 ) -> RunResult:
     """
     Run a guest on the terminal, print what came of it, and return that.
 
+    :param note: a line for the notes of the result; people with a terminal see it at once, too.
     :param machine: what :class:`~kvmsr.machine.Machine` takes.
     """
     with ExitStack() as stack:
@@ -159,7 +180,11 @@ def run_guest(
         stack.enter_context(guest_input(guest.board.uart))
         if serial != "-":
             stack.enter_context(progress(guest))
+        if note and sys.stderr.isatty() and not as_json:
+            click.echo(f"kvmsr: {note}", err=True)
         result = guest.run(timeout)
+    if note:
+        result = replace(result, notes=(note, *result.notes))
     if as_json:
         click.echo(json.dumps(result.as_dict(), indent=2))
     else:

@@ -284,8 +284,11 @@ Exit = (
 )
 
 
-_reason: Final = {int(reason): reason for reason in MsrExitReason}.__getitem__
-"""KVM sets exactly one of the reasons it was asked for; looking it up is cheaper than making it."""
+_reason: Final = {0: MsrExitReason(0), **{int(r): r for r in MsrExitReason}}.__getitem__
+"""
+KVM sets exactly one of the reasons it was asked for; looking it up is cheaper than making it. (None
+at all is what the interface had to say before it was merged: the soft backend can be such a KVM.)
+"""
 
 
 def rdmsr(vcpu: "Vcpu") -> Rdmsr:

@@ -71,7 +71,8 @@ class Board:
         bus.add_ports(0xCF8, 8, small.PciConfig(events.reset), bytewise=False)
         fwcfg = FwCfg(layout.low_size + layout.high_size, cpus, layout.e820(), vm.memory_at)
         bus.add_ports(0x510, 12, fwcfg, bytewise=False)
-        pm = small.AcpiPm(events.power_off)
+        # The VM's own clock: where time is virtual, it is the one that the guest's timers have.
+        pm = small.AcpiPm(events.power_off, lambda: int(vm.get_clock().clock))
         bus.add_ports(pm.BASE, pm.LENGTH, pm, bytewise=False)
         bus.add_ports(testdev.PORT_BASE, 4, testdev.TestPort(), bytewise=False)
         bus.add_ports(

@@ -6,7 +6,6 @@ Small devices
 Debug console and debug exit, the ways to reset and to power off, and a PCI bus without devices.
 """
 
-import time
 from collections.abc import Callable
 
 __all__ = ("AcpiPm", "DebugConsole", "DebugExit", "KeyboardController", "PciConfig", "Port92")
@@ -128,6 +127,7 @@ class AcpiPm:
     Source: ACPI 6.5, section 4.8.3.
 
     :param power_off: is called when the guest enters a sleep state: there is none but "off".
+    :param clock_ns: tells the time, in nanoseconds.
     """
 
     BASE = 0x600
@@ -138,9 +138,7 @@ class AcpiPm:
     SCI_ENABLE = 1
     SLEEP_ENABLE = 1 << 13
 
-    def __init__(
-        self, power_off: Callable[[], None], clock_ns: Callable[[], int] = time.monotonic_ns
-    ) -> None:
+    def __init__(self, power_off: Callable[[], None], clock_ns: Callable[[], int]) -> None:
         self._power_off = power_off
         self._clock_ns = clock_ns
         self._enabled_events = 0

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Taking turns
+------------
+
+The engine's atomic instructions are atomic within one engine. So the vCPUs of a VM execute one at a
+time, in turns of a millisecond, and change over between translated blocks.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvmsr.backend.soft.vcpu import Vcpu
+    from kvmsr.backend.soft.vm import Vm
+
+__all__ = ("Execution",)
+
+
+class Execution:
+    """Whose turn it is, first come, first served."""
+
+    def __init__(self, vm: "Vm") -> None:
+        self._vm = vm
+        self._lock = threading.Lock()
+        self._waiting: deque[threading.Lock] = deque()
+        self._taken = False
+
+    @property
+    def contended(self) -> bool:
+        """Whether another vCPU waits for its turn."""
+        return bool(self._waiting)
+
+    @contextmanager
+    def of(self, _vcpu: "Vcpu") -> Iterator[None]:
+        """Wait for the turn, have it, and pass it on."""
+        self._take()
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    def _take(self) -> None:
+        with self._lock:
+            if not self._taken:
+                self._taken = True
+                return
+            turn = threading.Lock()
+            turn.acquire()
+            self._waiting.append(turn)
+        with self._vm.lock:
+            self._vm.changed.notify_all()
+        turn.acquire()
+
+    def _pass_on(self) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._taken = False

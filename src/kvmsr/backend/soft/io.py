@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Accesses that user space answers
+--------------------------------
+
+KVM_EXIT_IO and KVM_EXIT_MMIO, and what is left to do of the instruction when user space comes back.
+"""
+
+import struct
+from typing import TYPE_CHECKING, Any, Final
+
+from kvmsr.abi import IO_IN, IO_OUT, ExitReason, InternalError
+from kvmsr.backend.soft.cpu.access import MemoryAccess, PortAccess
+from kvmsr.backend.soft.cpu.delivery import deliver
+from kvmsr.backend.soft.cpu.instruction import Instruction
+from kvmsr.backend.soft.cpu.state import CS, DS, ES, FS, GS, SS, TR
+from kvmsr.backend.soft.exits import fetch, skip
+
+if TYPE_CHECKING:
+    from kvmsr.backend.soft.vcpu import Vcpu
+
+__all__ = ("emulation_failure", "memory_access", "memory_writes", "port_access")
+
+_DATA: Final = 0x1000
+_RIP, _RAX, _RCX, _RSI, _RDI = 16, 0, 1, 6, 7
+_GP, _PF = 13, 14
+_DF: Final = 1 << 10
+_CS64: Final = 1 << 15
+_STRINGS: Final = frozenset(b"\x6c\x6d\x6e\x6f")
+_OVERRIDES: Final = {0x26: ES, 0x2E: CS, 0x36: SS, 0x3E: DS, 0x64: FS, 0x65: GS}
+
+
+def port_access(vcpu: "Vcpu", access: PortAccess) -> bool:
+    """Exit for a port access; True: it raised an exception, or was answered in the kernel."""
+    if not _allowed(vcpu, access.port, access.size):
+        return _raise(vcpu, _GP, 0)
+    instruction = fetch(vcpu)
+    if instruction is not None and instruction.opcode[0] in _STRINGS:
+        return _string_access(vcpu, access, instruction)
+    size, rip = access.size, vcpu.cpu.regs[_RIP]
+    if access.write:
+        vcpu.page[_DATA : _DATA + size] = access.value.to_bytes(size, "little")
+    _exit_io(vcpu, access, 1)
+
+    def complete(vcpu: "Vcpu") -> bool:
+        regs = vcpu.cpu.regs
+        if regs[_RIP] != rip:
+            return True  # user space went elsewhere
+        if not access.write:
+            value = int.from_bytes(vcpu.page[_DATA : _DATA + size], "little")
+            kept = 0 if size == 4 else regs[_RAX] & ~((1 << 8 * size) - 1)
+            regs[_RAX] = kept | value
+        return skip(vcpu, access.length)
+
+    vcpu.complete_emulation = complete
+    return False
+
+
+def _exit_io(vcpu: "Vcpu", access: PortAccess, count: int) -> None:
+    run = vcpu.run
+    run.exit_reason = ExitReason.IO
+    io = run.exit.io
+    io.direction = IO_OUT if access.write else IO_IN
+    io.size, io.port, io.count, io.data_offset = access.size, access.port, count, _DATA
+
+
+def _allowed(vcpu: "Vcpu", port: int, size: int) -> bool:
+    """Check IOPL and the task's permission map (SDM volume 1, 19.5)."""
+    state = vcpu.cpu.state
+    flags = state.eflags.value
+    v86 = flags & 1 << 17
+    if not state.cr[0] & 1 or (not v86 and state.hflags.value & 3 <= flags >> 12 & 3):
+        return True
+    task = state.segments[TR]
+    raw = vcpu.cpu.read_linear(task.base + 102, 2) if task.limit >= 103 else None
+    if raw is None:
+        return False
+    at = struct.unpack("<H", raw)[0] + port // 8
+    if at + 1 > task.limit:
+        return False
+    raw = vcpu.cpu.read_linear(task.base + at, 2)
+    return raw is not None and not struct.unpack("<H", raw)[0] >> port % 8 & (1 << size) - 1
+
+
+def _string_access(vcpu: "Vcpu", access: PortAccess, instruction: Instruction) -> bool:
+    """
+    INS and OUTS: an element a time, or, for REP INS, as many as fit into the page of data.
+
+    The engine was stopped behind its first element; that one is done again here.
+    """
+    regs, size = vcpu.cpu.regs, access.size
+    wide = _address_mask(vcpu, instruction)
+    step = -size if vcpu.cpu.rflags & _DF else size
+    count = 1
+    if instruction.rep:
+        left = regs[_RCX] & wide
+        if not left:
+            return skip(vcpu, instruction.start)
+        count = 1 if access.write else min(left, 0x1000 // size)
+    pointer = _RSI if access.write else _RDI
+    segment = ES
+    if access.write:
+        segment = next((_OVERRIDES[p] for p in instruction.prefixes if p in _OVERRIDES), DS)
+        address = _linear(vcpu, segment, regs[pointer] & wide)
+        data = vcpu.cpu.read_linear(address, size)
+        if data is None:
+            return _page_fault(vcpu, address, write=False)
+        vcpu.page[_DATA : _DATA + size] = data
+    _exit_io(vcpu, access, count)
+
+    def complete(vcpu: "Vcpu") -> bool:
+        regs = vcpu.cpu.regs
+        for number in range(count):
+            if not access.write:
+                address = _linear(vcpu, ES, regs[_RDI] & wide)
+                at = _DATA + number * size
+                if not vcpu.cpu.write_linear(address, vcpu.page[at : at + size]):
+                    return _page_fault(vcpu, address, write=True)
+            regs[pointer] = _merge(regs[pointer], regs[pointer] + step, wide)
+            if instruction.rep:
+                regs[_RCX] = _merge(regs[_RCX], regs[_RCX] - 1, wide)
+        if instruction.rep and regs[_RCX] & wide:
+            return True  # the instruction goes on
+        return skip(vcpu, instruction.start)
+
+    vcpu.complete_emulation = complete
+    return False
+
+
+def _address_mask(vcpu: "Vcpu", instruction: Instruction) -> int:
+    other = 0x67 in instruction.prefixes
+    if vcpu.cpu.state.hflags.value & _CS64:
+        return 0xFFFF_FFFF if other else 0xFFFF_FFFF_FFFF_FFFF
+    is_32 = bool(vcpu.cpu.state.segments[CS].flags & 1 << 22)
+    return 0xFFFF_FFFF if is_32 != other else 0xFFFF
+
+
+def _merge(old: int, new: int, mask: int) -> int:
+    return new & mask if mask >= 0xFFFF_FFFF else old & ~mask | new & mask
+
+
+def _linear(vcpu: "Vcpu", segment: int, offset: int) -> int:
+    state = vcpu.cpu.state
+    if state.hflags.value & _CS64:
+        base = state.segments[segment].base if segment in (FS, GS) else 0
+        return int(base + offset & 0xFFFF_FFFF_FFFF_FFFF)
+    return int(state.segments[segment].base + offset & 0xFFFF_FFFF)
+
+
+def _page_fault(vcpu: "Vcpu", address: int, *, write: bool) -> bool:
+    vcpu.cpu.state.cr[2] = address
+    return _raise(vcpu, _PF, (2 if write else 0) | (4 if vcpu.cpu.cpl == 3 else 0))
+
+
+def _raise(vcpu: "Vcpu", vector: int, error_code: int) -> bool:
+    if deliver(vcpu.cpu, vector, error_code):
+        return True
+    vcpu.shut_down = True
+    return True
+
+
+# Memory that is not there
+
+
+def memory_access(vcpu: "Vcpu", access: MemoryAccess) -> bool:
+    """Exit for an access to no memory; the CPU is before its instruction."""
+    if access.write is None:
+        emulation_failure(vcpu)
+    else:
+        _exit_for_read(vcpu, access, {})
+    return False
+
+
+def memory_writes(vcpu: "Vcpu", writes: list[MemoryAccess]) -> bool:
+    """Exit for writes to no memory, one after the other; the guest is behind them."""
+    first, rest = writes[0], writes[1:]
+    _fill_mmio(vcpu, first)
+    vcpu.complete_emulation = lambda vcpu: not rest or memory_writes(vcpu, rest)
+    return False
+
+
+def _fill_mmio(vcpu: "Vcpu", access: MemoryAccess) -> None:
+    run = vcpu.run
+    run.exit_reason = ExitReason.MMIO
+    mmio = run.exit.mmio
+    mmio.phys_addr, mmio.len, mmio.is_write = access.address, access.size, bool(access.write)
+    mmio.data[:] = access.value.to_bytes(8, "little")
+
+
+def _exit_for_read(vcpu: "Vcpu", access: MemoryAccess, reads: dict[int, bytes]) -> None:
+    _fill_mmio(vcpu, access)
+
+    def complete(vcpu: "Vcpu") -> bool:
+        reads[access.address] = bytes(vcpu.run.exit.mmio.data[: access.size])
+        vcpu.cpu.step_over(reads)
+        further = vcpu.cpu.access
+        if isinstance(further, MemoryAccess):
+            _exit_for_read(vcpu, further, reads)
+            return False
+        if vcpu.cpu.writes:
+            return memory_writes(vcpu, vcpu.cpu.writes)
+        return vcpu.skipped()
+
+    vcpu.complete_emulation = complete
+
+
+def emulation_failure(vcpu: "Vcpu") -> None:
+    """Exit with what KVM tells where it cannot emulate."""
+    run = vcpu.run
+    run.exit_reason = ExitReason.INTERNAL_ERROR
+    failure: Any = run.exit.emulation_failure
+    failure.suberror = InternalError.EMULATION
+    failure.ndata, failure.flags, failure.insn_size = 0, 0, 0

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Memory slots
+------------
+
+What KVM_SET_USER_MEMORY_REGION says, and what the engines see of it.
+"""
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import Any, Final
+
+from kvmsr.abi import MemFlag
+from kvmsr.backend.soft.cpu.engine import Engine
+from kvmsr.backend.soft.uaccess import write_user
+
+__all__ = ("Slot", "Slots")
+
+_PAGE: Final = 0x1000
+_MAX_SLOTS: Final = 32764  # KVM_USER_MEM_SLOTS
+_MAX_PAGES: Final = (1 << 31) - 1  # KVM_MEM_MAX_NR_PAGES
+_END: Final = 1 << 40  # what CPUID offers of physical addresses
+_LAST: Final = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Guest-physical memory: *size* bytes at *address*, in this process at *host_address*."""
+
+    address: int
+    size: int
+    host_address: int
+    writable: bool
+
+    @property
+    def end(self) -> int:
+        """The first address behind it."""
+        return self.address + self.size
+
+
+class Slots:
+    """
+    The slots of a VM.
+
+    :ivar generation: counts the changes.
+    """
+
+    def __init__(self) -> None:
+        self._slots: dict[int, Slot] = {}
+        self.generation = 0
+
+    def set(self, region: Any) -> None:
+        """
+        Create, move or delete a slot, as __kvm_set_memory_region does.
+
+        :raises OSError: EINVAL, EEXIST.
+        """
+        flags = region.flags
+        address, size = region.guest_phys_addr, region.memory_size
+        number = region.slot & 0xFFFF
+        # Dirty logging is not offered: nothing here sees the guest's stores.
+        bad = (
+            flags & ~int(MemFlag.READONLY)
+            or region.slot >> 16
+            or number >= _MAX_SLOTS
+            or size % _PAGE
+            or address % _PAGE
+            or region.userspace_addr % _PAGE
+            or address + size > _END
+            or size // _PAGE > _MAX_PAGES
+        )
+        if bad:
+            raise _error(errno.EINVAL)
+        old = self._slots.get(number)
+        if not size:
+            if old is None:
+                raise _error(errno.EINVAL)
+            del self._slots[number]
+        else:
+            new = Slot(address, size, region.userspace_addr, not flags & MemFlag.READONLY)
+            self._check(number, old, new)
+            if new == old:
+                return
+            self._slots[number] = new
+        self.generation += 1
+
+    def _check(self, number: int, old: Slot | None, new: Slot) -> None:
+        if old is not None and (
+            new.size != old.size
+            or new.host_address != old.host_address
+            or new.writable != old.writable
+        ):
+            raise _error(errno.EINVAL)
+        for other, slot in self._slots.items():
+            if other != number and slot.address < new.end and new.address < slot.end:
+                raise _error(errno.EEXIST)
+
+    def host_address(self, address: int, size: int) -> int | None:
+        """Return where *size* bytes at guest-physical *address* lie, or None."""
+        for slot in self._slots.values():
+            if slot.address <= address and address + size <= slot.end:
+                return slot.host_address + address - slot.address
+        return None
+
+    def write(self, address: int, data: bytes) -> bool:
+        """Write to guest-physical memory within a page; return whether it is there."""
+        at = self.host_address(address, len(data))
+        if at is None:
+            return False
+        try:
+            write_user(at, data)
+        except OSError:
+            return False
+        return True
+
+    def apply(
+        self, engine: Engine, mapped: dict[int, tuple[int, int, bool]], devices: tuple[int, ...]
+    ) -> None:
+        """
+        Make *engine*, which has *mapped*, see these slots.
+
+        :param mapped: size, place and permission by guest-physical address; kept up to date.
+        :param devices: pages of devices, which hide memory.
+        """
+        wanted: dict[int, tuple[int, int, bool]] = {}
+        for slot in self._slots.values():
+            for first, end in _without(slot.address, slot.end, devices):
+                place = slot.host_address + first - slot.address
+                wanted[first] = (end - first, place, slot.writable)
+        for address, what in list(mapped.items()):
+            if wanted.get(address) != what:
+                engine.unmap(address, what[0])
+                del mapped[address]
+        for address, what in wanted.items():
+            if address not in mapped:
+                engine.map(address, what[0], what[1], writable=what[2])
+                mapped[address] = what
+        engine.watch_gaps(_gaps(wanted))
+
+
+def _without(first: int, end: int, pages: tuple[int, ...]) -> list[tuple[int, int]]:
+    parts = []
+    for page in sorted(pages):
+        if first <= page < end:
+            if first < page:
+                parts.append((first, page))
+            first = page + _PAGE
+    if first < end:
+        parts.append((first, end))
+    return parts
+
+
+def _gaps(mapped: dict[int, tuple[int, int, bool]]) -> list[tuple[int, int]]:
+    """Return where there is no writable memory, as first and last addresses."""
+    gaps = []
+    at = 0
+    for address in sorted(mapped):
+        size, _, writable = mapped[address]
+        if not writable:
+            continue
+        if at < address:
+            gaps.append((at, address - 1))
+        at = address + size
+    gaps.append((at, _LAST))
+    return gaps
+
+
+def _error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))

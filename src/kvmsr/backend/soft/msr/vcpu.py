@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What the MSR path asks of a vCPU
+--------------------------------
+
+Protocols, so that the path can be tested with a CPU that merely says "RDMSR of X at CPL n".
+"""
+
+from collections.abc import Callable, MutableSequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from kvmsr.backend.soft.profile import Profile
+
+if TYPE_CHECKING:
+    from kvmsr.backend.soft.msr.cpuid import GuestCpuid
+    from kvmsr.backend.soft.msr.filter import MsrFilter
+    from kvmsr.backend.soft.msr.state import MsrState
+
+__all__ = ("RAX", "RCX", "RDX", "RIP", "LapicMsrs", "MsrCpu", "MsrVcpu", "MsrVm")
+
+RAX, RCX, RDX, RIP = 0, 1, 2, 16
+"""Places in :attr:`MsrCpu.regs`."""
+
+
+class MsrVm(Protocol):
+    """A VM, as the MSR path sees it."""
+
+    profile: Profile
+    user_space_msr_mask: int
+    msr_filter: "MsrFilter | None"
+    guest_can_read_platform_info: bool
+
+    @property
+    def irqchip_in_kernel(self) -> bool:
+        """Whether KVM_CREATE_IRQCHIP was done."""
+
+
+class MsrCpu(Protocol):
+    """A CPU: its registers, and the MSRs that it holds itself."""
+
+    @property
+    def regs(self) -> MutableSequence[int]:
+        """RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15, RIP."""
+
+    rflags: int
+
+    @property
+    def cpl(self) -> int:
+        """The privilege level, 0 to 3."""
+
+    @property
+    def paging(self) -> bool:
+        """CR0.PG."""
+
+    @property
+    def long_code(self) -> bool:
+        """Whether 64-bit code runs (EFER.LMA and CS.L): else RIP has 32 bits."""
+
+    def read_msr(self, index: int) -> int:
+        """Read one of EFER, STAR … TSC_AUX, SYSENTER_*, PAT, FS/GS/KERNEL_GS_BASE."""
+
+    def write_msr(self, index: int, value: int) -> None:
+        """Write one of these, unchecked; EFER.LMA stays as it is."""
+
+
+class LapicMsrs(Protocol):
+    """The in-kernel local APIC's MSRs."""
+
+    apic_base: int
+    tsc_deadline: int
+
+    def x2apic_read(self, index: int) -> int | None:
+        """Read MSR 0x800 to 0x8ff; None where that is illegal or it is not in x2APIC mode."""
+
+    def x2apic_write(self, index: int, value: int) -> bool:
+        """Write one; False where that is illegal."""
+
+
+class MsrVcpu(Protocol):
+    """
+    A vCPU, as the MSR path sees it.
+
+    :ivar complete_emulation: what is left to do of a deflected instruction when user space comes
+        back; it is called once, and says whether the guest goes on.
+    """
+
+    id: int
+    run: Any
+    msrs: "MsrState"
+    apic_base: int
+    has_run: bool
+    enforce_pv_cpuid: bool
+    complete_emulation: Callable[[Any], bool] | None
+
+    @property
+    def vm(self) -> MsrVm:
+        """Its VM."""
+
+    @property
+    def cpu(self) -> MsrCpu:
+        """Its CPU."""
+
+    @property
+    def cpuid(self) -> "GuestCpuid":
+        """What CPUID shows the guest."""
+
+    @property
+    def lapic(self) -> LapicMsrs | None:
+        """Its in-kernel local APIC, if there is one."""
+
+    def tsc(self) -> int:
+        """Return the guest's TSC."""
+
+    @property
+    def tsc_khz(self) -> int:
+        """How fast the guest's TSC counts."""
+
+    def kvmclock(self) -> tuple[int, int]:
+        """Return the VM's kvmclock, in nanoseconds, and the guest's TSC at that moment."""
+
+    def adjust_tsc(self, delta: int) -> None:
+        """Move the guest's TSC."""
+
+    def queue_exception(self, vector: int, error_code: int | None) -> None:
+        """Have an exception injected before the guest's next instruction."""
+
+    def skipped(self) -> bool:
+        """An instruction was emulated and RIP moved; False: KVM_EXIT_DEBUG is in the page."""
+
+    def guest_page(self, gpa: int) -> bool:
+        """Return whether there is memory at a guest-physical address."""
+
+    def write_guest(self, gpa: int, data: bytes) -> bool:
+        """Write to guest-physical memory; return whether it is there."""

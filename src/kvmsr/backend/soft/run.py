@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+KVM_RUN
+-------
+
+The order of things on the way into the guest and out of it (kvm_arch_vcpu_ioctl_run and vcpu_run of
+arch/x86/kvm/x86.c): what is pending is completed first, exactly once; only then ``immediate_exit``
+counts, and only then anything is injected.
+"""
+
+import errno
+import os
+import threading
+from typing import TYPE_CHECKING, Final
+
+from kvmsr.abi import ExitReason, GuestDbg, Mp, SyncReg
+from kvmsr.backend.soft import signals, sync
+from kvmsr.backend.soft.cpu.access import PortAccess
+from kvmsr.backend.soft.exits import inject
+from kvmsr.backend.soft.io import memory_access, memory_writes, port_access
+
+if TYPE_CHECKING:
+    from kvmsr.backend.soft.vcpu import Vcpu
+
+__all__ = ("kvm_run",)
+
+_TF: Final = 1 << 8
+_IF: Final = 1 << 9
+_ALL: Final = int(SyncReg.REGS | SyncReg.SREGS | SyncReg.EVENTS)
+
+
+def kvm_run(vcpu: "Vcpu") -> int:
+    """
+    Run the guest until user space is needed.
+
+    :raises OSError: EINTR after a kick or with ``immediate_exit``; EAGAIN when a vCPU that waited
+        has been woken; EINVAL for register groups that do not exist.
+    """
+    vcpu.kicked = False
+    run = vcpu.run
+    immediate = run.immediate_exit  # sampled once: set later it is for the next time
+    vcpu.thread = threading.get_ident()
+    vcpu.masked = vcpu.signal_mask
+    if vcpu.thread == threading.main_thread().ident:
+        vcpu.held = signals.Held()
+        if vcpu.masked is None:
+            vcpu.masked = vcpu.held.mask
+    if not vcpu.has_begun:
+        vcpu.vm.begin(vcpu)
+    try:
+        if vcpu.mp_state == Mp.UNINITIALIZED:
+            _wait_for_start(vcpu, immediate)
+        run.flags = 0
+        if (run.kvm_valid_regs | run.kvm_dirty_regs) & ~_ALL:
+            raise _error(errno.EINVAL)
+        if run.kvm_dirty_regs:
+            sync.load(vcpu)
+        if vcpu.lapic is None and not vcpu.set_cr8(run.cr8):
+            raise _error(errno.EINVAL)
+        if not _complete(vcpu):
+            return 0
+        if immediate:
+            raise _error(errno.EINTR)
+        vcpu.has_run = True
+        _loop(vcpu)
+        return 0
+    finally:
+        vcpu.thread = 0
+        _leave(vcpu)
+        if vcpu.held is not None:
+            vcpu.held.release()
+            vcpu.held = None
+
+
+def _error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+def _interrupted(vcpu: "Vcpu") -> OSError:
+    vcpu.run.exit_reason = ExitReason.INTR
+    return _error(errno.EINTR)
+
+
+def _complete(vcpu: "Vcpu") -> bool:
+    complete, vcpu.complete_emulation = vcpu.complete_emulation, None
+    return complete is None or complete(vcpu)
+
+
+def _leave(vcpu: "Vcpu") -> None:
+    run = vcpu.run
+    flags = vcpu.cpu.state.eflags.value
+    run.if_flag = bool(flags & _IF)
+    run.cr8 = vcpu.get_cr8()
+    run.apic_base = vcpu.apic_base
+    run.ready_for_interrupt_injection = vcpu.lapic is not None or (
+        vcpu.cpu.interruptible and vcpu.queued_interrupt is None and vcpu.exception is None
+    )
+    if run.kvm_valid_regs:
+        sync.store(vcpu)
+
+
+def _loop(vcpu: "Vcpu") -> None:
+    vm = vcpu.vm
+    while True:
+        if vcpu.kicked or vcpu.signalled():
+            raise _interrupted(vcpu)
+        with vm.lock:
+            vcpu.wanted = False
+            vm.accept_events(vcpu)
+            if vcpu.mp_state != Mp.RUNNABLE and not _block(vcpu):
+                continue
+            vm.run_timers()
+            vm.update_memory(vcpu)
+            inject(vcpu)
+        if not vcpu.shut_down and _enter_guest(vcpu):
+            continue
+        if vcpu.shut_down:
+            vcpu.shut_down = False
+            vcpu.run.exit_reason = ExitReason.SHUTDOWN
+        return
+
+
+def _enter_guest(vcpu: "Vcpu") -> bool:
+    """Run the CPU; return whether the guest goes on."""
+    if vcpu.wants_window:
+        if vcpu.cpu.interruptible:
+            vcpu.run.exit_reason = ExitReason.IRQ_WINDOW_OPEN
+            return False
+        vcpu.cpu.open_window()
+    if vcpu.guest_debug & GuestDbg.SINGLESTEP:
+        vcpu.cpu.state.eflags.value |= _TF
+    vcpu.exited = False
+    with vcpu.vm.execution.of(vcpu):
+        vcpu.cpu.run()
+    if vcpu.cpu.writes:
+        return memory_writes(vcpu, vcpu.cpu.writes)
+    access = vcpu.cpu.access
+    if access is not None:
+        if isinstance(access, PortAccess):
+            return port_access(vcpu, access)
+        return memory_access(vcpu, access)
+    return not (vcpu.exited or vcpu.shut_down or vcpu.complete_emulation is not None)
+
+
+def _block(vcpu: "Vcpu") -> bool:
+    """
+    Wait in HLT, or for INIT or SIPI, under the VM's lock; return whether the guest goes on.
+
+    If all vCPUs wait, time moves to the next timer.
+    """
+    vm = vcpu.vm
+    with vm.idle(vcpu):
+        while not (vcpu.kicked or vcpu.signalled()):
+            vm.run_timers()
+            vm.accept_events(vcpu)
+            if vcpu.mp_state == Mp.HALTED and vcpu.runnable():
+                vcpu.mp_state = Mp.RUNNABLE
+            if vcpu.mp_state == Mp.RUNNABLE:
+                return True
+            vm.wait_for_change()
+    return False
+
+
+def _wait_for_start(vcpu: "Vcpu", immediate: int) -> None:
+    """A vCPU that waits for INIT and SIPI: KVM_RUN blocks, and then returns to be called again."""
+    if immediate:
+        raise _error(errno.EINTR)
+    with vcpu.vm.lock:
+        _block(vcpu)
+    raise _interrupted(vcpu) if vcpu.kicked else _error(errno.EAGAIN)

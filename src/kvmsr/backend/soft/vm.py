@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+A VM of the kernel's
+--------------------
+
+What struct kvm is: memory slots, vCPUs, interrupt controllers, and the switches of the MSR path.
+Its ioctls are in ``vm_ioctls``.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from kvmsr.abi import Mp
+from kvmsr.backend.soft.clock import Clock
+from kvmsr.backend.soft.execution import Execution
+from kvmsr.backend.soft.irqchip import IrqChip, Pit
+from kvmsr.backend.soft.memory import Slots
+from kvmsr.backend.soft.msr.filter import MsrFilter
+from kvmsr.backend.soft.profile import Profile
+from kvmsr.backend.soft.ticker import Ticker
+
+if TYPE_CHECKING:
+    from kvmsr.backend.soft.vcpu import Vcpu
+
+__all__ = ("MAX_VCPUS", "Vm")
+
+MAX_VCPUS: Final = 8
+TSC_KHZ: Final = 1_000_000
+
+_LAPIC_PAGE: Final = 0xFEE0_0000
+_IOAPIC_PAGE: Final = 0xFEC0_0000
+_LONGEST_WAIT: Final = 0.5
+_LOOK_FOR_SIGNALS: Final = 0.01
+_PIC_PORTS: Final = (0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1)
+
+
+class Vm:
+    """
+    One VM.
+
+    :ivar lock: held around everything that devices and vCPUs share.
+    :ivar changed: on that lock; told when something may be of interest to another thread.
+    :ivar active: how many vCPUs have begun to run and do not sleep. While one is out of KVM_RUN its
+        time goes on.
+    """
+
+    kind = "vm"
+
+    def __init__(self, profile: Profile, *, real_time: bool) -> None:
+        self.profile: Profile = profile
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
+        self.clock = Clock(TSC_KHZ, real_time=real_time)
+        self.slots = Slots()
+        self.execution = Execution(self)
+        self.vcpus: dict[int, Vcpu] = {}
+        self.chip: IrqChip | None = None
+        self.pit: Pit | None = None
+        self.boot_cpu = 0
+        self.user_space_msr_mask = 0
+        self.msr_filter: MsrFilter | None = None
+        self.guest_can_read_platform_info = True
+        self.pending_init: set[int] = set()
+        self.pending_sipi: set[int] = set()
+        self.active = 0
+        self.clock_offset = 0
+        self.closed = False
+        self._ticker: Ticker | None = None
+
+    @property
+    def irqchip_in_kernel(self) -> bool:
+        """Whether KVM_CREATE_IRQCHIP was done."""
+        return self.chip is not None
+
+    def close(self) -> None:
+        """End; the vCPUs that are still open keep what they need."""
+        with self.lock:
+            self.closed = True
+            self.changed.notify_all()
+
+    # Memory
+
+    def host_address(self, gpa: int, size: int) -> int | None:
+        """Return where guest-physical memory lies in this process, or None where there is none."""
+        return self.slots.host_address(gpa, size)
+
+    def write_guest(self, gpa: int, data: bytes) -> bool:
+        """Write to guest-physical memory; return whether it is there."""
+        return self.slots.write(gpa, data)
+
+    def update_memory(self, vcpu: "Vcpu") -> None:
+        """Bring a CPU's memory map up to date; it must not be running."""
+        if vcpu.memory_generation != self.slots.generation:
+            devices = (_LAPIC_PAGE, _IOAPIC_PAGE) if vcpu.lapic is not None else ()
+            self.slots.apply(vcpu.cpu, vcpu.mapped, devices)
+            vcpu.memory_generation = self.slots.generation
+            self.changed.notify_all()
+
+    def memory_changed(self) -> None:
+        """Wait until no CPU uses memory that is no longer there."""
+        for vcpu in self.vcpus.values():
+            vcpu.attend()
+        while any(
+            vcpu.cpu.running and vcpu.memory_generation != self.slots.generation
+            for vcpu in self.vcpus.values()
+        ):
+            self.changed.wait(0.01)
+
+    def map_lapic(self, vcpu: "Vcpu") -> None:
+        """Let a CPU see its local APIC and the I/O APIC."""
+        assert vcpu.lapic is not None and self.chip is not None
+        lapic, ioapic, lock = vcpu.lapic, self.chip.ioapic, self.lock
+
+        def read_lapic(offset: int, size: int) -> int:
+            with lock:
+                return lapic.mmio_read(offset, size)
+
+        def write_lapic(offset: int, size: int, value: int) -> None:
+            with lock:
+                lapic.mmio_write(offset, size, value)
+                self.rearm()
+
+        def read_ioapic(offset: int, size: int) -> int:
+            with lock:
+                return ioapic.mmio_read(offset, size)
+
+        def write_ioapic(offset: int, size: int, value: int) -> None:
+            with lock:
+                ioapic.mmio_write(offset, size, value)
+                self.rearm()
+
+        vcpu.cpu.map_device(_LAPIC_PAGE, 0x1000, read_lapic, write_lapic)
+        vcpu.cpu.map_device(_IOAPIC_PAGE, 0x1000, read_ioapic, write_ioapic)
+
+    # Ports
+
+    def port_in(self, port: int, size: int) -> int | None:
+        """Read a port of the kernel's own devices; None for all others."""
+        if self.chip is not None and port in _PIC_PORTS:
+            with self.lock:
+                return self.chip.pic.port_read(port, size)
+        if self.pit is not None and port in self.pit.ports:
+            with self.lock:
+                return self.pit.port_read(port, size)
+        return None
+
+    def port_out(self, port: int, size: int, value: int) -> bool:
+        """Write to a port of the kernel's own devices; False for all others."""
+        if self.pit is not None and port in self.pit.ports:
+            with self.lock:
+                self.pit.port_write(port, size, value)
+                self.rearm()
+            return True
+        self.clock.disturbed()
+        if self.chip is not None and port in _PIC_PORTS:
+            with self.lock:
+                self.chip.pic.port_write(port, size, value)
+                self.rearm()
+            return True
+        return False
+
+    # Time
+
+    def next_deadline(self) -> int | None:
+        """Return when the next timer is due, or None."""
+        pit = self.pit.deadline if self.pit is not None else None
+        deadlines = [vcpu.lapic.deadline for vcpu in self.vcpus.values() if vcpu.lapic is not None]
+        return min((each for each in (pit, *deadlines) if each is not None), default=None)
+
+    def run_timers(self) -> None:
+        """Let the timers that are due do what they do."""
+        now = self.clock.now()
+        if self.pit is not None and self.pit.deadline is not None and self.pit.deadline <= now:
+            self.pit.expire(now)
+        for vcpu in self.vcpus.values():
+            lapic = vcpu.lapic
+            if lapic is not None and lapic.deadline is not None and lapic.deadline <= now:
+                lapic.expire(now)
+
+    def rearm(self) -> None:
+        """A timer may have been set."""
+        if self._ticker is not None and self._ticker.is_late(self.next_deadline()):
+            self.changed.notify_all()
+
+    def begin(self, vcpu: "Vcpu") -> None:
+        """A vCPU is about to run for the first time; somebody has to watch the time from now on."""
+        with self.lock:
+            vcpu.has_begun = True
+            self.active += 1
+            if self._ticker is None:
+                self._ticker = Ticker(self)
+                self._ticker.start()
+            self.changed.notify_all()
+
+    def leave(self, vcpu: "Vcpu") -> None:
+        """A vCPU is no more."""
+        with self.lock:
+            del self.vcpus[vcpu.id]
+            self.active -= vcpu.has_begun
+
+    # vCPUs
+
+    def wants(self, vcpu: "Vcpu") -> bool:
+        """Return whether a vCPU that runs has to come out of the guest for a moment."""
+        return (
+            vcpu.memory_generation != self.slots.generation
+            or vcpu.id in self.pending_init
+            or vcpu.id in self.pending_sipi
+            or self.execution.contended
+        )
+
+    def accept_events(self, vcpu: "Vcpu") -> None:
+        """Do the INIT and start-up IPIs that wait for a vCPU (kvm_apic_accept_events)."""
+        if vcpu.id in self.pending_init:
+            self.pending_init.discard(vcpu.id)
+            vcpu.reset_by_init()
+            vcpu.mp_state = Mp.RUNNABLE if vcpu.id == self.boot_cpu else Mp.INIT_RECEIVED
+        if vcpu.id in self.pending_sipi:
+            self.pending_sipi.discard(vcpu.id)
+            if vcpu.mp_state == Mp.INIT_RECEIVED:
+                vcpu.start_at(vcpu.sipi_vector)
+                vcpu.mp_state = Mp.RUNNABLE
+
+    @contextmanager
+    def idle(self, _vcpu: "Vcpu") -> Iterator[None]:
+        """A vCPU sleeps; under the lock."""
+        self.active -= 1
+        try:
+            yield
+        finally:
+            self.active += 1
+            self.changed.notify_all()
+
+    def wait_for_change(self) -> None:
+        """Sleep until another thread has something, or a timer is due; under the lock."""
+        deadline = self.next_deadline()
+        if deadline is None:
+            masked = any(vcpu.masked is not None for vcpu in self.vcpus.values())
+            self.changed.wait(_LOOK_FOR_SIGNALS if masked else _LONGEST_WAIT)
+            return
+        if not self.active:
+            self.clock.warp_to(deadline)
+        left = deadline - self.clock.now()
+        if left > 0:
+            self.changed.wait(left / 1e9)

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+VM ioctls
+---------
+
+One function an ioctl, as in kvm_vm_ioctl and kvm_arch_vm_ioctl of the kernel.
+"""
+
+import errno
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from kvmsr.abi import Cap, ioctls, vm
+from kvmsr.backend.soft.capabilities import check_extension
+from kvmsr.backend.soft.irqchip import IrqChip, Pit
+from kvmsr.backend.soft.msr.filter import MsrFilter
+from kvmsr.backend.soft.msr.pv import update_clock
+from kvmsr.backend.soft.uaccess import read_struct, read_user, write_user
+
+if TYPE_CHECKING:
+    from kvmsr.backend.soft.vm import Vm
+
+__all__ = ("VM_IOCTLS",)
+
+Handler = Callable[["Vm", int], int]
+
+
+def _error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+def _set_user_memory_region(machine: "Vm", arg: int) -> int:
+    region = read_struct(vm.UserspaceMemoryRegion, arg)
+    with machine.lock:
+        machine.slots.set(region)
+        machine.memory_changed()
+    return 0
+
+
+def _set_address(_machine: "Vm", _arg: int) -> int:
+    """Take an address that only VMX needs."""
+    return 0
+
+
+def _set_identity_map_addr(machine: "Vm", arg: int) -> int:
+    read_user(arg, 8)
+    if machine.vcpus:
+        raise _error(errno.EINVAL)
+    return 0
+
+
+def _set_boot_cpu_id(machine: "Vm", arg: int) -> int:
+    if machine.vcpus:
+        raise _error(errno.EBUSY)
+    machine.boot_cpu = arg
+    return 0
+
+
+# Interrupt controllers
+
+
+def _create_irqchip(machine: "Vm", _arg: int) -> int:
+    with machine.lock:
+        if machine.chip is not None:
+            raise _error(errno.EEXIST)
+        if machine.vcpus:
+            raise _error(errno.EINVAL)
+        machine.chip = IrqChip(machine.clock)
+    return 0
+
+
+def _chip(machine: "Vm") -> IrqChip:
+    if machine.chip is None:
+        raise _error(errno.ENXIO)
+    return machine.chip
+
+
+def _irq_line(machine: "Vm", arg: int) -> int:
+    level = read_struct(vm.IrqLevel, arg)
+    with machine.lock:
+        _chip(machine).set_irq(level.irq, bool(level.level))
+    return 0
+
+
+def _irq_line_status(machine: "Vm", arg: int) -> int:
+    level = read_struct(vm.IrqLevel, arg)
+    with machine.lock:
+        status = _chip(machine).set_irq(level.irq, bool(level.level))
+    level.irq = status & 0xFFFF_FFFF  # the field doubles as the status
+    write_user(arg, level)
+    return 0
+
+
+def _get_irqchip(machine: "Vm", arg: int) -> int:
+    found = read_struct(vm.Irqchip, arg)
+    with machine.lock:
+        _chip(machine).get_state(found)
+    write_user(arg, found)
+    return 0
+
+
+def _set_irqchip(machine: "Vm", arg: int) -> int:
+    given = read_struct(vm.Irqchip, arg)
+    with machine.lock:
+        _chip(machine).set_state(given)
+    return 0
+
+
+def _set_gsi_routing(machine: "Vm", arg: int) -> int:
+    head = read_struct(vm.IrqRouting, arg)
+    if head.flags or head.nr > 4096:
+        raise _error(errno.EINVAL)
+    size = len(bytes(vm.IrqRoutingEntry()))
+    raw = read_user(arg + 8, head.nr * size)
+    entries = [vm.IrqRoutingEntry.from_buffer_copy(raw, number * size) for number in range(head.nr)]
+    with machine.lock:
+        _chip(machine).set_routing(entries)
+    return 0
+
+
+def _signal_msi(machine: "Vm", arg: int) -> int:
+    msi = read_struct(vm.Msi, arg)
+    if machine.chip is None or msi.flags:
+        raise _error(errno.EINVAL)
+    with machine.lock:
+        return machine.chip.signal_msi(msi.address_lo | msi.address_hi << 32, msi.data)
+
+
+def _create_pit2(machine: "Vm", arg: int) -> int:
+    config = read_struct(vm.PitConfig, arg)
+    with machine.lock:
+        if machine.pit is not None:
+            raise _error(errno.EEXIST)
+        if machine.chip is None:
+            raise _error(errno.ENOENT)
+        chip = machine.chip
+        machine.pit = Pit(machine.clock, lambda level: chip.set_irq(0, level), config.flags)
+        chip.attach_pit(machine.pit)
+    return 0
+
+
+def _pit(machine: "Vm") -> Pit:
+    if machine.pit is None:
+        raise _error(errno.ENXIO)
+    return machine.pit
+
+
+def _get_pit2(machine: "Vm", arg: int) -> int:
+    with machine.lock:
+        write_user(arg, _pit(machine).get_state())
+    return 0
+
+
+def _set_pit2(machine: "Vm", arg: int) -> int:
+    given = read_struct(vm.PitState2, arg)
+    with machine.lock:
+        _pit(machine).set_state(given)
+        machine.rearm()
+    return 0
+
+
+def _reinject_control(machine: "Vm", arg: int) -> int:
+    control: Any = read_user(arg, 1)[0]
+    with machine.lock:
+        _pit(machine).reinject = bool(control)
+    return 0
+
+
+# Clock
+
+
+def _get_clock(machine: "Vm", arg: int) -> int:
+    found = vm.ClockData()
+    found.clock = machine.clock.now() + machine.clock_offset
+    write_user(arg, found)
+    return 0
+
+
+def _set_clock(machine: "Vm", arg: int) -> int:
+    given = read_struct(vm.ClockData, arg)
+    if given.flags & ~0xE:
+        raise _error(errno.EINVAL)
+    with machine.lock:
+        machine.clock_offset = given.clock - machine.clock.now()
+        for vcpu in machine.vcpus.values():
+            update_clock(vcpu)
+    return 0
+
+
+def _get_tsc_khz(machine: "Vm", _arg: int) -> int:
+    return machine.clock.tsc_khz
+
+
+# MSRs
+
+
+def _enable_cap(machine: "Vm", arg: int) -> int:
+    given = read_struct(vm.EnableCap, arg)
+    if given.flags:
+        raise _error(errno.EINVAL)
+    value = given.args[0]
+    profile = machine.profile
+    if given.cap == Cap.X86_USER_SPACE_MSR:
+        machine.user_space_msr_mask = profile.user_space_msr_mask(value)
+    elif given.cap == Cap.MSR_PLATFORM_INFO:
+        machine.guest_can_read_platform_info = bool(value)
+    else:
+        raise _error(errno.EINVAL)
+    return 0
+
+
+def _set_msr_filter(machine: "Vm", arg: int) -> int:
+    raw = read_user(arg, len(bytes(vm.MsrFilter())))
+    machine.msr_filter = MsrFilter.from_bytes(raw, read_user)
+    return 0
+
+
+VM_IOCTLS: Final[dict[int, Handler]] = {
+    ioctls.KVM_CHECK_EXTENSION: lambda machine, arg: check_extension(machine.profile, arg),
+    ioctls.KVM_SET_USER_MEMORY_REGION: _set_user_memory_region,
+    ioctls.KVM_SET_TSS_ADDR: _set_address,
+    ioctls.KVM_SET_IDENTITY_MAP_ADDR: _set_identity_map_addr,
+    ioctls.KVM_SET_BOOT_CPU_ID: _set_boot_cpu_id,
+    ioctls.KVM_CREATE_IRQCHIP: _create_irqchip,
+    ioctls.KVM_IRQ_LINE: _irq_line,
+    ioctls.KVM_IRQ_LINE_STATUS: _irq_line_status,
+    ioctls.KVM_GET_IRQCHIP: _get_irqchip,
+    ioctls.KVM_SET_IRQCHIP: _set_irqchip,
+    ioctls.KVM_SET_GSI_ROUTING: _set_gsi_routing,
+    ioctls.KVM_SIGNAL_MSI: _signal_msi,
+    ioctls.KVM_CREATE_PIT2: _create_pit2,
+    ioctls.KVM_GET_PIT2: _get_pit2,
+    ioctls.KVM_SET_PIT2: _set_pit2,
+    ioctls.KVM_REINJECT_CONTROL: _reinject_control,
+    ioctls.KVM_GET_CLOCK: _get_clock,
+    ioctls.KVM_SET_CLOCK: _set_clock,
+    ioctls.KVM_GET_TSC_KHZ: _get_tsc_khz,
+    ioctls.KVM_ENABLE_CAP: _enable_cap,
+    ioctls.KVM_X86_SET_MSR_FILTER: _set_msr_filter,
+}
+"""What a VM fd takes; KVM_CREATE_VCPU is apart."""
