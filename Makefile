@@ -50,6 +50,7 @@ conformance: $(READY) $(PEERS)/.tried
 
 bench: $(READY)
 	$(BIN)/python bench/access.py
+	$(BIN)/python bench/soft.py
 
 guests:
 	$(MAKE) -C guests
