@@ -9,12 +9,9 @@ time, in turns of a millisecond, and change over between translated blocks.
 
 import threading
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kvmsr.backend.soft.vcpu import Vcpu
     from kvmsr.backend.soft.vm import Vm
 
 __all__ = ("Execution",)
@@ -34,16 +31,8 @@ class Execution:
         """Whether another vCPU waits for its turn."""
         return bool(self._waiting)
 
-    @contextmanager
-    def of(self, _vcpu: "Vcpu") -> Iterator[None]:
-        """Wait for the turn, have it, and pass it on."""
-        self._take()
-        try:
-            yield
-        finally:
-            self._pass_on()
-
-    def _take(self) -> None:
+    def take(self) -> None:
+        """Wait for the turn."""
         with self._lock:
             if not self._taken:
                 self._taken = True
@@ -55,7 +44,8 @@ class Execution:
             self._vm.changed.notify_all()
         turn.acquire()
 
-    def _pass_on(self) -> None:
+    def pass_on(self) -> None:
+        """Give the turn to who waits longest."""
         with self._lock:
             if self._waiting:
                 self._waiting.popleft().release()

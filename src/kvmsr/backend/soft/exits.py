@@ -26,6 +26,7 @@ _RIP: Final = 16
 _DB, _BP, _OF, _UD, _GP, _PF = 1, 3, 4, 6, 13, 14
 _CS64: Final = 1 << 15
 _TF, _RF = 1 << 8, 1 << 16
+_SINGLESTEP: Final = int(GuestDbg.SINGLESTEP)  # not by the enumeration: once an access
 _DR6_BS: Final = 1 << 14
 _ENOSYS: Final = 1000  # KVM_ENOSYS of <linux/kvm_para.h>
 _HYPERCALLS: Final = (b"\x0f\x01\xc1", b"\x0f\x01\xd9")  # VMCALL, VMMCALL
@@ -116,7 +117,7 @@ def _exception(vector: int) -> Callable[["Vcpu", int], bool]:
 def _debug(vcpu: "Vcpu", _info: int) -> bool:
     """A single step or a breakpoint: the debugger's, or the guest's own."""
     dr6 = vcpu.cpu.state.dr[6]
-    stepped = vcpu.guest_debug & GuestDbg.SINGLESTEP
+    stepped = vcpu.guest_debug & _SINGLESTEP
     if vcpu.guest_debug & (GuestDbg.SINGLESTEP | GuestDbg.USE_HW_BP):
         vcpu.cpu.state.dr[6] = 0xFFFF_0FF0
         if stepped:
@@ -149,7 +150,7 @@ def skipped(vcpu: "Vcpu") -> bool:
     """
     engine = vcpu.cpu
     engine.shadow = False
-    if vcpu.guest_debug & GuestDbg.SINGLESTEP:
+    if vcpu.guest_debug & _SINGLESTEP:
         return _exit_debug(vcpu, _DB, 0xFFFF_0FF0 | _DR6_BS)
     if engine.state.eflags.value & _TF:
         vcpu.dr[6] |= _DR6_BS

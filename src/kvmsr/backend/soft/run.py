@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ("kvm_run",)
 
 _TF: Final = 1 << 8
+_SINGLESTEP: Final = int(GuestDbg.SINGLESTEP)  # not by the enumeration: once an exit
 _IF: Final = 1 << 9
 _ALL: Final = int(SyncReg.REGS | SyncReg.SREGS | SyncReg.EVENTS)
 
@@ -127,11 +128,15 @@ def _enter_guest(vcpu: "Vcpu") -> bool:
             vcpu.run.exit_reason = ExitReason.IRQ_WINDOW_OPEN
             return False
         vcpu.cpu.open_window()
-    if vcpu.guest_debug & GuestDbg.SINGLESTEP:
+    if vcpu.guest_debug & _SINGLESTEP:
         vcpu.cpu.state.eflags.value |= _TF
     vcpu.exited = False
-    with vcpu.vm.execution.of(vcpu):
+    execution = vcpu.vm.execution
+    execution.take()
+    try:
         vcpu.cpu.run()
+    finally:
+        execution.pass_on()
     if vcpu.cpu.writes:
         return memory_writes(vcpu, vcpu.cpu.writes)
     access = vcpu.cpu.access
