@@ -120,6 +120,8 @@ class ExitReason(enum.IntEnum):
 class MsrExitReason(enum.IntFlag):
     """Why KVM gave an MSR access up, and the mask that asks for it (KVM_MSR_EXIT_REASON_*)."""
 
+    __hash__ = int.__hash__  # an enumeration's own is Python: slow, on the way of every access
+
     INVAL = 1
     UNKNOWN = 2
     FILTER = 4

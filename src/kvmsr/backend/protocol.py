@@ -3,15 +3,17 @@
 Backend protocol
 ----------------
 
-The five calls that every backend has, and nothing above this room needs more.
+The five calls that every backend has, and nothing above this room needs more. What a backend may
+have besides saves time and changes nothing.
 """
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ("Backend",)
+__all__ = ("AnswersInPlace", "Backend")
 
 
 class Backend(Protocol):
@@ -52,4 +54,19 @@ class Backend(Protocol):
         Make the KVM_RUN of vCPU *fd* return soon, or the next one if none is running.
 
         Callable from any thread. The vCPU must have been mapped.
+        """
+
+
+@runtime_checkable
+class AnswersInPlace(Protocol):
+    """A backend that need not leave KVM_RUN to have an MSR exit answered."""
+
+    def run(self, fd: int, answer: Callable[[], None]) -> None:
+        """
+        Do KVM_RUN on vCPU *fd*, and go on after MSR exits.
+
+        :param answer: called at each KVM_EXIT_X86_RDMSR and KVM_EXIT_X86_WRMSR, with the exit in
+            the kvm_run page, where its answer belongs. It may read the vCPU's state. It is not
+            called where it would make a difference; then the exit ends KVM_RUN, as ever.
+        :raises OSError: as KVM_RUN.
         """

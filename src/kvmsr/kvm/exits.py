@@ -18,7 +18,7 @@ from kvmsr.abi import ExitReason, InternalError, MsrExitReason
 from kvmsr.errors import ExitAnsweredError, UsageError
 
 if TYPE_CHECKING:
-    from kvmsr.kvm.vcpu import Vcpu
+    from kvmsr.kvm.running import RunningVcpu as Vcpu
 
 __all__ = (
     "Debug",
@@ -306,7 +306,8 @@ def rdmsr(vcpu: "Vcpu") -> Rdmsr:
 _new: Final[Callable[[type[Rdmsr]], Rdmsr]] = object.__new__
 
 
-def _wrmsr(vcpu: "Vcpu") -> Wrmsr:
+def wrmsr(vcpu: "Vcpu") -> Wrmsr:
+    """Read a KVM_EXIT_X86_WRMSR off the page."""
     msr = vcpu._msr
     exit_ = Wrmsr(vcpu, msr.index, _reason(msr.reason), msr.data)
     vcpu._unanswered = exit_
@@ -364,7 +365,7 @@ READERS: Final[dict[int, Callable[["Vcpu"], Any]]] = {
     ExitReason.SYSTEM_EVENT: _system_event,
     ExitReason.IOAPIC_EOI: lambda vcpu: IoapicEoi(vcpu._page.exit.eoi.vector),
     ExitReason.X86_RDMSR: rdmsr,
-    ExitReason.X86_WRMSR: _wrmsr,
+    ExitReason.X86_WRMSR: wrmsr,
 }
 
 

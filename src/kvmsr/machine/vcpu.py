@@ -113,13 +113,9 @@ class VcpuThread(threading.Thread):
         runner, vcpu, board = self._runner, self.vcpu, self._runner.board
         serves = (IoOut, IoIn, MmioRead, MmioWrite)
         while not runner.over:
-            exit_ = vcpu.run()
+            exit_ = vcpu.run(self._answer)
             kind = type(exit_)
-            if kind is Rdmsr:
-                self._rdmsr(exit_)  # type: ignore[arg-type]
-            elif kind is Wrmsr:
-                self._wrmsr(exit_)  # type: ignore[arg-type]
-            elif kind in serves:
+            if kind in serves:
                 try:
                     board.serve(exit_)  # type: ignore[arg-type]
                 except OSError as error:
@@ -133,6 +129,13 @@ class VcpuThread(threading.Thread):
             self.exits += 1
 
     # MSR accesses
+
+    def _answer(self, exit_: Rdmsr | Wrmsr) -> None:
+        self.exits += 1
+        if type(exit_) is Rdmsr:
+            self._rdmsr(exit_)
+        else:
+            self._wrmsr(exit_)  # type: ignore[arg-type]
 
     def _rdmsr(self, exit_: Rdmsr) -> None:
         access = _access(Access, (self.vcpu.id, _READ, exit_.index, 0, _REASONS[exit_.reason]))

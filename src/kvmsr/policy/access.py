@@ -16,6 +16,8 @@ __all__ = ("Access", "Fault", "Handler", "Op", "Reason")
 class Op(enum.StrEnum):
     """What the guest did."""
 
+    __hash__ = str.__hash__  # an enumeration's own is Python: slow, on the way of every access
+
     READ = "read"
     WRITE = "write"
 
@@ -27,6 +29,8 @@ class Reason(enum.StrEnum):
     ``unknown``: KVM has never heard of the MSR. ``invalid``: it knows the MSR and refuses the
     value or the mode. ``filter``: the plan's filter denies it.
     """
+
+    __hash__ = str.__hash__
 
     UNKNOWN = "unknown"
     INVALID = "invalid"

@@ -11,6 +11,7 @@ import errno
 import itertools
 import os
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from kvmsr.abi import ioctls
@@ -82,6 +83,13 @@ class SoftBackend:
                 result: int = handler(thing, address_of_argument(arg))
                 return result
         raise _error(_refusal(thing, request))
+
+    def run(self, fd: int, answer: Callable[[], None]) -> None:
+        """Do KVM_RUN; see :class:`kvmsr.backend.AnswersInPlace`."""
+        thing = self._objects.get(fd)
+        if not isinstance(thing, Vcpu):
+            raise _error(errno.EBADF if thing is None else _refusal(thing, _KVM_RUN))
+        kvm_run(thing, answer)
 
     def mmap(self, fd: int, length: int) -> "Buffer":
         """Return a vCPU's kvm_run page and what follows it."""

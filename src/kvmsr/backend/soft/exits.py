@@ -81,7 +81,11 @@ def _code(vcpu: "Vcpu", size: int) -> bytes | None:
 
 def _length(vcpu: "Vcpu") -> int:
     """Return the length of a two-byte instruction with its prefixes, which are rare."""
-    if _code(vcpu, 1) == b"\x0f":
+    cpu = vcpu.cpu
+    rip: int = cpu.regs[_RIP]
+    if not cpu.state.hflags.value & _CS64:
+        rip = cpu.state.segments[CS].base + rip & 0xFFFF_FFFF
+    if cpu.read_byte(rip) == 0x0F:
         return 2
     instruction = fetch(vcpu)
     return instruction.start if instruction is not None else 2
@@ -99,6 +103,11 @@ def _msr(vcpu: "Vcpu", is_write: int) -> bool:
             vcpu.vm.rearm()
     else:
         going_on = kvm_emulate_rdmsr(vcpu, length)
+    complete = vcpu.complete_emulation
+    if complete is not None and vcpu.answer is not None:
+        vcpu.answer()
+        vcpu.complete_emulation = None
+        going_on = complete(vcpu)
     return going_on and (vcpu.exception is None or _raise_queued(vcpu))
 
 
@@ -149,7 +158,8 @@ def skipped(vcpu: "Vcpu") -> bool:
     :return: False, if that is a KVM_EXIT_DEBUG.
     """
     engine = vcpu.cpu
-    engine.shadow = False
+    if engine.shadow:
+        engine.shadow = False
     if vcpu.guest_debug & _SINGLESTEP:
         return _exit_debug(vcpu, _DB, 0xFFFF_0FF0 | _DR6_BS)
     if engine.state.eflags.value & _TF:

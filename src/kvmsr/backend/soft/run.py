@@ -11,6 +11,7 @@ counts, and only then anything is injected.
 import errno
 import os
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from kvmsr.abi import ExitReason, GuestDbg, Mp, SyncReg
@@ -30,10 +31,11 @@ _IF: Final = 1 << 9
 _ALL: Final = int(SyncReg.REGS | SyncReg.SREGS | SyncReg.EVENTS)
 
 
-def kvm_run(vcpu: "Vcpu") -> int:
+def kvm_run(vcpu: "Vcpu", answer: Callable[[], None] | None = None) -> int:
     """
     Run the guest until user space is needed.
 
+    :param answer: is asked about MSR exits on the spot; see :class:`kvmsr.backend.AnswersInPlace`.
     :raises OSError: EINTR after a kick or with ``immediate_exit``; EAGAIN when a vCPU that waited
         has been woken; EINVAL for register groups that do not exist.
     """
@@ -63,10 +65,15 @@ def kvm_run(vcpu: "Vcpu") -> int:
         if immediate:
             raise _error(errno.EINTR)
         vcpu.has_run = True
+        # Not where something has to happen between two KVM_RUN: handlers of signals run, registers
+        # are passed in the page, another vCPU has its turn.
+        if vcpu.held is None and not run.kvm_valid_regs and len(vcpu.vm.vcpus) == 1:
+            vcpu.answer = answer
         _loop(vcpu)
         return 0
     finally:
         vcpu.thread = 0
+        vcpu.answer = None
         _leave(vcpu)
         if vcpu.held is not None:
             vcpu.held.release()

@@ -60,6 +60,7 @@ class Vcpu:
     :ivar run: the kvm_run page.
     :ivar complete_emulation: what is left to do of the instruction that made the guest exit; done
         first thing in the next KVM_RUN, once. True: the guest goes on.
+    :ivar answer: in KVM_RUN, who answers MSR exits on the spot; None: user space, outside.
     :ivar exception: the exception to be injected, with its error code; None: none.
     :ivar wanted: another thread wants this vCPU's attention.
     :ivar kicked: KVM_RUN is to return.
@@ -85,6 +86,7 @@ class Vcpu:
         self.dr = [0] * 8
         self.cr8 = 0
         self.complete_emulation: Callable[[Vcpu], bool] | None = None
+        self.deferred: tuple[int, int | None, int | None] = (0, None, None)
         self.exception: tuple[int, int | None] | None = None
         self.nmi_pending = 0
         self.sipi_vector = 0
@@ -95,6 +97,7 @@ class Vcpu:
         self.mapped: dict[int, tuple[int, int, bool]] = {}
         self.thread = 0
         self.exited = False
+        self.answer: Callable[[], None] | None = None
         self.signal_mask: int | None = None
         self.masked: int | None = None
         self.held: signals.Held | None = None

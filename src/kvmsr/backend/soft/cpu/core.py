@@ -32,6 +32,7 @@ class Core:
     A CPU of Unicorn's.
 
     :ivar state: its registers.
+    :ivar regs: the general-purpose ones and RIP, as :attr:`State.regs` has them.
     :ivar running: it executes a guest.
     """
 
@@ -48,6 +49,9 @@ class Core:
         self._handle = ctypes.c_void_p(_value(self._uc._uch))
         self._uc.reg_read(constants.UC_X86_REG_RIP)  # the CPU is made at the first use
         self.state = state = State(self._handle.value or 0)
+        self.regs: Any = state.regs
+        self._byte = ctypes.c_uint8()
+        self._byte_at = ctypes.addressof(self._byte)
         state.no_exit_request.value = 1
         self.running = False
         self._pat = 0  # it changes nothing about the engine's memory
@@ -155,6 +159,13 @@ class Core:
         error = self._library.vmem_read(self._handle, address, lib.PROT_READ, data, size)
         return None if error else data.raw
 
+    def read_byte(self, address: int) -> int | None:
+        """Return the byte at a linear address, or None where the page is missing."""
+        at = self._byte_at
+        if self._library.vmem_read(self._handle, address, lib.PROT_READ, at, 1):
+            return None
+        return self._byte.value
+
     def write_linear(self, address: int, data: bytes) -> bool:
         """Write to a linear address; return whether all pages are there and writable."""
         return not self._library.vmem_write(self._handle, address, lib.PROT_WRITE, data, len(data))
@@ -167,11 +178,6 @@ class Core:
         return None if error else physical.value
 
     # Registers
-
-    @property
-    def regs(self) -> Any:
-        """The general-purpose registers and RIP, as :attr:`State.regs` has them."""
-        return self.state.regs
 
     @property
     def cpl(self) -> int:

@@ -17,7 +17,6 @@ of *then*; AMD's hardware tells the next RIP, which is kept; so does the emulato
 
 import struct
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Final
 
 from kvmsr.abi import ExitReason, MsrExitReason
@@ -44,11 +43,11 @@ _X2APIC_ICR: Final = 0x830
 _ICR_SLOW: Final = 0x000C_0F00  # a shorthand, another delivery mode than fixed, logical
 _BROADCAST: Final = 0xFFFF_FFFF
 
-_REASONS: Final = {
-    MsrRet.INVALID: int(MsrExitReason.INVAL),
-    MsrRet.UNSUPPORTED: int(MsrExitReason.UNKNOWN),
-    MsrRet.FILTERED: int(MsrExitReason.FILTER),
-}
+_REASONS: Final = (
+    0, int(MsrExitReason.INVAL), int(MsrExitReason.UNKNOWN), int(MsrExitReason.FILTER),
+)  # fmt: skip
+"""By MsrRet."""
+
 _RDMSR, _WRMSR = int(ExitReason.X86_RDMSR), int(ExitReason.X86_WRMSR)
 
 _RECORD: Final = struct.Struct("<QIIQ")  # error and padding, reason, index, data: ExitMsr in one go
@@ -72,8 +71,8 @@ def kvm_emulate_rdmsr(vcpu: MsrVcpu, length: int, *, emulated: bool = False) -> 
     if not result:
         _load(vcpu, value)
         return _skip(vcpu, _next_rip(vcpu, length))
-    completion = _completion(vcpu, length, True, emulated)
-    if kvm_msr_user_space(vcpu, _RDMSR, index, 0, completion, result):
+    if kvm_msr_user_space(vcpu, _RDMSR, index, 0, _complete_rdmsr, result):
+        _defer(vcpu, length, emulated)
         return False
     return _inject_gp(vcpu)
 
@@ -90,8 +89,8 @@ def kvm_emulate_wrmsr(vcpu: MsrVcpu, length: int, *, emulated: bool = False) -> 
     result = kvm_set_msr_with_filter(vcpu, index, value)
     if not result:
         return _skip(vcpu, _next_rip(vcpu, length))
-    completion = _completion(vcpu, length, False, emulated)
-    if kvm_msr_user_space(vcpu, _WRMSR, index, value, completion, result):
+    if kvm_msr_user_space(vcpu, _WRMSR, index, value, _complete_wrmsr, result):
+        _defer(vcpu, length, emulated)
         return False
     return _inject_gp(vcpu)
 
@@ -143,8 +142,8 @@ def emulator_get_msr(vcpu: MsrVcpu, index: int) -> tuple[MsrRet, int]:
     if "M6" in vcpu.vm.profile.mutants:
         result, value = kvm_get_msr_with_filter(vcpu, index)
         if result:
-            completion = _completion(vcpu, 0, True, True)
-            kvm_msr_user_space(vcpu, _RDMSR, index, 0, completion, result)
+            _defer(vcpu, 0, True)
+            kvm_msr_user_space(vcpu, _RDMSR, index, 0, _complete_rdmsr, result)
         return result, value
     return get_msr(vcpu, index, False)
 
@@ -152,31 +151,42 @@ def emulator_get_msr(vcpu: MsrVcpu, index: int) -> tuple[MsrRet, int]:
 # Completion
 
 
-def _completion(vcpu: MsrVcpu, length: int, is_read: bool, emulated: bool) -> _Complete:
-    """Return what is left to do of an access that goes to user space now."""
+def _defer(vcpu: MsrVcpu, length: int, emulated: bool) -> None:
+    """Note where the instruction ends that goes to user space now."""
     profile = vcpu.vm.profile
     style = "emulator" if emulated else profile.completion
-    if style == "vmx" or (style == "emulator" and "M5" in profile.mutants):
-        return partial(_complete, is_read, length, None, None)
-    flags = vcpu.cpu.rflags if style == "emulator" else None
-    return partial(_complete, is_read, length, _next_rip(vcpu, length), flags)
+    if style == "svm":
+        vcpu.deferred = length, _next_rip(vcpu, length), None
+    elif style == "vmx" or "M5" in profile.mutants:
+        vcpu.deferred = length, None, None
+    else:
+        vcpu.deferred = length, _next_rip(vcpu, length), vcpu.cpu.rflags
 
 
-def _complete(
-    is_read: bool, length: int, next_rip: int | None, flags: int | None, vcpu: MsrVcpu
-) -> bool:
-    """Finish an instruction (complete_emulated_rdmsr and its kin); None: what is so now."""
-    msr, mutants = vcpu.run.exit.msr, vcpu.vm.profile.mutants
+def _complete_rdmsr(vcpu: MsrVcpu) -> bool:
+    return _complete(vcpu, True)
+
+
+def _complete_wrmsr(vcpu: MsrVcpu) -> bool:
+    return _complete(vcpu, False)
+
+
+def _complete(vcpu: MsrVcpu, is_read: bool) -> bool:
+    """Finish an instruction (complete_emulated_rdmsr and its kin)."""
+    error_and_pad, _, _, data = _RECORD.unpack_from(vcpu.run, _RECORD_OFFSET)
+    length, next_rip, flags = vcpu.deferred
+    mutants = vcpu.vm.profile.mutants
     if "M4" in mutants:
-        vcpu.complete_emulation = partial(_complete, is_read, length, next_rip, flags)
+        vcpu.complete_emulation = _complete_rdmsr if is_read else _complete_wrmsr
     if next_rip is None:
         next_rip = _next_rip(vcpu, length)
-    if msr.error:
+    if error_and_pad & 0xFF:
         if "M1" in mutants:
             _skip(vcpu, next_rip)
         return _inject_gp(vcpu)
     if is_read:
-        _load(vcpu, msr.data)
+        regs = vcpu.cpu.regs
+        regs[RAX], regs[RDX] = data & _LOW, data >> 32
     if flags is not None:
         vcpu.cpu.rflags = flags
     return _skip(vcpu, next_rip)

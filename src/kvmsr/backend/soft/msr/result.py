@@ -14,6 +14,8 @@ __all__ = ("MsrRet",)
 class MsrRet(IntEnum):
     """What came of an access: done, illegal, unknown, or denied by the filter."""
 
+    __hash__ = int.__hash__  # an enumeration's own is Python: slow, on the way of every access
+
     OK = 0
     INVALID = 1
     UNSUPPORTED = 2

@@ -82,6 +82,8 @@ class MsrVcpu(Protocol):
 
     :ivar complete_emulation: what is left to do of a deflected instruction when user space comes
         back; it is called once, and says whether the guest goes on.
+    :ivar deferred: of that instruction, its length, the RIP behind it and RFLAGS; None: what is so
+        when it is completed.
     """
 
     id: int
@@ -91,6 +93,7 @@ class MsrVcpu(Protocol):
     has_run: bool
     enforce_pv_cpuid: bool
     complete_emulation: Callable[[Any], bool] | None
+    deferred: tuple[int, int | None, int | None]
 
     @property
     def vm(self) -> MsrVm:
