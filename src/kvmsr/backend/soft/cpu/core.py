@@ -46,6 +46,8 @@ class Core:
             )
         except unicorn.UcError as error:
             raise BackendError(f"Unicorn does not start a CPU: {error}") from None
+        # No address ends the run: one would have to be looked up after each.
+        self._uc.ctl_exits_enabled(True)
         self._handle = ctypes.c_void_p(_value(self._uc._uch))
         self._uc.reg_read(constants.UC_X86_REG_RIP)  # the CPU is made at the first use
         self.state = state = State(self._handle.value or 0)
