@@ -53,6 +53,7 @@ class Finding:
 def examine() -> Iterator[Finding]:
     """Look at everything, the cheap things first."""
     yield Finding("kernel", OK, f"{platform.system()} {platform.release()}")
+    yield _soft()
     yield _module()
     yield _ignore_msrs()
     try:
@@ -69,6 +70,14 @@ def examine() -> Iterator[Finding]:
         yield _probe(backend)
     except KvmsrError as error:
         yield Finding("KVM", FAIL, str(error), "use a KVM of Linux 5.10 or later")
+
+
+def _soft() -> Finding:
+    try:
+        backends.open("soft")
+    except BackendError as error:
+        return Finding("soft backend", FAIL, str(error))
+    return Finding("soft backend", OK, "its CPU passes its self-test: guests run without KVM, too")
 
 
 def _module() -> Finding:
@@ -118,8 +127,8 @@ def _probe(backend: Backend) -> Finding:
         "probe guest",
         WARN,
         f"this KVM does not run ordinary guests: {failed}",
-        "small guests and firmware run; an operating system stops at the first of these. Use a"
-        " host whose CPU does the virtualisation",
+        "small guests and firmware run; an operating system stops at the first of these: use the"
+        " soft backend, or a host whose CPU does the virtualisation",
     )
 
 
