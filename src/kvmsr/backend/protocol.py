@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ("AnswersInPlace", "Backend")
+__all__ = ("Backend", "ServesInPlace")
 
 
 class Backend(Protocol):
@@ -58,15 +58,15 @@ class Backend(Protocol):
 
 
 @runtime_checkable
-class AnswersInPlace(Protocol):
-    """A backend that need not leave KVM_RUN to have an MSR exit answered."""
+class ServesInPlace(Protocol):
+    """A backend that need not leave KVM_RUN to have an exit answered."""
 
-    def run(self, fd: int, answer: Callable[[], None]) -> None:
+    def run(self, fd: int, serve: Callable[[], bool]) -> None:
         """
-        Do KVM_RUN on vCPU *fd*, and go on after MSR exits.
+        Do KVM_RUN on vCPU *fd*, and go on after exits that are answered.
 
-        :param answer: called at each KVM_EXIT_X86_RDMSR and KVM_EXIT_X86_WRMSR, with the exit in
-            the kvm_run page, where its answer belongs. It may read the vCPU's state. It is not
-            called where it would make a difference; then the exit ends KVM_RUN, as ever.
+        :param serve: called with an exit in the kvm_run page that the guest waits for; returns
+            whether it has put the answer where that belongs. It may read the vCPU's state. It is
+            not called where it would make a difference; then the exit ends KVM_RUN, as ever.
         :raises OSError: as KVM_RUN.
         """

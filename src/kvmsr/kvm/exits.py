@@ -306,8 +306,7 @@ def rdmsr(vcpu: "Vcpu") -> Rdmsr:
 _new: Final[Callable[[type[Rdmsr]], Rdmsr]] = object.__new__
 
 
-def wrmsr(vcpu: "Vcpu") -> Wrmsr:
-    """Read a KVM_EXIT_X86_WRMSR off the page."""
+def _wrmsr(vcpu: "Vcpu") -> Wrmsr:
     msr = vcpu._msr
     exit_ = Wrmsr(vcpu, msr.index, _reason(msr.reason), msr.data)
     vcpu._unanswered = exit_
@@ -365,7 +364,7 @@ READERS: Final[dict[int, Callable[["Vcpu"], Any]]] = {
     ExitReason.SYSTEM_EVENT: _system_event,
     ExitReason.IOAPIC_EOI: lambda vcpu: IoapicEoi(vcpu._page.exit.eoi.vector),
     ExitReason.X86_RDMSR: rdmsr,
-    ExitReason.X86_WRMSR: wrmsr,
+    ExitReason.X86_WRMSR: _wrmsr,
 }
 
 

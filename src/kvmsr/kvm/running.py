@@ -24,23 +24,21 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from kvmsr.abi import ExitReason, SyncReg, cpu, ioctls
 from kvmsr.abi.run import Run
-from kvmsr.backend.protocol import AnswersInPlace, Backend
+from kvmsr.backend.protocol import Backend, ServesInPlace
 from kvmsr.errors import ExitUnansweredError, IoctlError, UsageError
 from kvmsr.kvm import exits
 from kvmsr.kvm.handle import Handle
 
 if TYPE_CHECKING:
-    from kvmsr.kvm.exits import Exit, MsrExit, Rdmsr, Wrmsr
+    from kvmsr.kvm.exits import Exit, MsrExit
 
 __all__ = ("RunningVcpu",)
 
 _KVM_RUN: Final = ioctls.KVM_RUN
 _RDMSR: Final = int(ExitReason.X86_RDMSR)
-_MSR_EXITS: Final = (_RDMSR, int(ExitReason.X86_WRMSR))
 _NO_EXIT: Final = (0, int(ExitReason.INTR))
 _REASON: Final = Run.exit_reason.offset // 4  # type: ignore[attr-defined]
 _rdmsr: Final = exits.rdmsr
-_wrmsr: Final = exits.wrmsr
 _read: Final = exits.read
 _INTERRUPTED: Final = exits.Interrupted()
 
@@ -85,9 +83,9 @@ class RunningVcpu(Handle):
         self._kicked = False
         self._completing = False
         self._ioctl = backend.ioctl
-        self._answering = False
+        self._serving = self._declined = False
         self._failure: BaseException | None = None
-        self._run_in_place = backend.run if isinstance(backend, AnswersInPlace) else None
+        self._run_in_place = backend.run if isinstance(backend, ServesInPlace) else None
 
     def close(self) -> None:
         """Close the vCPU; an access that waits for an answer is lost."""
@@ -101,54 +99,59 @@ class RunningVcpu(Handle):
 
     # Running
 
-    def run(self, answer: "Callable[[Rdmsr | Wrmsr], object] | None" = None) -> "Exit":
+    def run(self, serve: "Callable[[Exit], bool] | None" = None) -> "Exit":
         """
         Run the guest until its next exit (KVM_RUN).
 
-        :param answer: is given the MSR exits and must answer them; the guest then goes on, and this
-            returns at its next exit of another kind. It saves most of an exit's price on the soft
-            backend. It may look at the vCPU, but neither run it nor set its registers.
-        :raises ExitUnansweredError: if the last MSR exit has no answer yet, or *answer* gives none.
+        :param serve: is given each exit first. Where it returns true it has answered, and the guest
+            goes on; else this returns the exit. On the soft backend that saves most of an exit's
+            price. It may look at the vCPU, but neither run it nor set its registers.
+        :raises ExitUnansweredError: if the last MSR exit has no answer yet, though *serve* says so.
         :raises IoctlError: if KVM refuses to run the vCPU.
         """
-        if self._unanswered is not None or self._answering or self.fd < 0:
+        if self._unanswered is not None or self._serving or self.fd < 0:
             self._refuse()
         words = self._words
         while True:
             if words[_REASON] in _NO_EXIT:
                 words[_REASON] = 0
                 try:
-                    if answer is None or self._run_in_place is None:
+                    if serve is None or self._run_in_place is None:
                         self._ioctl(self.fd, _KVM_RUN)
                     else:
-                        self._run_in_place(self.fd, partial(self._ask, answer))
+                        self._run_in_place(self.fd, partial(self._serve, serve))
                 except OSError as error:
                     if error is self._failure:  # it is not KVM's
                         raise
                     return self._interrupted(error)
-            reason = words[_REASON]
-            if answer is not None and reason in _MSR_EXITS:
-                self._ask(answer)
+            if serve is not None and not self._declined and self._serve(serve):
                 continue
-            exit_ = _rdmsr(self) if reason == _RDMSR else _read(self)
+            self._declined = False
+            exit_ = _rdmsr(self) if words[_REASON] == _RDMSR else _read(self)
             words[_REASON] = 0
             return exit_
 
-    def _ask(self, answer: "Callable[[Rdmsr | Wrmsr], object]") -> None:
-        """Have the MSR exit in the page answered."""
+    def _serve(self, serve: "Callable[[Exit], bool]") -> bool:
+        """Have *serve* answer the exit in the page; False: the exit is still there."""
         words = self._words
-        exit_ = _rdmsr(self) if words[_REASON] == _RDMSR else _wrmsr(self)
+        reason = words[_REASON]
+        exit_ = _rdmsr(self) if reason == _RDMSR else _read(self)
         words[_REASON] = 0
-        self._answering = True
+        self._serving = True
         try:
-            answer(exit_)
+            served = serve(exit_)
         except BaseException as error:
             self._failure = error
             raise
         finally:
-            self._answering = False
-        if self._unanswered is not None:
+            self._serving = False
+        if not served:
+            words[_REASON] = reason
+            self._unanswered = None
+            self._declined = True
+        elif self._unanswered is not None:
             self._refuse()
+        return served
 
     def _interrupted(self, error: OSError) -> exits.Interrupted:
         """KVM_RUN failed: see whether a signal or a kick is why."""
@@ -177,7 +180,7 @@ class RunningVcpu(Handle):
         if self.fd < 0:
             raise UsageError(f"vCPU {self.id} is closed")
         if self._unanswered is None:
-            raise UsageError(f"vCPU {self.id} waits for its exit to be answered; it cannot run now")
+            raise UsageError(f"vCPU {self.id} has an exit being served; it cannot run now")
         raise ExitUnansweredError(
             f"vCPU {self.id}: {self._unanswered!r} has no answer yet; call answer(), done() or"
             " fault() on it first"

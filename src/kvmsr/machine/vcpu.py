@@ -61,6 +61,10 @@ _REASONS: Final = {
 }
 
 
+_SERVED: Final = (IoOut, IoIn, MmioRead, MmioWrite)
+"""What the board answers."""
+
+
 class Runner(Protocol):
     """What a vCPU's thread needs of its machine."""
 
@@ -110,32 +114,34 @@ class VcpuThread(threading.Thread):
             self._end(EndKind.ERROR, 1, f"kvmsr itself failed, please report it: {what}")
 
     def _loop(self) -> None:
-        runner, vcpu, board = self._runner, self.vcpu, self._runner.board
-        serves = (IoOut, IoIn, MmioRead, MmioWrite)
+        runner, vcpu = self._runner, self.vcpu
         while not runner.over:
-            exit_ = vcpu.run(self._answer)
-            kind = type(exit_)
-            if kind in serves:
-                try:
-                    board.serve(exit_)  # type: ignore[arg-type]
-                except OSError as error:
-                    what = f"the guest's output goes nowhere: {error.strerror}"
-                    self._end(EndKind.ERROR, 1, what)
-            elif kind is Interrupted:
+            exit_ = vcpu.run(self._serve)
+            if type(exit_) is Interrupted:
                 self._look_whether_asleep()
-                continue
             else:
                 self._rare(exit_)
-            self.exits += 1
+                self.exits += 1
+
+    def _serve(self, exit_: Exit) -> bool:
+        """Answer an exit that the guest waits for; False: it is another."""
+        kind = type(exit_)
+        if kind is Rdmsr:
+            self._rdmsr(exit_)  # type: ignore[arg-type]
+        elif kind is Wrmsr:
+            self._wrmsr(exit_)  # type: ignore[arg-type]
+        elif kind in _SERVED:
+            try:
+                self._runner.board.serve(exit_)  # type: ignore[arg-type]
+            except OSError as error:
+                what = f"the guest's output goes nowhere: {error.strerror}"
+                self._end(EndKind.ERROR, 1, what)
+        else:
+            return False
+        self.exits += 1
+        return True
 
     # MSR accesses
-
-    def _answer(self, exit_: Rdmsr | Wrmsr) -> None:
-        self.exits += 1
-        if type(exit_) is Rdmsr:
-            self._rdmsr(exit_)
-        else:
-            self._wrmsr(exit_)  # type: ignore[arg-type]
 
     def _rdmsr(self, exit_: Rdmsr) -> None:
         access = _access(Access, (self.vcpu.id, _READ, exit_.index, 0, _REASONS[exit_.reason]))

@@ -84,12 +84,12 @@ class SoftBackend:
                 return result
         raise _error(_refusal(thing, request))
 
-    def run(self, fd: int, answer: Callable[[], None]) -> None:
-        """Do KVM_RUN; see :class:`kvmsr.backend.AnswersInPlace`."""
+    def run(self, fd: int, serve: Callable[[], bool]) -> None:
+        """Do KVM_RUN; see :class:`kvmsr.backend.ServesInPlace`."""
         thing = self._objects.get(fd)
         if not isinstance(thing, Vcpu):
             raise _error(errno.EBADF if thing is None else _refusal(thing, _KVM_RUN))
-        kvm_run(thing, answer)
+        kvm_run(thing, serve)
 
     def mmap(self, fd: int, length: int) -> "Buffer":
         """Return a vCPU's kvm_run page and what follows it."""

@@ -20,7 +20,7 @@ from kvmsr.backend.soft.msr.path import emulator_get_msr, kvm_emulate_rdmsr, kvm
 if TYPE_CHECKING:
     from kvmsr.backend.soft.vcpu import Vcpu
 
-__all__ = ("HANDLERS", "attend", "fetch", "inject", "invalid", "skip", "syscall")
+__all__ = ("HANDLERS", "attend", "fetch", "first_byte", "inject", "invalid", "skip", "syscall")
 
 _RIP: Final = 16
 _DB, _BP, _OF, _UD, _GP, _PF = 1, 3, 4, 6, 13, 14
@@ -79,13 +79,18 @@ def _code(vcpu: "Vcpu", size: int) -> bytes | None:
     return vcpu.cpu.read_linear(rip, size)
 
 
-def _length(vcpu: "Vcpu") -> int:
-    """Return the length of a two-byte instruction with its prefixes, which are rare."""
+def first_byte(vcpu: "Vcpu") -> int | None:
+    """Return the first byte of the instruction at RIP."""
     cpu = vcpu.cpu
     rip: int = cpu.regs[_RIP]
     if not cpu.state.hflags.value & _CS64:
         rip = cpu.state.segments[CS].base + rip & 0xFFFF_FFFF
-    if cpu.read_byte(rip) == 0x0F:
+    return cpu.read_byte(rip)
+
+
+def _length(vcpu: "Vcpu") -> int:
+    """Return the length of a two-byte instruction with its prefixes, which are rare."""
+    if first_byte(vcpu) == 0x0F:
         return 2
     instruction = fetch(vcpu)
     return instruction.start if instruction is not None else 2
@@ -104,8 +109,7 @@ def _msr(vcpu: "Vcpu", is_write: int) -> bool:
     else:
         going_on = kvm_emulate_rdmsr(vcpu, length)
     complete = vcpu.complete_emulation
-    if complete is not None and vcpu.answer is not None:
-        vcpu.answer()
+    if complete is not None and vcpu.serve is not None and vcpu.serve():
         vcpu.complete_emulation = None
         going_on = complete(vcpu)
     return going_on and (vcpu.exception is None or _raise_queued(vcpu))

@@ -14,12 +14,19 @@ from kvmsr.backend.soft.cpu.access import MemoryAccess, PortAccess
 from kvmsr.backend.soft.cpu.delivery import deliver
 from kvmsr.backend.soft.cpu.instruction import Instruction
 from kvmsr.backend.soft.cpu.state import CS, DS, ES, FS, GS, SS, TR
-from kvmsr.backend.soft.exits import fetch, skip
+from kvmsr.backend.soft.exits import fetch, first_byte, skip
 
 if TYPE_CHECKING:
     from kvmsr.backend.soft.vcpu import Vcpu
 
-__all__ = ("emulation_failure", "memory_access", "memory_writes", "port_access")
+__all__ = (
+    "emulation_failure",
+    "memory_access",
+    "memory_writes",
+    "port_access",
+    "read_in_place",
+    "write_in_place",
+)
 
 _DATA: Final = 0x1000
 _RIP, _RAX, _RCX, _RSI, _RDI = 16, 0, 1, 6, 7
@@ -27,6 +34,7 @@ _GP, _PF = 13, 14
 _DF: Final = 1 << 10
 _CS64: Final = 1 << 15
 _STRINGS: Final = frozenset(b"\x6c\x6d\x6e\x6f")
+_PLAIN: Final = frozenset(b"\xe4\xe5\xe6\xe7\xec\xed\xee\xef")
 _OVERRIDES: Final = {0x26: ES, 0x2E: CS, 0x36: SS, 0x3E: DS, 0x64: FS, 0x65: GS}
 
 
@@ -54,6 +62,28 @@ def port_access(vcpu: "Vcpu", access: PortAccess) -> bool:
 
     vcpu.complete_emulation = complete
     return False
+
+
+def read_in_place(vcpu: "Vcpu", port: int, size: int) -> int | None:
+    """Have a plain IN answered on the spot; None: it was not."""
+    if vcpu.serve is None or not _is_plain(vcpu):
+        return None
+    _exit_io(vcpu, PortAccess(False, port, size, 0), 1)
+    return int.from_bytes(vcpu.page[_DATA : _DATA + size], "little") if vcpu.serve() else None
+
+
+def write_in_place(vcpu: "Vcpu", port: int, size: int, value: int) -> bool:
+    """Have a plain OUT answered on the spot; return whether it was."""
+    if vcpu.serve is None or not _is_plain(vcpu):
+        return False
+    vcpu.page[_DATA : _DATA + size] = value.to_bytes(size, "little")
+    _exit_io(vcpu, PortAccess(True, port, size, value), 1)
+    return vcpu.serve()
+
+
+def _is_plain(vcpu: "Vcpu") -> bool:
+    """Tell whether the CPU itself ends the instruction well: IN or OUT, and no debugger."""
+    return not vcpu.guest_debug and first_byte(vcpu) in _PLAIN
 
 
 def _exit_io(vcpu: "Vcpu", access: PortAccess, count: int) -> None:

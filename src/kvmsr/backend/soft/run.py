@@ -31,11 +31,11 @@ _IF: Final = 1 << 9
 _ALL: Final = int(SyncReg.REGS | SyncReg.SREGS | SyncReg.EVENTS)
 
 
-def kvm_run(vcpu: "Vcpu", answer: Callable[[], None] | None = None) -> int:
+def kvm_run(vcpu: "Vcpu", serve: Callable[[], bool] | None = None) -> int:
     """
     Run the guest until user space is needed.
 
-    :param answer: is asked about MSR exits on the spot; see :class:`kvmsr.backend.AnswersInPlace`.
+    :param serve: is asked about exits on the spot; see :class:`kvmsr.backend.ServesInPlace`.
     :raises OSError: EINTR after a kick or with ``immediate_exit``; EAGAIN when a vCPU that waited
         has been woken; EINVAL for register groups that do not exist.
     """
@@ -68,12 +68,12 @@ def kvm_run(vcpu: "Vcpu", answer: Callable[[], None] | None = None) -> int:
         # Not where something has to happen between two KVM_RUN: handlers of signals run, registers
         # are passed in the page, another vCPU has its turn.
         if vcpu.held is None and not run.kvm_valid_regs and len(vcpu.vm.vcpus) == 1:
-            vcpu.answer = answer
+            vcpu.serve = serve
         _loop(vcpu)
         return 0
     finally:
         vcpu.thread = 0
-        vcpu.answer = None
+        vcpu.serve = None
         _leave(vcpu)
         if vcpu.held is not None:
             vcpu.held.release()

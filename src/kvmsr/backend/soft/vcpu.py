@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from kvmsr.abi import CPUID_FLAG_SIGNIFCANT_INDEX, GuestDbg, Mp
 from kvmsr.abi import cpu as abi
 from kvmsr.abi.run import Run
-from kvmsr.backend.soft import exits, signals
+from kvmsr.backend.soft import exits, io, signals
 from kvmsr.backend.soft.clock import GuestClock
 from kvmsr.backend.soft.cpu import registers
 from kvmsr.backend.soft.cpu.engine import Engine
@@ -60,7 +60,7 @@ class Vcpu:
     :ivar run: the kvm_run page.
     :ivar complete_emulation: what is left to do of the instruction that made the guest exit; done
         first thing in the next KVM_RUN, once. True: the guest goes on.
-    :ivar answer: in KVM_RUN, who answers MSR exits on the spot; None: user space, outside.
+    :ivar serve: in KVM_RUN, who answers exits on the spot; None: user space, outside.
     :ivar exception: the exception to be injected, with its error code; None: none.
     :ivar wanted: another thread wants this vCPU's attention.
     :ivar kicked: KVM_RUN is to return.
@@ -78,9 +78,7 @@ class Vcpu:
         self.cpu: Engine = Engine(self)
         self.msrs = MsrState()
         self.tsc_offset = 0
-        self.has_begun = False
-        self.has_run = False
-        self.enforce_pv_cpuid = False
+        self.has_begun = self.has_run = self.enforce_pv_cpuid = False
         self.guest_debug = 0
         self.debug_registers = [0] * 8
         self.dr = [0] * 8
@@ -90,14 +88,12 @@ class Vcpu:
         self.exception: tuple[int, int | None] | None = None
         self.nmi_pending = 0
         self.sipi_vector = 0
-        self.wanted = False
-        self.kicked = False
-        self.shut_down = False
+        self.wanted = self.kicked = self.shut_down = False
         self.memory_generation = -1
         self.mapped: dict[int, tuple[int, int, bool]] = {}
         self.thread = 0
         self.exited = False
-        self.answer: Callable[[], None] | None = None
+        self.serve: Callable[[], bool] | None = None
         self.signal_mask: int | None = None
         self.masked: int | None = None
         self.held: signals.Held | None = None
@@ -278,14 +274,15 @@ class Vcpu:
         state = self.cpu.state
         if state.hflags.value & 3 > state.eflags.value >> 12 & 3:
             return None
-        return self.vm.port_in(port, size)
+        value = self.vm.port_in(port, size)
+        return io.read_in_place(self, port, size) if value is None else value
 
     def port_out(self, port: int, size: int, value: int) -> bool:
         """Write to a port, unless the guest may not or user space is to take it."""
         state = self.cpu.state
         if state.hflags.value & 3 > state.eflags.value >> 12 & 3:
             return False
-        return self.vm.port_out(port, size, value)
+        return self.vm.port_out(port, size, value) or io.write_in_place(self, port, size, value)
 
     # What ioctls read and write
 

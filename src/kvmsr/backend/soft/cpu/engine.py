@@ -316,23 +316,25 @@ class Engine(Core):
             self._fail(error)
 
     def _on_in(self, _uc: int, port: int, size: int, _data: int) -> int:
-        try:
-            if self._port is None:
+        if self._port is None:
+            try:
                 value = self._client.port_in(port, size)
                 if value is not None:
                     return value
-                self._stop_after(PortAccess(False, port, size, 0))
-        except BaseException as error:
-            self._fail(error)
+            except BaseException as error:
+                self._error = self._error or error
+            self._stop_after(PortAccess(False, port, size, 0))
         return 0
 
     def _on_out(self, _uc: int, port: int, size: int, value: int, _data: int) -> None:
-        try:
-            value &= (1 << 8 * size) - 1
-            if self._port is None and not self._client.port_out(port, size, value):
-                self._stop_after(PortAccess(True, port, size, value))
-        except BaseException as error:
-            self._fail(error)
+        value &= (1 << 8 * size) - 1
+        if self._port is None:
+            try:
+                if self._client.port_out(port, size, value):
+                    return
+            except BaseException as error:
+                self._error = self._error or error
+            self._stop_after(PortAccess(True, port, size, value))
 
     def _stop_after(self, access: PortAccess) -> None:
         state = self.state

@@ -1,4 +1,4 @@
-"""MSR exits that are answered on the spot: the same as between two runs, on every backend."""
+"""Exits that are answered on the spot: the same as between two runs, on every backend."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -6,7 +6,7 @@ import pytest
 
 from kvmsr.abi import SyncReg
 from kvmsr.errors import ExitUnansweredError, UsageError
-from kvmsr.kvm.exits import Interrupted, IoOut, Rdmsr, Wrmsr
+from kvmsr.kvm.exits import Interrupted, IoIn, IoOut, Rdmsr, Wrmsr
 from tests.harness import CODE, MSR
 
 RDMSR, WRMSR = b"\x0f\x32", b"\x0f\x30"
@@ -28,10 +28,23 @@ def load(guest, code, **registers):
     guest.load(code, rcx=MSR, rax=0x1111, rdx=0x2222, **registers)
 
 
+def serves(function):
+    """Return a serve of MSR exits, which does what *function* does."""
+
+    def serve(exit_):
+        if not isinstance(exit_, (Rdmsr, Wrmsr)):
+            return False
+        function(exit_)
+        return True
+
+    return serve
+
+
 def test_reads_and_writes_are_answered_and_the_guest_goes_on(guest, run):
     load(guest, RDMSR + b"\x66\x40" + WRMSR + RDMSR + DONE)  # rdmsr; inc %eax; wrmsr; rdmsr
     asked = []
 
+    @serves
     def answer(exit_):
         asked.append(exit_)
         if isinstance(exit_, Rdmsr):
@@ -49,7 +62,7 @@ def test_reads_and_writes_are_answered_and_the_guest_goes_on(guest, run):
 
 def test_a_fault_is_one(guest, run):
     load(guest, RDMSR + DONE)
-    assert run(lambda exit_: exit_.fault()).port == 0xEE
+    assert run(serves(lambda exit_: exit_.fault())).port == 0xEE
     assert guest.vcpu.get_regs().rax == 0x1111
 
 
@@ -57,6 +70,7 @@ def test_whoever_answers_sees_the_state_before_the_instruction(guest, run):
     load(guest, b"\x90" + RDMSR + DONE)
     seen = []
 
+    @serves
     def answer(exit_):
         seen.append(guest.vcpu.get_regs())
         exit_.answer(5)
@@ -70,7 +84,7 @@ def test_whoever_answers_sees_the_state_before_the_instruction(guest, run):
 def test_no_answer_is_no_consent(guest, run):
     load(guest, RDMSR + DONE)
     with pytest.raises(ExitUnansweredError):
-        run(lambda exit_: None)
+        run(lambda exit_: True)
     guest.vcpu.unanswered.answer(3)
     assert isinstance(run(), IoOut)
     assert guest.vcpu.get_regs().rax & 0xFFFF_FFFF == 3
@@ -80,6 +94,7 @@ def test_no_answer_is_no_consent(guest, run):
 def test_what_is_raised_comes_out_and_the_exit_still_waits(guest, run, error):
     load(guest, RDMSR + DONE)
 
+    @serves
     def answer(exit_):
         raise error
 
@@ -96,6 +111,7 @@ def test_nobody_runs_the_vcpu_in_between(guest, run):
     load(guest, RDMSR + DONE)
     refused = []
 
+    @serves
     def answer(exit_):
         exit_.answer(1)
         with pytest.raises(UsageError) as raised:
@@ -103,13 +119,14 @@ def test_nobody_runs_the_vcpu_in_between(guest, run):
         refused.append(str(raised.value))
 
     assert isinstance(run(answer), IoOut)
-    assert refused == ["vCPU 0 waits for its exit to be answered; it cannot run now"]
+    assert refused == ["vCPU 0 has an exit being served; it cannot run now"]
 
 
 def test_a_kick_ends_it_and_the_instruction_is_over(guest, run):
     load(guest, AGAIN)
     count = 0
 
+    @serves
     def answer(exit_):
         nonlocal count
         count += 1
@@ -128,9 +145,71 @@ def test_registers_in_the_page_are_those_of_each_exit(guest, run):
     guest.vcpu.valid_regs = SyncReg.REGS
     seen = []
 
+    @serves
     def answer(exit_):
         seen.append(guest.vcpu.sync_regs.regs.rip)
         exit_.answer(1)
 
     run(answer)
     assert seen == [CODE, CODE + 2]
+
+
+IN, OUT = b"\xe4\x60", b"\xe6\xe0"
+
+
+def test_ports_are_served_too(guest, run):
+    load(
+        guest, IN + OUT + RDMSR + b"\x6e" + b"\x66" + IN.replace(b"\xe4", b"\xe5") + DONE, rsi=CODE
+    )
+    seen = []
+
+    def serve(exit_):
+        if isinstance(exit_, Rdmsr):
+            exit_.answer(1)
+        elif isinstance(exit_, IoIn):
+            exit_.data[:] = bytes(range(0x70, 0x70 + len(exit_.data)))
+        elif exit_.port == 0xE9:
+            return False
+        seen.append((type(exit_).__name__, bytes(getattr(exit_, "data", b""))))
+        return True
+
+    exit_ = run(serve)
+    assert isinstance(exit_, IoOut)
+    assert seen == [
+        ("IoIn", b"\x70"),
+        ("IoOut", b"\x70"),
+        ("Rdmsr", b""),
+        ("IoOut", IN[:1]),
+        ("IoIn", b"\x70\x71\x72\x73"),
+    ]
+    assert guest.vcpu.get_regs().rax & 0xFFFF_FFFF == 0x7372_7170
+
+
+def test_what_is_declined_is_returned_once(guest, run):
+    load(guest, RDMSR + IN + DONE)
+    seen = []
+
+    def serve(exit_):
+        seen.append(type(exit_))
+        return False
+
+    exit_ = run(serve)
+    exit_.answer(0x1234)
+    exit_ = run(serve)
+    assert isinstance(exit_, IoIn)
+    exit_.data[:] = b"\x56"
+    assert isinstance(run(serve), IoOut)
+    assert seen == [Rdmsr, IoIn, IoOut]
+    assert guest.vcpu.get_regs().rax & 0xFFFF == 0x1256
+
+
+def test_what_is_raised_at_a_port_comes_out(guest, run):
+    load(guest, OUT + DONE)
+
+    def serve(exit_):
+        raise BrokenPipeError(32, "EPIPE")
+
+    with pytest.raises(BrokenPipeError):
+        run(serve)
+    assert guest.vcpu.get_regs().rip in (CODE, CODE + 2)
+    assert isinstance(run(), IoOut)
