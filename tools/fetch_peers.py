@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """
-Fetch the real programs that the tests and the demo run against: Debian's cloud kernel, SeaBIOS and
-QEMU. Each comes as a Debian package and is unpacked into a folder of its own; nothing is installed,
-nothing outside that folder is touched, and no rights are needed. What cannot be had is named, and
-the tests that need it say so when they are skipped.
+Fetch the real programs that the tests and the demo run against: Debian's cloud kernel, SeaBIOS,
+busybox and QEMU. Each comes as a Debian package and is unpacked into a folder of its own; nothing
+is installed, nothing outside that folder is touched, and no rights are needed. What cannot be had
+is named, and the tests that need it say so when they are skipped.
 
-    tools/fetch_peers.py FOLDER [kernel] [seabios] [qemu]
+    tools/fetch_peers.py FOLDER [kernel] [seabios] [busybox] [qemu]
 """
 
 import os
@@ -29,6 +29,7 @@ PEERS = {
         ["boot/vmlinuz-*", "**/kvm-amd.ko*"],
     ),
     "seabios": (["seabios"], ["./usr/share/seabios"], ["usr/share/seabios/bios.bin"]),
+    "busybox": (["busybox-static"], ["*bin/busybox"], ["**/busybox"]),
     "qemu": (["qemu-system-x86"], [], ["usr/bin/qemu-system-x86_64"]),
 }
 

@@ -102,13 +102,12 @@ def _allowed(vcpu: "Vcpu", port: int, size: int) -> bool:
     if not state.cr[0] & 1 or (not v86 and state.hflags.value & 3 <= flags >> 12 & 3):
         return True
     task = state.segments[TR]
-    raw = vcpu.cpu.read_linear(task.base + 102, 2) if task.limit >= 103 else None
-    if raw is None:
+    if task.limit < 103:
         return False
-    at = struct.unpack("<H", raw)[0] + port // 8
-    if at + 1 > task.limit:
-        return False
-    raw = vcpu.cpu.read_linear(task.base + at, 2)
+    with vcpu.cpu.as_supervisor():
+        raw = vcpu.cpu.read_linear(task.base + 102, 2)
+        at = struct.unpack("<H", raw)[0] + port // 8 if raw is not None else task.limit
+        raw = vcpu.cpu.read_linear(task.base + at, 2) if at + 1 <= task.limit else None
     return raw is not None and not struct.unpack("<H", raw)[0] >> port % 8 & (1 << size) - 1
 
 

@@ -7,7 +7,8 @@ What can be said and asked of a Unicorn CPU that does not run; running it is in 
 """
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from kvmsr.backend.soft.cpu import library as lib
@@ -167,6 +168,17 @@ class Core:
         if self._library.vmem_read(self._handle, address, lib.PROT_READ, at, 1):
             return None
         return self._byte.value
+
+    @contextmanager
+    def as_supervisor(self) -> Iterator[None]:
+        """Read and translate as the CPU itself does for its tables, whatever the CPL."""
+        flags = self.state.hflags
+        cpl = flags.value & 3
+        flags.value &= ~3
+        try:
+            yield
+        finally:
+            flags.value |= cpl
 
     def write_linear(self, address: int, data: bytes) -> bool:
         """Write to a linear address; return whether all pages are there and writable."""

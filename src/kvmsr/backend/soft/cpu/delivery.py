@@ -64,7 +64,9 @@ def _deliver(
 ) -> bool:  # fmt: skip
     while True:
         try:
-            _check(engine, vector, software)
+            cpl = engine.cpl
+            with engine.as_supervisor():
+                _check(engine, vector, software, cpl)
         except _Fault as fault:
             if vector == DF and not hardware:
                 return False
@@ -99,7 +101,7 @@ def _push(engine: Engine, vector: int, error_code: int, software: bool, next_rip
     state.eflags.value &= ~_RF
 
 
-def _check(engine: Engine, vector: int, software: bool) -> None:
+def _check(engine: Engine, vector: int, software: bool, cpl: int) -> None:
     state = engine.state
     if not state.cr[0] & 1:
         if vector * 4 + 3 > state.segments[IDT].limit:
@@ -116,7 +118,6 @@ def _check(engine: Engine, vector: int, software: bool) -> None:
         return  # a task gate: the engine switches tasks
     if kind not in ((14, 15) if long_mode else (6, 7, 14, 15)):
         raise _Fault(GP, selector_code)
-    cpl = state.hflags.value & 3
     if software and dpl < cpl:
         raise _Fault(GP, selector_code)
     if not present:

@@ -1,0 +1,140 @@
+"""User space on the soft backend: Debian's kernel, busybox and a program of our own."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import need, peer
+from tests.e2e.test_real_guests import KVMSR
+from tests.nested.archive import Archive
+from tests.nested.parts import Kernel
+
+pytestmark = [pytest.mark.peer, pytest.mark.slow]
+
+SOURCE = Path(__file__).parent / "userspace/work.c"
+
+POLICY = """
+[defaults]
+unknown = "fault"
+
+[[rule]]
+msr = 0x35
+read = { value = 0x20004 }
+
+[[rule]]
+msr = 0x1b0
+read = "shadow"
+write = "shadow"
+reset = 6
+
+[[rule]]
+msr = 0x34 # KVM knows it
+read = { value = 0x1122334455667788 }
+write = "fault"
+"""
+
+START = """#!/bin/busybox sh
+/bin/busybox mkdir -p /proc /sys /dev
+/bin/busybox mount -t proc none /proc
+/bin/busybox mount -t sysfs none /sys
+/bin/busybox mount -t devtmpfs none /dev
+exec </dev/console >/dev/console 2>&1
+"""
+END = "/bin/busybox reboot -f\n"
+CLOCKS = "/bin/busybox cut -d' ' -f1 /proc/uptime"
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory):
+    """Return the program, which needs no library."""
+    program = tmp_path_factory.mktemp("work") / "work"
+    done = subprocess.run(
+        [need("cc"), "-O2", "-static", "-pthread", "-o", program, SOURCE],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        pytest.skip(f"needs a C compiler and a static C library: {done.stderr[:200]}")
+    return program
+
+
+@pytest.fixture
+def boot(kernel, work, tmp_path):
+    """Return a function that boots the kernel, runs a script there, and tells what it printed."""
+    modules = Kernel(kernel, kernel.parent.parent / "lib/modules")
+
+    def run(script, *options):
+        archive = Archive()
+        archive.copy(peer("busybox", "**/busybox"), Path("/bin/busybox"))
+        archive.copy(work, Path("/work"))
+        for name, data in modules.module_and_needs("msr").items():
+            archive.add(Path(f"/{name}.ko"), data)
+        archive.add(Path("/init"), (START + script + END).encode(), executable=True)
+        initrd, policy = tmp_path / "initrd", tmp_path / "policy.toml"
+        initrd.write_bytes(archive.finish())
+        policy.write_text(POLICY)
+        log = tmp_path / "serial"
+        words = [
+            "run", kernel, "--backend", "soft", "--memory", "512M", "--initrd", initrd,
+            "--append", "console=ttyS0 quiet panic=-1", "--policy", policy, "--timeout", "200",
+            "--json", "--serial", log, *options,
+        ]  # fmt: skip
+        done = subprocess.run(
+            [*KVMSR, *map(str, words)],
+            capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300, check=False,
+        )  # fmt: skip
+        console = log.read_text(errors="replace").replace("\r", "")
+        assert done.stderr == ""
+        told = json.loads(done.stdout)
+        assert told["exit"]["kind"] == "reset", console
+        return told, console
+
+    return run
+
+
+def test_programs_do_there_what_they_do_here(boot, work):
+    here = subprocess.run([work], capture_output=True, text=True, check=True, timeout=120).stdout
+    _, console = boot("/work\n")
+    there = [line for line in console.splitlines() if not line.startswith("[")]
+    assert there == here.splitlines()
+
+
+def test_the_msr_driver_reads_what_the_policy_says(boot):
+    told, console = boot(
+        "/bin/busybox insmod /msr.ko\n"
+        "for what in 'rdmsr 0x35' 'rdmsr 0x1b0' 'wrmsr 0x1b0 0x77' 'rdmsr 0x1b0' 'rdmsr 0x34'"
+        " 'wrmsr 0x34 6' 'rdmsr 0x123456' 'wrmsr 0x35 1'; do /work $what; done\n"
+        "/bin/busybox dd if=/dev/cpu/0/msr bs=8 count=1 skip=1 iflag=skip_bytes 2>/dev/null"
+        " | /bin/busybox wc -c\n"
+    )
+    lines = [line for line in console.splitlines() if re.match(r"rdmsr|wrmsr", line)]
+    assert lines == [
+        "rdmsr 0x35 = 0x20004",
+        "rdmsr 0x1b0 = 0x6",
+        "wrmsr 0x1b0 = 0x77",
+        "rdmsr 0x1b0 = 0x77",
+        "rdmsr 0x34 = 0x1122334455667788",
+        "wrmsr 0x34: Input/output error",
+        "rdmsr 0x123456: Input/output error",
+        "wrmsr 0x35: Input/output error",
+    ]
+    seen = {(row["index"], row["op"]): row for row in told["accesses"]}
+    assert seen["0x34", "read"]["reason"] == "filter"
+    assert seen["0x123456", "read"]["outcomes"]["fault"] >= 1
+    assert seen["0x1b0", "write"]["last_value"] == "0x77"
+
+
+def test_a_sleeping_guest_takes_no_time(boot):
+    told, console = boot(f"{CLOCKS}\n/bin/busybox sleep 30\n{CLOCKS}\n")
+    before, after = map(float, re.findall(r"^([0-9.]+)$", console, re.MULTILINE))
+    assert 30 <= after - before < 32
+    assert told["wall_s"] < after - before
+
+
+def test_unless_time_is_to_be_real(boot):
+    told, console = boot(f"{CLOCKS}\n/bin/busybox sleep 3\n{CLOCKS}\n", "--real-time")
+    before, after = map(float, re.findall(r"^([0-9.]+)$", console, re.MULTILINE))
+    assert after - before >= 3
+    assert told["wall_s"] > after - before
