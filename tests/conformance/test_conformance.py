@@ -13,7 +13,7 @@ from kvmsr.errors import KvmsrError
 from tests.conformance import kernel, registry, targets
 
 ITEMS = registry.load()
-ON = ["kvm", *targets.profiles()]
+ON = ["kvm", *targets.profiles(), "linux-6.18-amd,force_emulation_prefix"]
 
 
 @cache

@@ -12,107 +12,63 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kvmsr.abi import ExitReason, GuestDbg, Mp
 from kvmsr.backend.soft.cpu.delivery import deliver, interrupt
-from kvmsr.backend.soft.cpu.instruction import MAX_LENGTH, Instruction, decode
 from kvmsr.backend.soft.cpu.state import CS, SS
 from kvmsr.backend.soft.cpu.vmcb import Exit
+from kvmsr.backend.soft.emulation import (
+    code_at_rip,
+    exit_debug,
+    fetch,
+    length_of,
+    raise_exception,
+    raise_queued,
+    rip_mask,
+    skip,
+    tell_debug,
+)
+from kvmsr.backend.soft.hypercalls import kvm_emulate_hypercall
 from kvmsr.backend.soft.msr.path import emulator_get_msr, kvm_emulate_rdmsr, kvm_emulate_wrmsr
 
 if TYPE_CHECKING:
     from kvmsr.backend.soft.vcpu import Vcpu
 
-__all__ = ("HANDLERS", "attend", "fetch", "first_byte", "inject", "invalid", "skip", "syscall")
+__all__ = ("HANDLERS", "attend", "inject", "invalid", "syscall")
 
 _RIP: Final = 16
 _DB, _BP, _OF, _UD, _GP, _PF = 1, 3, 4, 6, 13, 14
 _CS64: Final = 1 << 15
 _TF, _RF = 1 << 8, 1 << 16
 _SINGLESTEP: Final = int(GuestDbg.SINGLESTEP)  # not by the enumeration: once an access
-_DR6_BS: Final = 1 << 14
-_ENOSYS: Final = 1000  # KVM_ENOSYS of <linux/kvm_para.h>
 _HYPERCALLS: Final = (b"\x0f\x01\xc1", b"\x0f\x01\xd9")  # VMCALL, VMMCALL
+_FORCED_EMULATION: Final = b"\x0f\x0bkvm"  # UD2 and a signature
+_SOFTWARE_INTERRUPTS: Final = frozenset(b"\xcc\xcd\xce")
+_ICEBP: Final = b"\xf1"
+_MSR_OPCODES: Final = {b"\x0f\x32": 0, b"\x0f\x30": 1}  # RDMSR, WRMSR: whether it writes
 _EFER_SCE: Final = 1
 _TSC_AUX: Final = 0xC000_0103
 _RDTSC: Final = b"\x0f\x31"
 _LMA: Final = 1 << 10
 
 
-def fetch(vcpu: "Vcpu") -> Instruction | None:
-    """Return the instruction at RIP, or None where it cannot be read."""
-    state = vcpu.cpu.state
-    long_mode = bool(state.hflags.value & _CS64)
-    address = vcpu.cpu.regs[_RIP]
-    if not long_mode:
-        address = state.segments[CS].base + address & 0xFFFF_FFFF
-    code = vcpu.cpu.read_linear(address, MAX_LENGTH)
-    if code is None:  # the next page may be missing: what is left of this one
-        code = vcpu.cpu.read_linear(address, 0x1000 - address % 0x1000)
-    return decode(code[:MAX_LENGTH], long_mode=long_mode) if code else None
-
-
-def skip(vcpu: "Vcpu", length: int) -> bool:
-    """Move RIP behind an instruction that was emulated."""
-    regs = vcpu.cpu.regs
-    regs[_RIP] = regs[_RIP] + length & _rip_mask(vcpu)
-    return vcpu.skipped()
-
-
-def _rip_mask(vcpu: "Vcpu") -> int:
-    return 0xFFFF_FFFF_FFFF_FFFF if vcpu.cpu.state.hflags.value & _CS64 else 0xFFFF_FFFF
-
-
-def _raise(vcpu: "Vcpu", vector: int, error_code: int = 0) -> bool:
-    if deliver(vcpu.cpu, vector, error_code):
-        return True
-    vcpu.shut_down = True
-    return False
-
-
 # MSRs
 
 
-def _code(vcpu: "Vcpu", size: int) -> bytes | None:
-    """Return the first bytes at RIP."""
-    state = vcpu.cpu.state
-    rip: int = vcpu.cpu.regs[_RIP]
-    if not state.hflags.value & _CS64:
-        rip = state.segments[CS].base + rip & 0xFFFF_FFFF
-    return vcpu.cpu.read_linear(rip, size)
-
-
-def first_byte(vcpu: "Vcpu") -> int | None:
-    """Return the first byte of the instruction at RIP."""
-    cpu = vcpu.cpu
-    rip: int = cpu.regs[_RIP]
-    if not cpu.state.hflags.value & _CS64:
-        rip = cpu.state.segments[CS].base + rip & 0xFFFF_FFFF
-    return cpu.read_byte(rip)
-
-
-def _length(vcpu: "Vcpu") -> int:
-    """Return the length of a two-byte instruction with its prefixes, which are rare."""
-    if first_byte(vcpu) == 0x0F:
-        return 2
-    instruction = fetch(vcpu)
-    return instruction.start if instruction is not None else 2
-
-
-def _msr(vcpu: "Vcpu", is_write: int) -> bool:
-    length = _length(vcpu)
+def _msr(vcpu: "Vcpu", is_write: int, *, emulated: bool = False) -> bool:
+    length = length_of(vcpu)
     if length > 2:
         instruction = fetch(vcpu)
         if instruction is not None and instruction.locked:
-            return _raise(vcpu, _UD)
+            return raise_exception(vcpu, _UD)
     if is_write:
         with vcpu.vm.lock:  # it may be the local APIC's
-            going_on = kvm_emulate_wrmsr(vcpu, length)
+            going_on = kvm_emulate_wrmsr(vcpu, length, emulated=emulated)
             vcpu.vm.rearm()
     else:
-        going_on = kvm_emulate_rdmsr(vcpu, length)
+        going_on = kvm_emulate_rdmsr(vcpu, length, emulated=emulated)
     complete = vcpu.complete_emulation
     if complete is not None and vcpu.serve is not None and vcpu.serve():
         vcpu.complete_emulation = None
         going_on = complete(vcpu)
-    return going_on and (vcpu.exception is None or _raise_queued(vcpu))
+    return going_on and (vcpu.exception is None or raise_queued(vcpu))
 
 
 # Exceptions and interrupts
@@ -122,7 +78,7 @@ def _exception(vector: int) -> Callable[["Vcpu", int], bool]:
     def handle(vcpu: "Vcpu", error_code: int) -> bool:
         if vector == _PF:
             vcpu.cpu.state.cr[2] = vcpu.cpu.fault_address
-        return _raise(vcpu, vector, error_code)
+        return raise_exception(vcpu, vector, error_code)
 
     return handle
 
@@ -135,61 +91,24 @@ def _debug(vcpu: "Vcpu", _info: int) -> bool:
         vcpu.cpu.state.dr[6] = 0xFFFF_0FF0
         if stepped:
             vcpu.cpu.state.eflags.value &= ~_TF
-        return _exit_debug(vcpu, _DB, dr6)
-    vcpu.dr[6] |= dr6 & 0xE00F
+        return exit_debug(vcpu, _DB, dr6)
+    tell_debug(vcpu, dr6 & 0xE00F)
     vcpu.cpu.state.dr[6] = 0xFFFF_0FF0
-    return _raise(vcpu, _DB)
-
-
-def _exit_debug(vcpu: "Vcpu", vector: int, dr6: int) -> bool:
-    run = vcpu.run
-    run.exit_reason = ExitReason.DEBUG
-    arch = run.exit.debug.arch
-    arch.exception, arch.pc, arch.dr6, arch.dr7 = (
-        vector, vcpu.cpu.regs[_RIP], dr6, vcpu.debug_registers[7] if vcpu.guest_debug else 0,
-    )  # fmt: skip
-    state = vcpu.cpu.state
-    if not state.hflags.value & _CS64:
-        arch.pc = state.segments[CS].base + vcpu.cpu.regs[_RIP] & 0xFFFF_FFFF
-    vcpu.exited = True
-    return False
-
-
-def skipped(vcpu: "Vcpu") -> bool:
-    """
-    An instruction was emulated and RIP is behind it: end the shadow, do the single step.
-
-    :return: False, if that is a KVM_EXIT_DEBUG.
-    """
-    engine = vcpu.cpu
-    if engine.shadow:
-        engine.shadow = False
-    if vcpu.guest_debug & _SINGLESTEP:
-        return _exit_debug(vcpu, _DB, 0xFFFF_0FF0 | _DR6_BS)
-    if engine.state.eflags.value & _TF:
-        vcpu.dr[6] |= _DR6_BS
-        vcpu.queue_exception(_DB, None)
-        engine.open_window()
-        return not engine.running or _raise_queued(vcpu)
-    return True
-
-
-def _raise_queued(vcpu: "Vcpu") -> bool:
-    """Inject what is queued now, from inside the run."""
-    assert vcpu.exception is not None
-    (vector, code), vcpu.exception = vcpu.exception, None
-    return _raise(vcpu, vector, code or 0)
+    return raise_exception(vcpu, _DB)
 
 
 def _software_interrupt(vcpu: "Vcpu", _info: int) -> bool:
     instruction = fetch(vcpu)
     assert instruction is not None
     opcode = instruction.opcode[0]
+    if opcode not in _SOFTWARE_INTERRUPTS:
+        vcpu.cpu.flush_code()  # another vCPU has patched it: what is there now is to be executed
+        return False
     length = instruction.start + (opcode == 0xCD)
     vector = {0xCC: _BP, 0xCE: _OF}.get(opcode) or instruction.rest[0]
     if opcode == 0xCC and vcpu.guest_debug & GuestDbg.USE_SW_BP:
-        return _exit_debug(vcpu, _BP, 0)
-    next_rip = vcpu.cpu.regs[_RIP] + length & _rip_mask(vcpu)
+        return exit_debug(vcpu, _BP, 0)
+    next_rip = vcpu.cpu.regs[_RIP] + length & rip_mask(vcpu)
     if deliver(vcpu.cpu, vector, software=True, next_rip=next_rip):
         return True
     vcpu.shut_down = True
@@ -197,7 +116,12 @@ def _software_interrupt(vcpu: "Vcpu", _info: int) -> bool:
 
 
 def _icebp(vcpu: "Vcpu", _info: int) -> bool:
-    return skip(vcpu, 1) and _raise(vcpu, _DB)
+    instruction = fetch(vcpu)
+    assert instruction is not None
+    vcpu.cpu.shadow = False
+    regs = vcpu.cpu.regs
+    regs[_RIP] = regs[_RIP] + instruction.start & rip_mask(vcpu)
+    return raise_exception(vcpu, _DB)
 
 
 def attend(vcpu: "Vcpu", _info: int = 0) -> bool:
@@ -222,13 +146,16 @@ def inject(vcpu: "Vcpu") -> bool:
     """
     Inject what is pending and deliverable, and open windows for the rest; under the VM's lock.
 
-    :return: False, if the guest has shut down.
+    :return: False, if the guest has shut down, or is to execute just one instruction.
     """
     engine = vcpu.cpu
-    if vcpu.exception is not None and not _raise_queued(vcpu):
+    if vcpu.exception is not None and not raise_queued(vcpu):
         return False
     if vcpu.nmi_pending:
-        if engine.nmi_masked or engine.shadow:
+        if vcpu.nmi_waits_for_shadow:
+            engine.close_nmi_window()
+            return False
+        if engine.nmi_masked:
             engine.open_nmi_window()
         else:
             vcpu.nmi_pending -= 1
@@ -263,12 +190,12 @@ def _cpuid(vcpu: "Vcpu", _info: int) -> bool:
     regs = vcpu.cpu.regs
     leaf = vcpu.guest_cpuid(regs[0] & 0xFFFF_FFFF, regs[1] & 0xFFFF_FFFF)
     regs[0], regs[3], regs[1], regs[2] = leaf
-    return skip(vcpu, _length(vcpu))
+    return skip(vcpu, length_of(vcpu))
 
 
 def _rdtsc(vcpu: "Vcpu", _info: int) -> bool:
     length = 2
-    if _code(vcpu, 2) != _RDTSC:  # prefixes, or RDTSCP, which has the same exit here
+    if code_at_rip(vcpu, 2) != _RDTSC:  # prefixes, or RDTSCP, which has the same exit here
         instruction = fetch(vcpu)
         assert instruction is not None
         if instruction.opcode != _RDTSC:
@@ -282,7 +209,7 @@ def _rdtsc(vcpu: "Vcpu", _info: int) -> bool:
 
 def _rdtscp(vcpu: "Vcpu", length: int) -> bool:
     if not vcpu.cpuid.has("rdtscp"):
-        return _raise(vcpu, _UD)
+        return raise_exception(vcpu, _UD)
     _, aux = emulator_get_msr(vcpu, _TSC_AUX)
     if vcpu.complete_emulation is not None:
         return False
@@ -294,6 +221,8 @@ def _rdtscp(vcpu: "Vcpu", length: int) -> bool:
 
 def _hlt(vcpu: "Vcpu", _info: int) -> bool:
     vcpu.vm.clock.disturbed()
+    if vcpu.cpu.state.eflags.value & _TF and vcpu.lapic is not None:
+        return skip(vcpu, 1)  # the trap ends the HLT at once
     going_on = skip(vcpu, 1)
     if vcpu.lapic is not None:
         vcpu.mp_state = Mp.HALTED
@@ -309,29 +238,51 @@ def _shutdown(vcpu: "Vcpu", _info: int) -> bool:
     return False
 
 
+def _pause(vcpu: "Vcpu", _info: int) -> bool:
+    """PAUSE: who spins waits for another vCPU, so that one gets its turn."""
+    return skip(vcpu, length_of(vcpu)) and not vcpu.vm.execution.contended
+
+
 def _undefined(vcpu: "Vcpu", _info: int = 0) -> bool:
-    return _raise(vcpu, _UD)
+    """Do what handle_ud does."""
+    if vcpu.vm.profile.force_emulation_prefix and code_at_rip(vcpu, 5) == _FORCED_EMULATION:
+        return _emulate_forced(vcpu)
+    instruction = fetch(vcpu)
+    if instruction is not None:
+        if instruction.opcode == _ICEBP:  # the engine does not know it
+            return _icebp(vcpu, 0)
+        if (instruction.opcode + instruction.rest[:1]) in _HYPERCALLS:
+            return _hypercall(vcpu, 0)  # the other vendor's, which KVM emulates
+    return raise_exception(vcpu, _UD)
+
+
+def _emulate_forced(vcpu: "Vcpu") -> bool:
+    """
+    Emulate the instruction behind the prefix (EMULTYPE_TRAP_UD_FORCED).
+
+    RDMSR and WRMSR go the emulator's way. All others are left to the CPU, which does what the
+    emulator would do.
+    """
+    regs = vcpu.cpu.regs
+    regs[_RIP] = regs[_RIP] + len(_FORCED_EMULATION) & rip_mask(vcpu)
+    instruction = fetch(vcpu)
+    if instruction is None or instruction.opcode not in _MSR_OPCODES:
+        return True
+    return _msr(vcpu, _MSR_OPCODES[instruction.opcode], emulated=True)
 
 
 def _general_protection(vcpu: "Vcpu", _info: int) -> bool:
-    return _raise(vcpu, _GP)
+    return raise_exception(vcpu, _GP)
 
 
 def _hypercall(vcpu: "Vcpu", _info: int) -> bool:
-    """VMMCALL: no hypercall is offered."""
-    if vcpu.cpu.cpl:
-        vcpu.cpu.regs[0] = -1 & 0xFFFF_FFFF_FFFF_FFFF  # -KVM_EPERM
-    else:
-        vcpu.cpu.regs[0] = -_ENOSYS & 0xFFFF_FFFF_FFFF_FFFF
+    kvm_emulate_hypercall(vcpu)
     return skip(vcpu, 3)
 
 
 def invalid(vcpu: "Vcpu") -> bool:
     """An instruction that the engine does not know."""
-    instruction = fetch(vcpu)
-    if instruction is not None and (instruction.opcode + instruction.rest[:1]) in _HYPERCALLS:
-        return _hypercall(vcpu, 0)
-    return _raise(vcpu, _UD)
+    return _undefined(vcpu)
 
 
 def _write_cr4(vcpu: "Vcpu", _info: int) -> bool:
@@ -343,7 +294,7 @@ def _write_cr4(vcpu: "Vcpu", _info: int) -> bool:
         value &= 0xFFFF_FFFF
     long_mode = state.efer.value & _LMA
     if value & vcpu.cr4_reserved or (long_mode and not value & 1 << 5):
-        return _raise(vcpu, _GP)
+        return raise_exception(vcpu, _GP)
     vcpu.cpu.write_cr4(value)
     return skip(vcpu, instruction.start + 1)
 
@@ -359,7 +310,7 @@ def _write_cr8(vcpu: "Vcpu", _info: int) -> bool:
     instruction = fetch(vcpu)
     assert instruction is not None
     if not vcpu.set_cr8(vcpu.cpu.regs[instruction.rm]):
-        return _raise(vcpu, _GP)
+        return raise_exception(vcpu, _GP)
     return skip(vcpu, instruction.start + 1)
 
 
@@ -370,16 +321,16 @@ def _move_dr(write: bool, number: int) -> Callable[["Vcpu", int], bool]:
         at = number
         if number in (4, 5):
             if vcpu.cpu.state.cr[4] & 8:  # CR4.DE
-                return _raise(vcpu, _UD)
+                return raise_exception(vcpu, _UD)
             at = number + 2
         if vcpu.dr[7] & 1 << 13:  # general detect
-            vcpu.dr[6] |= 1 << 13
+            tell_debug(vcpu, 1 << 13)
             vcpu.dr[7] &= ~(1 << 13)
-            return _raise(vcpu, _DB)
+            return raise_exception(vcpu, _DB)
         if not write:
             vcpu.cpu.regs[instruction.rm] = vcpu.dr[at]
         elif not vcpu.set_dr(at, vcpu.cpu.regs[instruction.rm]):
-            return _raise(vcpu, _GP)
+            return raise_exception(vcpu, _GP)
         return skip(vcpu, instruction.start + 1)
 
     return handle
@@ -390,8 +341,8 @@ def syscall(vcpu: "Vcpu") -> None:
     engine, state = vcpu.cpu, vcpu.cpu.state
     regs = engine.regs
     if not state.efer.value & _EFER_SCE:
-        _raise(vcpu, _UD)
-        regs[_RIP] = regs[_RIP] - 2 & _rip_mask(vcpu)
+        raise_exception(vcpu, _UD)
+        regs[_RIP] = regs[_RIP] - 2 & rip_mask(vcpu)
         return
     star = state.msr(0xC000_0081).value
     selector = star >> 32 & 0xFFFC
@@ -430,6 +381,7 @@ HANDLERS: Final[dict[int, Callable[["Vcpu", int], bool]]] = {
     Exit.RDTSC: _rdtsc,
     Exit.RDPMC: _general_protection,
     Exit.SWINT: _software_interrupt,
+    Exit.PAUSE: _pause,
     Exit.HLT: _hlt,
     Exit.SHUTDOWN: _shutdown,
     Exit.ICEBP: _icebp,
@@ -439,6 +391,7 @@ HANDLERS: Final[dict[int, Callable[["Vcpu", int], bool]]] = {
     Exit.CR8_WRITE: _write_cr8,
     **{Exit.EXCEPTION + vector: _exception(vector) for vector in range(32)},
     Exit.EXCEPTION + _DB: _debug,
+    Exit.EXCEPTION + _UD: _undefined,
     **{
         code: _undefined
         for code in (*range(Exit.VMRUN, Exit.SKINIT + 1), Exit.MONITOR, Exit.MWAIT)

@@ -32,8 +32,14 @@ _1_ECX: Final = _bits(0, 1, 9, 13, 19, 20, 21, 22, 23, 24, 25, 30, 31)
 _1_EDX: Final = 0x178B_FBFF
 """FPU to FXSR, SSE, SSE2, HTT; without what needs firmware's help"""
 
-_7_EBX: Final = _bits(0, 3, 7, 8, 9, 19, 20)
-"""FSGSBASE BMI1 SMEP BMI2 ERMS ADX SMAP"""
+_7_EBX: Final = _bits(0, 1, 3, 7, 8, 9, 19, 20)
+"""FSGSBASE TSC_ADJUST BMI1 SMEP BMI2 ERMS ADX SMAP"""
+
+_KVM_SIGNATURE: Final = b"KVMKVMKVM\0\0\0"
+_KVM_BASE: Final = 0x4000_0000
+_KVM_FEATURES: Final = _bits(0, 3, 7, 11, 13, 24)
+"""CLOCKSOURCE CLOCKSOURCE2 PV_UNHALT PV_SEND_IPI PV_SCHED_YIELD CLOCKSOURCE_STABLE_BIT: what is
+more than accepted (Documentation/virt/kvm/x86/cpuid.rst)"""
 
 _8000_0001_ECX: Final = _bits(0, 4, 5, 6, 8)
 """LAHF CR8 ABM SSE4A PREFETCHW"""
@@ -56,6 +62,7 @@ def supported_cpuid(profile: Profile) -> tuple[CpuidEntry, ...]:
     """Return what KVM_GET_SUPPORTED_CPUID gives."""
     ebx, edx, ecx = struct.unpack("<3I", profile.cpuid_vendor.encode("ascii"))
     signature = profile.cpuid_signature
+    kvm = struct.unpack("<3I", _KVM_SIGNATURE)
     brand = struct.unpack("<12I", _BRAND.ljust(48, b"\0"))
 
     def leaf(function: int, *registers: int) -> CpuidEntry:
@@ -66,6 +73,9 @@ def supported_cpuid(profile: Profile) -> tuple[CpuidEntry, ...]:
         leaf(0, _MAX_BASIC, ebx, ecx, edx),
         leaf(1, signature, 0x0001_0800, _1_ECX, _1_EDX),
         (7, 0, CPUID_FLAG_SIGNIFCANT_INDEX, 0, _7_EBX, 0, 0),
+        (0xB, 0, CPUID_FLAG_SIGNIFCANT_INDEX, 0, 0, 0, 0),  # a topology is user space's to tell
+        leaf(_KVM_BASE, _KVM_BASE + 1, *kvm),
+        leaf(_KVM_BASE + 1, _KVM_FEATURES, 0, 0, 0),
         leaf(0x8000_0000, _MAX_EXTENDED, ebx, ecx, edx),
         leaf(0x8000_0001, signature, 0, _8000_0001_ECX, _8000_0001_EDX),
         leaf(0x8000_0002, *brand[:4]),

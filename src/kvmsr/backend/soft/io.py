@@ -14,12 +14,13 @@ from kvmsr.backend.soft.cpu.access import MemoryAccess, PortAccess
 from kvmsr.backend.soft.cpu.delivery import deliver
 from kvmsr.backend.soft.cpu.instruction import Instruction
 from kvmsr.backend.soft.cpu.state import CS, DS, ES, FS, GS, SS, TR
-from kvmsr.backend.soft.exits import fetch, first_byte, skip
+from kvmsr.backend.soft.emulation import fetch, first_byte, skip
 
 if TYPE_CHECKING:
     from kvmsr.backend.soft.vcpu import Vcpu
 
 __all__ = (
+    "drop_writes_of_ins",
     "emulation_failure",
     "memory_access",
     "memory_writes",
@@ -83,7 +84,15 @@ def write_in_place(vcpu: "Vcpu", port: int, size: int, value: int) -> bool:
 
 def _is_plain(vcpu: "Vcpu") -> bool:
     """Tell whether the CPU itself ends the instruction well: IN or OUT, and no debugger."""
-    return not vcpu.guest_debug and first_byte(vcpu) in _PLAIN
+    # Writes to no memory that were made before come first.
+    return not vcpu.guest_debug and not vcpu.cpu.writes and first_byte(vcpu) in _PLAIN
+
+
+def drop_writes_of_ins(vcpu: "Vcpu", access: PortAccess) -> None:
+    """Forget what the engine writes for INS: a zero, to try it out, and what it has not read."""
+    instruction = None if access.write else fetch(vcpu)
+    if instruction is not None and instruction.opcode[0] in _STRINGS:
+        del vcpu.cpu.writes[-2:]
 
 
 def _exit_io(vcpu: "Vcpu", access: PortAccess, count: int) -> None:
@@ -139,21 +148,34 @@ def _string_access(vcpu: "Vcpu", access: PortAccess, instruction: Instruction) -
 
     def complete(vcpu: "Vcpu") -> bool:
         regs = vcpu.cpu.regs
+        writes: list[MemoryAccess] = []
         for number in range(count):
             if not access.write:
                 address = _linear(vcpu, ES, regs[_RDI] & wide)
                 at = _DATA + number * size
-                if not vcpu.cpu.write_linear(address, vcpu.page[at : at + size]):
+                if not _store(vcpu, address, vcpu.page[at : at + size], writes):
                     return _page_fault(vcpu, address, write=True)
             regs[pointer] = _merge(regs[pointer], regs[pointer] + step, wide)
             if instruction.rep:
                 regs[_RCX] = _merge(regs[_RCX], regs[_RCX] - 1, wide)
-        if instruction.rep and regs[_RCX] & wide:
-            return True  # the instruction goes on
-        return skip(vcpu, instruction.start)
+        # With elements left, the instruction goes on.
+        going_on = bool(instruction.rep and regs[_RCX] & wide) or skip(vcpu, instruction.start)
+        return memory_writes(vcpu, writes) if writes and going_on else going_on
 
     vcpu.complete_emulation = complete
     return False
+
+
+def _store(vcpu: "Vcpu", address: int, data: bytes, elsewhere: list[MemoryAccess]) -> bool:
+    """Write to a linear address, or note what is for no memory; False: it is a page fault."""
+    if vcpu.cpu.write_linear(address, data):
+        return True
+    physical = vcpu.cpu.translate(address, write=True)
+    if physical is None or vcpu.vm.host_address(physical, len(data)) is not None:
+        return False
+    value = int.from_bytes(data, "little")
+    elsewhere.append(MemoryAccess(True, physical, len(data), value))
+    return True
 
 
 def _address_mask(vcpu: "Vcpu", instruction: Instruction) -> int:

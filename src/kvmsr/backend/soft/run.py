@@ -18,7 +18,7 @@ from kvmsr.abi import ExitReason, GuestDbg, Mp, SyncReg
 from kvmsr.backend.soft import signals, sync
 from kvmsr.backend.soft.cpu.access import PortAccess
 from kvmsr.backend.soft.exits import inject
-from kvmsr.backend.soft.io import memory_access, memory_writes, port_access
+from kvmsr.backend.soft.io import drop_writes_of_ins, memory_access, memory_writes, port_access
 
 if TYPE_CHECKING:
     from kvmsr.backend.soft.vcpu import Vcpu
@@ -141,12 +141,19 @@ def _enter_guest(vcpu: "Vcpu") -> bool:
     execution = vcpu.vm.execution
     execution.take()
     try:
-        vcpu.cpu.run()
+        if vcpu.nmi_waits_for_shadow:  # nothing tells when it is over
+            if vcpu.cpu.step():
+                vcpu.skipped()
+        else:
+            vcpu.cpu.run()
     finally:
         execution.pass_on()
-    if vcpu.cpu.writes:
-        return memory_writes(vcpu, vcpu.cpu.writes)
     access = vcpu.cpu.access
+    if vcpu.cpu.writes:
+        if isinstance(access, PortAccess):
+            drop_writes_of_ins(vcpu, access)
+        if vcpu.cpu.writes:
+            return memory_writes(vcpu, vcpu.cpu.writes)
     if access is not None:
         if isinstance(access, PortAccess):
             return port_access(vcpu, access)
@@ -167,6 +174,7 @@ def _block(vcpu: "Vcpu") -> bool:
             vm.accept_events(vcpu)
             if vcpu.mp_state == Mp.HALTED and vcpu.runnable():
                 vcpu.mp_state = Mp.RUNNABLE
+                vcpu.pv_unhalted = False
             if vcpu.mp_state == Mp.RUNNABLE:
                 return True
             vm.wait_for_change()

@@ -9,6 +9,7 @@ KVM_CAP_SYNC_REGS: registers that travel in the kvm_run page.
 from typing import TYPE_CHECKING
 
 from kvmsr.abi import SyncReg
+from kvmsr.backend.soft.events import get_events, set_events
 
 if TYPE_CHECKING:
     from kvmsr.backend.soft.vcpu import Vcpu
@@ -27,7 +28,7 @@ def load(vcpu: "Vcpu") -> None:
         vcpu.set_sregs(regs.sregs)
         run.kvm_dirty_regs &= ~int(SyncReg.SREGS)
     if dirty & SyncReg.EVENTS:
-        vcpu.set_events(regs.events)
+        set_events(vcpu, regs.events)
         run.kvm_dirty_regs &= ~int(SyncReg.EVENTS)
 
 
@@ -39,4 +40,4 @@ def store(vcpu: "Vcpu") -> None:
     if valid & SyncReg.SREGS:
         vcpu.get_sregs(regs.sregs)
     if valid & SyncReg.EVENTS:
-        vcpu.get_events(regs.events)
+        get_events(vcpu, regs.events)

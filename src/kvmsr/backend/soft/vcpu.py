@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from kvmsr.abi import CPUID_FLAG_SIGNIFCANT_INDEX, GuestDbg, Mp
 from kvmsr.abi import cpu as abi
 from kvmsr.abi.run import Run
-from kvmsr.backend.soft import exits, io, signals
+from kvmsr.backend.soft import emulation, exits, io, signals
 from kvmsr.backend.soft.clock import GuestClock
 from kvmsr.backend.soft.cpu import registers
 from kvmsr.backend.soft.cpu.engine import Engine
@@ -47,9 +47,6 @@ _TF: Final = 1 << 8
 _APIC_ENABLED: Final = 1 << 11
 _CPUID_APIC: Final = 1 << 9
 _RESET_RDX: Final = 0x600
-_EVENT_NMI, _EVENT_SIPI, _EVENT_SHADOW, _EVENT_SMM = 1, 2, 4, 8
-_EVENTS_VALID: Final = _EVENT_NMI | _EVENT_SHADOW | _EVENT_SMM
-_EVENTS_KNOWN: Final = 0x3F
 _RESET_CS: Final = SegmentState(0xF000, 0xFFFF_0000, 0xFFFF, 0x9B)
 
 
@@ -87,9 +84,12 @@ class Vcpu:
         self.deferred: tuple[int, int | None, int | None] = (0, None, None)
         self.exception: tuple[int, int | None] | None = None
         self.nmi_pending = 0
+        self.pv_unhalted = False
         self.sipi_vector = 0
         self.wanted = self.kicked = self.shut_down = False
         self.memory_generation = -1
+        self.lapic_page: int | None = None
+        self.map_lapic_at: Callable[[int], None] | None = None
         self.mapped: dict[int, tuple[int, int, bool]] = {}
         self.thread = 0
         self.exited = False
@@ -160,7 +160,11 @@ class Vcpu:
     def apic_base(self, value: int) -> None:
         if self.lapic is not None:
             with self.vm.lock:
+                moves = (self.lapic.apic_base ^ value) >> 12
                 self.lapic.apic_base = value
+                if moves:
+                    self.memory_generation = -1  # to be mapped anew
+                    self.cpu.interrupt()
         else:
             self._own_apic_base = value
 
@@ -204,7 +208,12 @@ class Vcpu:
 
     def nmi(self) -> None:
         """Take an NMI."""
-        self.nmi_pending = min(self.nmi_pending + 1, 2)
+        self.nmi_pending = min(self.nmi_pending + 1, 1 if self.cpu.nmi_masked else 2)
+        self.attend()
+
+    def unhalt(self) -> None:
+        """End a HLT, or the next one (KVM_HC_KICK_CPU)."""
+        self.pv_unhalted = True
         self.attend()
 
     def smi(self) -> None:
@@ -266,8 +275,8 @@ class Vcpu:
         return exits.invalid(self)
 
     def skipped(self) -> bool:
-        """See :func:`kvmsr.backend.soft.exits.skipped`."""
-        return exits.skipped(self)
+        """See :func:`kvmsr.backend.soft.emulation.skipped`."""
+        return emulation.skipped(self)
 
     def port_in(self, port: int, size: int) -> int | None:
         """Read a port, unless the guest may not or user space is to answer."""
@@ -335,38 +344,6 @@ class Vcpu:
             return bool(sregs.cr4 & _CR4_PAE and sregs.efer & _LMA)
         return not (sregs.efer & _LMA or sregs.cs.l)
 
-    def get_events(self, events: Any) -> None:
-        """Fill a struct kvm_vcpu_events."""
-        if self.exception is not None:
-            vector, code = self.exception
-            exception = events.exception
-            exception.injected = exception.pending = 1
-            exception.nr, exception.has_error_code = vector, code is not None
-            exception.error_code = code or 0
-        if self.queued_interrupt is not None:
-            events.interrupt.injected, events.interrupt.nr = 1, self.queued_interrupt
-        events.interrupt.shadow = int(self.cpu.shadow)
-        events.nmi.pending, events.nmi.masked = bool(self.nmi_pending), self.cpu.nmi_masked
-        events.sipi_vector = 0
-        events.flags = _EVENTS_VALID
-
-    def set_events(self, events: Any) -> None:
-        """Take a struct kvm_vcpu_events; raises EINVAL for what does not exist."""
-        exception = events.exception
-        queued = exception.injected or exception.pending
-        if events.flags & ~_EVENTS_KNOWN or (queued and exception.nr > 31):
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        code = exception.error_code if exception.has_error_code else None
-        self.exception = (exception.nr, code) if queued else None
-        if self.lapic is None:
-            injected = events.interrupt.injected
-            self.queued_interrupt = events.interrupt.nr if injected else None
-        if events.flags & _EVENT_SHADOW:
-            self.cpu.shadow = bool(events.interrupt.shadow)
-        if events.flags & _EVENT_NMI:
-            self.nmi_pending = int(events.nmi.pending)
-        self.cpu.nmi_masked = bool(events.nmi.masked)
-
     def set_cpuid(self, entries: tuple[CpuidEntry, ...]) -> None:
         """Take what CPUID shows the guest."""
         self.cpuid_entries = entries
@@ -412,6 +389,11 @@ class Vcpu:
         return self.vm.chip.has_interrupt(self.lapic)
 
     @property
+    def nmi_waits_for_shadow(self) -> bool:
+        """Whether an NMI could be injected, but for the shadow of STI or MOV SS."""
+        return self.nmi_pending > 0 and self.cpu.shadow and not self.cpu.nmi_masked
+
+    @property
     def wants_window(self) -> bool:
         """Whether user space is to be told when the guest can take an interrupt."""
         asked = self.lapic is None and self.queued_interrupt is None
@@ -427,7 +409,9 @@ class Vcpu:
 
     def runnable(self) -> bool:
         """Return whether something ends a HLT (kvm_vcpu_has_events)."""
-        if self.exception is not None or (self.nmi_pending and not self.cpu.nmi_masked):
+        if self.exception is not None or self.pv_unhalted:
+            return True
+        if self.nmi_pending and not self.cpu.nmi_masked:
             return True
         return self.cpu.interruptible and self.has_interrupt()
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kvmsr.abi import Cap, GuestDbg, Mp, cpu, ioctls, size_of, vm
 from kvmsr.backend.soft.cpu import registers
+from kvmsr.backend.soft.events import get_events, set_events
 from kvmsr.backend.soft.msr.lists import kvm_get_msrs, kvm_set_msrs
 from kvmsr.backend.soft.msr.mce import setup_mce
 from kvmsr.backend.soft.tables import read_cpuid, read_msrs, write_cpuid, write_msrs
@@ -232,8 +233,8 @@ VCPU_IOCTLS: Final[dict[int, Handler]] = {
     ioctls.KVM_GET_DEBUGREGS: _getter(cpu.Debugregs, _get_debugregs),
     ioctls.KVM_SET_DEBUGREGS: _setter(cpu.Debugregs, _set_debugregs),
     ioctls.KVM_SET_GUEST_DEBUG: _setter(cpu.GuestDebug, _set_guest_debug),
-    ioctls.KVM_GET_VCPU_EVENTS: _getter(cpu.VcpuEvents, lambda vcpu, e: vcpu.get_events(e)),
-    ioctls.KVM_SET_VCPU_EVENTS: _setter(cpu.VcpuEvents, lambda vcpu, e: vcpu.set_events(e)),
+    ioctls.KVM_GET_VCPU_EVENTS: _getter(cpu.VcpuEvents, get_events),
+    ioctls.KVM_SET_VCPU_EVENTS: _setter(cpu.VcpuEvents, set_events),
     ioctls.KVM_INTERRUPT: _setter(cpu.Interrupt, _interrupt),
     ioctls.KVM_NMI: _nmi,
     ioctls.KVM_GET_MP_STATE: _getter(cpu.MpState, _get_mp_state),

@@ -29,7 +29,7 @@ __all__ = ("MAX_VCPUS", "Vm")
 MAX_VCPUS: Final = 8
 TSC_KHZ: Final = 1_000_000
 
-_LAPIC_PAGE: Final = 0xFEE0_0000
+_LAST_PAGE: Final = (1 << 40) - 0x1000  # of the physical addresses that CPUID tells of
 _IOAPIC_PAGE: Final = 0xFEC0_0000
 _LONGEST_WAIT: Final = 0.5
 _LOOK_FOR_SIGNALS: Final = 0.01
@@ -92,11 +92,24 @@ class Vm:
 
     def update_memory(self, vcpu: "Vcpu") -> None:
         """Bring a CPU's memory map up to date; it must not be running."""
-        if vcpu.memory_generation != self.slots.generation:
-            devices = (_LAPIC_PAGE, _IOAPIC_PAGE) if vcpu.lapic is not None else ()
-            self.slots.apply(vcpu.cpu, vcpu.mapped, devices)
-            vcpu.memory_generation = self.slots.generation
-            self.changed.notify_all()
+        if vcpu.memory_generation == self.slots.generation:
+            return
+        page = self._lapic_page(vcpu)
+        moves = vcpu.lapic_page != page
+        if moves and vcpu.lapic_page is not None:
+            vcpu.cpu.unmap(vcpu.lapic_page, 0x1000)
+        devices = () if vcpu.lapic is None else (_IOAPIC_PAGE, page or _IOAPIC_PAGE)
+        self.slots.apply(vcpu.cpu, vcpu.mapped, devices)
+        if moves and page is not None and vcpu.map_lapic_at is not None:
+            vcpu.map_lapic_at(page)
+        vcpu.lapic_page = page
+        vcpu.memory_generation = self.slots.generation
+        self.changed.notify_all()
+
+    def _lapic_page(self, vcpu: "Vcpu") -> int | None:
+        """Return where a vCPU's local APIC lies in its memory, or None."""
+        page = None if vcpu.lapic is None else vcpu.lapic.apic_base & ~0xFFF
+        return None if page is None or page == _IOAPIC_PAGE or page > _LAST_PAGE else page
 
     def memory_changed(self) -> None:
         """Wait until no CPU uses memory that is no longer there."""
@@ -109,7 +122,7 @@ class Vm:
             self.changed.wait(0.01)
 
     def map_lapic(self, vcpu: "Vcpu") -> None:
-        """Let a CPU see its local APIC and the I/O APIC."""
+        """Make a CPU's local APIC known to it, and let it see the I/O APIC."""
         assert vcpu.lapic is not None and self.chip is not None
         lapic, ioapic, lock = vcpu.lapic, self.chip.ioapic, self.lock
 
@@ -131,8 +144,8 @@ class Vm:
                 ioapic.mmio_write(offset, size, value)
                 self.rearm()
 
-        vcpu.cpu.map_device(_LAPIC_PAGE, 0x1000, read_lapic, write_lapic)
-        vcpu.cpu.map_device(_IOAPIC_PAGE, 0x1000, read_ioapic, write_ioapic)
+        vcpu.map_lapic_at = vcpu.cpu.add_device(read_lapic, write_lapic)
+        vcpu.cpu.add_device(read_ioapic, write_ioapic)(_IOAPIC_PAGE)
 
     # Ports
 
@@ -181,7 +194,12 @@ class Vm:
 
     def rearm(self) -> None:
         """A timer may have been set."""
-        if self._ticker is not None and self._ticker.is_late(self.next_deadline()):
+        deadline = self.next_deadline()
+        if deadline is None:
+            return
+        if deadline <= self.clock.now():
+            self.run_timers()  # it was set to the past: that is over at once
+        elif self._ticker is not None and self._ticker.is_late(deadline):
             self.changed.notify_all()
 
     def begin(self, vcpu: "Vcpu") -> None:
@@ -233,6 +251,12 @@ class Vm:
             self.active += 1
             self.changed.notify_all()
 
+    def _wakes(self, vcpu: "Vcpu") -> bool:
+        """Return whether a vCPU that sleeps has what ends that: its thread has yet to see it."""
+        if vcpu.id in self.pending_init or vcpu.id in self.pending_sipi:
+            return True
+        return vcpu.mp_state == Mp.HALTED and vcpu.runnable()
+
     def wait_for_change(self) -> None:
         """Sleep until another thread has something, or a timer is due; under the lock."""
         deadline = self.next_deadline()
@@ -240,7 +264,7 @@ class Vm:
             masked = any(vcpu.masked is not None for vcpu in self.vcpus.values())
             self.changed.wait(_LOOK_FOR_SIGNALS if masked else _LONGEST_WAIT)
             return
-        if not self.active:
+        if not self.active and not any(map(self._wakes, self.vcpus.values())):
             self.clock.warp_to(deadline)
         left = deadline - self.clock.now()
         if left > 0:

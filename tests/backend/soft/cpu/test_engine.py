@@ -251,3 +251,18 @@ def test_an_error_in_the_client_ends_the_run_and_is_raised(box: Box) -> None:
     box.client.handle = lambda code, info: False
     box.start(HLT)
     box.engine.run()  # and it is usable as before
+
+
+def test_after_an_exit_that_stops_no_interrupt_comes_out(box: Box) -> None:
+    def skip(_code: int, _info: int) -> bool:
+        box.engine.regs[16] += 1
+        box.engine.shadow = False
+        return False
+
+    box.client.handle = skip
+    box.start(b"\xfb" + HLT + b"\x43" + HLT)  # sti; hlt; inc bx; hlt
+    box.engine.open_window()
+    assert box.run() == CODE + 2
+    assert box.client.exits == [(Exit.HLT, 0)]
+    box.run()
+    assert box.client.exits[1:] == [(Exit.INTR, 0)]

@@ -57,6 +57,7 @@ class Core:
         self._byte_at = ctypes.addressof(self._byte)
         state.no_exit_request.value = 1
         self.running = False
+        self._stopping = False
         self._pat = 0  # it changes nothing about the engine's memory
         self._error: BaseException | None = None
         self._keep: list[Any] = []
@@ -90,6 +91,7 @@ class Core:
             raise BackendError(f"Unicorn refuses to {what}: error {error}")
 
     def _stop(self) -> None:
+        self._stopping = True
         self._library.emu_stop(self._handle)
 
     def _fail(self, error: BaseException) -> None:
@@ -109,11 +111,14 @@ class Core:
         """Take memory away."""
         self._check(self._library.unmap(self._handle, address, size), f"unmap {address:#x}")
 
-    def map_device(
-        self, address: int, size: int, read: Callable[[int, int], int],
-        write: Callable[[int, int, int], None],
-    ) -> None:  # fmt: skip
-        """Map a device whose registers are read and written by offset and size."""
+    def add_device(
+        self, read: Callable[[int, int], int], write: Callable[[int, int, int], None]
+    ) -> Callable[[int], None]:
+        """
+        Add a device whose registers, a page, are read and written by offset and size.
+
+        :return: what maps it at an address; :meth:`unmap` takes it away from there.
+        """
 
         def on_read(_uc: int, offset: int, width: int, _data: int) -> int:
             try:
@@ -131,12 +136,16 @@ class Core:
         callbacks = (lib.OnMmioRead(on_read), lib.OnMmioWrite(on_write))
         self._keep.extend(callbacks)
         on_read_at, on_write_at = (ctypes.cast(each, ctypes.c_void_p) for each in callbacks)
-        self._check(
-            self._library.mmio_map(
-                self._handle, address, size, on_read_at, None, on_write_at, None
-            ),
-            f"map a device at {address:#x}",
-        )
+
+        def map_at(address: int) -> None:
+            self._check(
+                self._library.mmio_map(
+                    self._handle, address, 0x1000, on_read_at, None, on_write_at, None
+                ),
+                f"map a device at {address:#x}",
+            )
+
+        return map_at
 
     def watch_gaps(self, gaps: list[tuple[int, int]]) -> None:
         """

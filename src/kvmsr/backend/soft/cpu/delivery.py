@@ -80,6 +80,7 @@ def _deliver(
             vector, error_code = (DF, 0) if double else (second, fault.code)
             software = hardware = False
             continue
+        engine.shadow = False
         if hardware:
             engine.hardware_interrupt(vector)
         else:

@@ -59,6 +59,8 @@ _REQUEST_NOW: Final = 0x42  # and CPU_INTERRUPT_SMI, which looks at no flag of t
 _REQUEST_NMI: Final = 0x200
 
 _DB: Final = Exit.BASE + Exit.EXCEPTION + 1
+_REQUESTED: Final = frozenset(Exit.BASE + code for code in (Exit.INTR, Exit.NMI, Exit.SMI))
+_NO_BREAKPOINTS: Final = 0x400
 _IO_BREAKPOINT: Final = 0x401 | 2 << 16  # DR7: the first breakpoint, on port accesses
 
 _MEM_WRITE_UNMAPPED, _MEM_FETCH_UNMAPPED, _MEM_WRITE_PROT, _MEM_FETCH_PROT = 20, 21, 22, 24
@@ -83,6 +85,9 @@ class Engine(Core):
         self._port: PortAccess | None = None
         self._breakpoints = (0, 0)
         self._loading = self._stepping = False
+        self._stepped = False
+        self._traced = 0
+        self._put_off = 0
         self._map_own_pages()
         self._add_hooks()
         self._host = self._enter()
@@ -153,6 +158,7 @@ class Engine(Core):
 
     def set_breakpoints(self, addresses: list[int], dr7: int) -> None:
         """Set the four breakpoints of DR0 to DR3 as DR7 says."""
+        self._library.update_dr7(self.state.env, _NO_BREAKPOINTS)  # those of the old addresses
         self.state.dr[0], self.state.dr[1], self.state.dr[2], self.state.dr[3] = addresses
         self._library.update_dr7(self.state.env, dr7)
         self.state.hflags.value |= _HF_IOBPT
@@ -186,21 +192,25 @@ class Engine(Core):
         :param reads: what it reads, by address.
         """
         kept = bytes(ctypes.string_at(self.state.env, _REGISTERS))
-        pages = sorted({address & ~0xFFF for address in reads})
+        known = {
+            address + number: data[number]
+            for address, data in reads.items()
+            for number in range(len(data))
+        }
+        pages = sorted({address & ~0xFFF for address in known})
         scratch = mmap.mmap(-1, 0x1000 * len(pages))
-        for address, data in reads.items():
-            at = pages.index(address & ~0xFFF) * 0x1000 + address % 0x1000
-            scratch[at : at + len(data)] = data
+        for address, byte in known.items():
+            scratch[pages.index(address & ~0xFFF) * 0x1000 + address % 0x1000] = byte
         pin = ctypes.c_char.from_buffer(scratch)
         unknown: list[MemoryAccess] = []
         written: list[MemoryAccess] = []
         hooks = []
         for number, page in enumerate(pages):
             self.map(page, 0x1000, ctypes.addressof(pin) + number * 0x1000, writable=True)
-            callback = lib.OnMemory(_recorder(reads, unknown, written))
+            callback = lib.OnMemory(_recorder(known, unknown, written))
             hooks.append(self._hook(lib.HOOK_MEM, callback, 0, page, page + 0xFFF))
         try:
-            self._step()
+            self.step()
         finally:
             for hook in hooks:
                 self._library.hook_del(self._handle, hook)
@@ -214,22 +224,37 @@ class Engine(Core):
             self.writes = []
             ctypes.memmove(self.state.env, kept, len(kept))
 
-    def _step(self) -> None:
+    def step(self) -> bool:
+        """
+        Run the guest for one instruction, or until it comes out of it.
+
+        :return: whether the instruction was executed. If the guest traces itself, it has yet to be
+            told.
+        """
         state = self.state
-        traced = state.eflags.value & _TF
+        self._traced = state.eflags.value & _TF
         state.eflags.value |= _TF
-        self._stepping = True
+        self._stepping, self._stepped = True, False
         try:
             self.run()
         finally:
+            self._end_step()
+        return self._stepped and self.access is None
+
+    def _end_step(self) -> None:
+        if self._stepping:
             self._stepping = False
-            state.eflags.value = state.eflags.value & ~_TF | traced
+            flags = self.state.eflags
+            flags.value = flags.value & ~_TF | self._traced
 
     def _start(self, address: int) -> int:
         outer, running.cpu = running.cpu, self.state.cpu
+        self._stopping, self._put_off = False, 0
         try:
             return int(self._library.emu_start(self._handle, address, _NEVER, 0, 0))
         finally:
+            if self._put_off:
+                self.state.interrupt_request.value |= self._put_off
             running.cpu = outer
 
     def interrupt(self) -> None:
@@ -284,9 +309,20 @@ class Engine(Core):
 
     def _on_interrupt(self, _uc: int, number: int, _data: int) -> None:
         try:
-            if number == _DB and (self._port is not None or self._stepping):
+            if self._stopping or (self._stepping and number in _REQUESTED):
+                # Before it stops, the engine looks once more for interrupts. They are for later:
+                # one after a HLT would find a CPU that sleeps.
+                self._put_off |= self.state.interrupt_request.value
+                self.state.interrupt_request.value = 0
+                if self._stopping:
+                    self._stop()
+                return
+            stepping = self._stepping
+            self._end_step()  # before a frame with RFLAGS is pushed
+            if number == _DB and (self._port is not None or stepping):
                 if self._port is not None:
                     self._after_port()
+                self._stepped = stepping
                 self._stop()
                 return
             if number == _LOADED and self._loading:
@@ -294,8 +330,10 @@ class Engine(Core):
                 self._stop()
                 return
             # What was written comes first; this comes again.
-            if self.writes or not self._client.exit(
-                number - Exit.BASE, self.state.error_code.value
+            if (
+                self.writes
+                or not self._client.exit(number - Exit.BASE, self.state.error_code.value)
+                or stepping
             ):
                 self._stop()
         except BaseException as error:
@@ -366,12 +404,12 @@ class Engine(Core):
 
 
 def _recorder(
-    reads: dict[int, bytes], unknown: list[MemoryAccess], written: list[MemoryAccess]
+    known: dict[int, int], unknown: list[MemoryAccess], written: list[MemoryAccess]
 ) -> Callable[..., bool]:
     def record(_uc: int, kind: int, address: int, size: int, value: int, _data: int) -> bool:
         if kind == _MEM_WRITE:
             written.append(MemoryAccess(True, address, size, value & (1 << 8 * size) - 1))
-        elif len(reads.get(address, b"")) < size:
+        elif not known.keys() >= set(range(address, address + size)):
             unknown.append(MemoryAccess(False, address, size, 0))
         return True
 

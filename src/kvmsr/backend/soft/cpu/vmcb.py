@@ -36,6 +36,7 @@ class Exit:
     RDPMC: Final = 0x6F
     CPUID: Final = 0x72
     SWINT: Final = 0x75
+    PAUSE: Final = 0x77
     HLT: Final = 0x78
     MSR: Final = 0x7C
     SHUTDOWN: Final = 0x7F
@@ -48,8 +49,8 @@ class Exit:
 
 
 _INTERCEPTS: Final = (
-    Exit.INTR, Exit.NMI, Exit.SMI, Exit.RDTSC, Exit.RDPMC, Exit.CPUID, Exit.SWINT, Exit.HLT,
-    Exit.MSR, Exit.SHUTDOWN, *range(Exit.VMRUN, Exit.SKINIT + 1), Exit.ICEBP,
+    Exit.INTR, Exit.NMI, Exit.SMI, Exit.RDTSC, Exit.RDPMC, Exit.CPUID, Exit.SWINT, Exit.PAUSE,
+    Exit.HLT, Exit.MSR, Exit.SHUTDOWN, *range(Exit.VMRUN, Exit.SKINIT + 1), Exit.ICEBP,
     Exit.MONITOR, Exit.MWAIT,
 )  # fmt: skip
 

@@ -15,7 +15,7 @@ from kvmsr.backend.soft.msr.result import MsrRet
 from kvmsr.backend.soft.msr.table import UNSUPPORTED, Handlers, stored
 from kvmsr.backend.soft.msr.vcpu import MsrVcpu
 
-__all__ = ("TABLE", "scale", "update_clock")
+__all__ = ("TABLE", "has_pv_feature", "scale", "update_clock")
 
 _WALL_CLOCK, _SYSTEM_TIME, _WALL_CLOCK_NEW, _SYSTEM_TIME_NEW = 0x11, 0x12, 0x4B564D00, 0x4B564D01
 _ASYNC_PF_EN, _STEAL_TIME, _PV_EOI, _POLL_CONTROL, _ASYNC_PF_INT, _ASYNC_PF_ACK = range(
@@ -46,7 +46,7 @@ def scale(khz: int) -> tuple[int, int]:
     return (_NANOSECOND << 32) // cycles, shift
 
 
-def _has(vcpu: MsrVcpu, feature: int) -> bool:
+def has_pv_feature(vcpu: MsrVcpu, feature: int) -> bool:
     """guest_pv_has: all of it is there, until user space enforces the CPUID bits."""
     return not vcpu.enforce_pv_cpuid or bool(vcpu.cpuid.pv_features >> feature & 1)
 
@@ -78,7 +78,9 @@ def update_clock(vcpu: MsrVcpu) -> None:
 
 def _write_async_pf(vcpu: MsrVcpu, value: int) -> MsrRet:
     needs = ((4, _ASYNC_PF_VMEXIT), (8, _ASYNC_PF_BY_INT))
-    if value & 0x30 or any(value & bit and not _has(vcpu, feature) for bit, feature in needs):
+    if value & 0x30 or any(
+        value & bit and not has_pv_feature(vcpu, feature) for bit, feature in needs
+    ):
         return MsrRet.INVALID
     if not vcpu.vm.irqchip_in_kernel:
         return MsrRet.INVALID if value else MsrRet.OK
@@ -120,10 +122,10 @@ def _add(
     kept = index if place is None else place
 
     def read(vcpu: MsrVcpu, index: int, host: bool) -> tuple[MsrRet, int]:
-        return stored[0](vcpu, kept, host) if _has(vcpu, feature) else UNSUPPORTED
+        return stored[0](vcpu, kept, host) if has_pv_feature(vcpu, feature) else UNSUPPORTED
 
     def write(vcpu: MsrVcpu, index: int, value: int, host: bool) -> MsrRet:
-        if not _has(vcpu, feature):
+        if not has_pv_feature(vcpu, feature):
             return MsrRet.UNSUPPORTED
         result = check(vcpu, value)
         if result == MsrRet.OK:
@@ -134,7 +136,7 @@ def _add(
 
 
 def _write_ack(vcpu: MsrVcpu, index: int, value: int, host: bool) -> MsrRet:
-    return MsrRet.OK if _has(vcpu, _ASYNC_PF_BY_INT) else MsrRet.UNSUPPORTED
+    return MsrRet.OK if has_pv_feature(vcpu, _ASYNC_PF_BY_INT) else MsrRet.UNSUPPORTED
 
 
 _add(_WALL_CLOCK, _CLOCKSOURCE, _write_wall_clock, _WALL_CLOCK_NEW)
