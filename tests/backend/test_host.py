@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kvmsr import backend
-from kvmsr.abi import ioctls, vm
+from kvmsr.abi import cpu, ioctls, vm
 from kvmsr.backend import HostBackend
 from kvmsr.backend.host import _why_not
 from kvmsr.errors import BackendError, UsageError
@@ -90,6 +90,21 @@ def test_a_buffer_is_passed_by_address(host):
         host.ioctl(system, ioctls.KVM_GET_MSR_INDEX_LIST, buffer)
     assert int.from_bytes(buffer[:4], "little") > 4  # KVM has written how many there are
     host.close(system)
+
+
+@pytest.mark.kvm
+def test_an_argument_that_nobody_else_holds_lives_through_the_call(host):
+    """Freed too early, the allocator's own data would take the place of its first bytes."""
+    system = host.open()
+    machine = host.ioctl(system, ioctls.KVM_CREATE_VM)
+    vcpu = host.ioctl(machine, ioctls.KVM_CREATE_VCPU, 0)
+    for value in range(100):
+        host.ioctl(vcpu, ioctls.KVM_SET_REGS, cpu.Regs(rax=value, rflags=2))
+        found = cpu.Regs()
+        host.ioctl(vcpu, ioctls.KVM_GET_REGS, found)
+        assert found.rax == value
+    for fd in (vcpu, machine, system):
+        host.close(fd)
 
 
 def test_a_thousand_guests_leave_nothing_behind(kvm):

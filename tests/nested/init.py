@@ -5,7 +5,8 @@ The first process of the nested machine
 
 Mounts what Python and KVM need, loads KVM, runs Python with the arguments that were packed, and
 switches the machine off. The output goes to the second serial line, all else to the first, which
-is the console. The last line of the output is the exit status.
+is the console. What the second line says is the input. The last line of the output is the exit
+status.
 """
 
 import ctypes
@@ -35,22 +36,23 @@ def mount(kind: str, where: str) -> None:
     check(libc.mount(kind.encode(), where.encode(), kind.encode(), 0, None), f"mount {where}")
 
 
-def load_module(path: str) -> None:
+def load_module(path: str, parameters: str) -> None:
     with Path(path).open("rb") as module:
-        check(libc.syscall(FINIT_MODULE, module.fileno(), b"", 0), f"load {path}")
+        check(libc.syscall(FINIT_MODULE, module.fileno(), parameters.encode(), 0), f"load {path}")
 
 
 def run(job: dict) -> None:
     for kind, where in (("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys")):
         mount(kind, where)
-    for path in job["modules"]:
-        load_module(path)
-    with Path(OUTPUT).open("wb", buffering=0) as output:
+    for path, parameters in job["modules"]:
+        load_module(path, parameters)
+    with Path(OUTPUT).open("r+b", buffering=0) as output:
         tty.setraw(output)
         command = [sys.executable, *job["arguments"]]
         done = subprocess.run(
-            command, check=False, cwd=job["folder"], env=job["environment"], stdout=output
-        )
+            command, check=False, cwd=job["folder"], env=job["environment"], stdin=output,
+            stdout=output,
+        )  # fmt: skip
         output.write(f"\n{done.returncode}".encode())
 
 

@@ -18,7 +18,7 @@ from typing import Final
 from tests.nested.archive import Archive
 from tests.nested.parts import ROOT, Kernel, find_kernel, find_qemu, pack_project, pack_python
 
-__all__ = ("NestedError", "run")
+__all__ = ("NestedError", "prepare", "run")
 
 SECONDS: Final = 300
 """How long a run may take; a boot takes 5, and each MSR exit 0.1 ms."""
@@ -58,18 +58,11 @@ def run(arguments: list[str], *, seconds: float = SECONDS) -> Done:
     :raises MissingError: if a part of the machine is not here.
     :raises NestedError: if the machine does not come to its end.
     """
-    kernel, qemu = find_kernel(), find_qemu()
     with tempfile.TemporaryDirectory(prefix="nested-") as name:
         folder = Path(name)
-        console, output, initrd = (folder / part for part in ("console", "output", "initrd"))
-        archive, libraries = _pack(kernel, arguments)
-        initrd.write_bytes(archive)
-        # The kernel gives what it does not know of its command line to /init as environment.
-        command = [
-            *qemu, *_MACHINE, "-kernel", str(kernel.image), "-initrd", str(initrd),
-            "-append", f"{_COMMAND_LINE} LD_LIBRARY_PATH={libraries}",
-            "-serial", f"file:{console}", "-serial", f"file:{output}",
-        ]  # fmt: skip
+        console, output = (folder / part for part in ("console", "output"))
+        command = prepare(folder, arguments, {})
+        command += ["-serial", f"file:{console}", "-serial", f"file:{output}"]
         try:
             ended = subprocess.run(
                 command, capture_output=True, text=True, timeout=seconds, check=False
@@ -84,7 +77,24 @@ def run(arguments: list[str], *, seconds: float = SECONDS) -> Done:
     return done
 
 
-def _pack(kernel: Kernel, arguments: list[str]) -> tuple[bytes, str]:
+def prepare(folder: Path, arguments: list[str], parameters: dict[str, str]) -> list[str]:
+    """
+    Put the machine together in *folder* and return the command that runs it, less its serial lines.
+
+    :param parameters: of KVM's modules, by the module's name.
+    """
+    kernel, qemu = find_kernel(), find_qemu()
+    archive, libraries = _pack(kernel, arguments, parameters)
+    initrd = folder / "initrd"
+    initrd.write_bytes(archive)
+    # The kernel gives what it does not know of its command line to /init as environment.
+    return [
+        *qemu, *_MACHINE, "-kernel", str(kernel.image), "-initrd", str(initrd),
+        "-append", f"{_COMMAND_LINE} LD_LIBRARY_PATH={libraries}",
+    ]  # fmt: skip
+
+
+def _pack(kernel: Kernel, arguments: list[str], parameters: dict[str, str]) -> tuple[bytes, str]:
     """Return all that is inside, and the path of shared libraries there."""
     archive = Archive()
     program, folders = pack_python(archive)
@@ -92,8 +102,9 @@ def _pack(kernel: Kernel, arguments: list[str]) -> tuple[bytes, str]:
     pack_project(archive)
     modules = []
     for name, data in kernel.module_and_needs("kvm-amd").items():
-        modules.append(f"/modules/{name}.ko")
-        archive.add(Path(modules[-1]), data)
+        path = f"/modules/{name}.ko"
+        modules.append((path, parameters.get(name, "")))
+        archive.add(Path(path), data)
     job = {
         "arguments": arguments,
         "environment": {

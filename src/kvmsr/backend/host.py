@@ -79,12 +79,12 @@ class HostBackend:
             result: int = _run(fd, _KVM_RUN, 0)
             self._runner[fd] = 0
         else:
-            if not isinstance(arg, int):
-                arg = ctypes.addressof(ctypes.c_char.from_buffer(arg))
-            result = _ioctl(fd, request, arg)
+            # The argument may have no other reference than this function's: it must keep its own.
+            number = arg if isinstance(arg, int) else _address_of(arg)
+            result = _ioctl(fd, request, number)
         if result < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+            reason = ctypes.get_errno()
+            raise OSError(reason, os.strerror(reason))
         return result
 
     def mmap(self, fd: int, length: int) -> "Buffer":
@@ -113,6 +113,10 @@ class HostBackend:
         thread_id = self._runner.get(fd)
         if thread_id:
             interrupt_thread(thread_id)
+
+
+def _address_of(argument: "Buffer") -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(argument))
 
 
 def _why_not(device: Path, error: OSError) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from kvmsr.abi import ioctls
 from kvmsr.backend.soft import DEFAULT_PROFILE
+from kvmsr.backend.soft.capabilities import MAX_VCPUS
 from kvmsr.backend.soft.cpu.selftest import check
 from kvmsr.backend.soft.profile import find_profile
 from kvmsr.backend.soft.run import kvm_run
@@ -23,7 +24,7 @@ from kvmsr.backend.soft.system import SYSTEM_IOCTLS, System
 from kvmsr.backend.soft.uaccess import address_of_argument
 from kvmsr.backend.soft.vcpu import Vcpu
 from kvmsr.backend.soft.vcpu_ioctls import VCPU_IOCTLS
-from kvmsr.backend.soft.vm import MAX_VCPUS, Vm
+from kvmsr.backend.soft.vm import Vm
 from kvmsr.backend.soft.vm_ioctls import VM_IOCTLS
 from kvmsr.errors import UsageError
 

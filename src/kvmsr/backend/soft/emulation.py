@@ -9,6 +9,7 @@ Looking at the instruction that the guest came out at, getting behind it, and ra
 from typing import TYPE_CHECKING, Final
 
 from kvmsr.abi import ExitReason, GuestDbg
+from kvmsr.backend.soft import events
 from kvmsr.backend.soft.cpu.delivery import deliver
 from kvmsr.backend.soft.cpu.instruction import MAX_LENGTH, Instruction, decode
 from kvmsr.backend.soft.cpu.state import CS
@@ -28,14 +29,17 @@ __all__ = (
     "skip",
     "skipped",
     "tell_debug",
+    "trap",
 )
 
 _RIP: Final = 16
-_DB, _GP = 1, 13
+_DB, _UD, _GP = 1, 6, 13
 _CS64: Final = 1 << 15
 _TF: Final = 1 << 8
 _SINGLESTEP: Final = int(GuestDbg.SINGLESTEP)  # not by the enumeration: once an access
 _DR6_BS: Final = 1 << 14
+_QUEUED_BY_KVM: Final = {"pvm": range(32), "amd": (_UD, _GP)}
+"""The exceptions that hardware, if there is any, does not deliver by itself (svm/svm.c)."""
 
 
 def fetch(vcpu: "Vcpu") -> Instruction | None:
@@ -53,13 +57,16 @@ def _linear_rip(vcpu: "Vcpu") -> int:
     return rip if state.hflags.value & _CS64 else state.segments[CS].base + rip & 0xFFFF_FFFF
 
 
-def skip(vcpu: "Vcpu", length: int) -> bool:
-    """Move RIP behind an instruction that was emulated."""
+def skip(vcpu: "Vcpu", length: int, *, steps: bool = True) -> bool:
+    """Move RIP behind an instruction that was emulated, and do the single step if it *steps*."""
     regs = vcpu.cpu.regs
     regs[_RIP] = rip = regs[_RIP] + length & rip_mask(vcpu)
     if rip >> 47 == 1:  # over the edge of the canonical addresses: fetching faults
         return raise_exception(vcpu, _GP)
-    return vcpu.skipped()
+    if steps:
+        return vcpu.skipped()
+    vcpu.cpu.shadow = False
+    return True
 
 
 def rip_mask(vcpu: "Vcpu") -> int:
@@ -69,7 +76,15 @@ def rip_mask(vcpu: "Vcpu") -> int:
 
 def raise_exception(vcpu: "Vcpu", vector: int, error_code: int = 0) -> bool:
     """Deliver an exception; return False where that shuts the guest down."""
-    if deliver(vcpu.cpu, vector, error_code):
+    if vector in _QUEUED_BY_KVM.get(vcpu.vm.profile.vendor, ()):
+        events.remember(vcpu, vector, error_code)
+    return _deliver(vcpu, vector, error_code)
+
+
+def _deliver(vcpu: "Vcpu", vector: int, error_code: int, *, resume: bool = True) -> bool:
+    if vcpu.guest_debug & _SINGLESTEP and vcpu.vm.profile.vendor == "pvm":
+        vcpu.cpu.state.eflags.value &= ~_TF  # hardware would push the debugger's
+    if deliver(vcpu.cpu, vector, error_code, resume=resume):
         return True
     vcpu.shut_down = True
     return False
@@ -98,14 +113,20 @@ def tell_debug(vcpu: "Vcpu", bits: int) -> None:
     vcpu.dr[6] = vcpu.dr[6] & ~0xF | bits
 
 
-def exit_debug(vcpu: "Vcpu", vector: int, dr6: int) -> bool:
-    """Fill in a KVM_EXIT_DEBUG for *vector*; return False, for the guest does not go on."""
+def exit_debug(vcpu: "Vcpu", vector: int, dr6: int | None = None, dr7: int | None = None) -> bool:
+    """
+    Fill in a KVM_EXIT_DEBUG for *vector*; return False, for the guest does not go on.
+
+    None leaves in the page what was there.
+    """
     run = vcpu.run
     run.exit_reason = ExitReason.DEBUG
     arch = run.exit.debug.arch
-    arch.exception, arch.pc, arch.dr6, arch.dr7 = (
-        vector, _linear_rip(vcpu), dr6, vcpu.debug_registers[7] if vcpu.guest_debug else 0,
-    )  # fmt: skip
+    arch.exception, arch.pc = vector, _linear_rip(vcpu)
+    if dr6 is not None:
+        arch.dr6 = dr6
+    if dr7 is not None and vcpu.vm.profile.completion != "emulator":  # whose steps do not tell
+        arch.dr7 = dr7
     vcpu.exited = True
     return False
 
@@ -122,8 +143,7 @@ def skipped(vcpu: "Vcpu") -> bool:
     if vcpu.guest_debug & _SINGLESTEP:
         return exit_debug(vcpu, _DB, 0xFFFF_0FF0 | _DR6_BS)
     if engine.state.eflags.value & _TF:
-        tell_debug(vcpu, _DR6_BS)
-        vcpu.queue_exception(_DB, None)
+        trap(vcpu)
         engine.open_window()
         return not engine.running or raise_queued(vcpu)
     return True
@@ -133,4 +153,11 @@ def raise_queued(vcpu: "Vcpu") -> bool:
     """Inject what is queued now, from inside the run."""
     assert vcpu.exception is not None
     (vector, code), vcpu.exception = vcpu.exception, None
-    return raise_exception(vcpu, vector, code or 0)
+    events.injected(vcpu)
+    return _deliver(vcpu, vector, code or 0, resume=not vcpu.last_events.from_user)
+
+
+def trap(vcpu: "Vcpu") -> None:
+    """Queue the guest's own single step."""
+    tell_debug(vcpu, _DR6_BS)
+    vcpu.queue_exception(_DB, None)

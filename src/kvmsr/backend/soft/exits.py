@@ -24,6 +24,7 @@ from kvmsr.backend.soft.emulation import (
     rip_mask,
     skip,
     tell_debug,
+    trap,
 )
 from kvmsr.backend.soft.hypercalls import kvm_emulate_hypercall
 from kvmsr.backend.soft.msr.path import emulator_get_msr, kvm_emulate_rdmsr, kvm_emulate_wrmsr
@@ -91,7 +92,9 @@ def _debug(vcpu: "Vcpu", _info: int) -> bool:
         vcpu.cpu.state.dr[6] = 0xFFFF_0FF0
         if stepped:
             vcpu.cpu.state.eflags.value &= ~_TF
-        return exit_debug(vcpu, _DB, dr6)
+        by_debugger = vcpu.guest_debug & GuestDbg.USE_HW_BP
+        dr7 = vcpu.debug_registers[7] if by_debugger else vcpu.dr[7]
+        return exit_debug(vcpu, _DB, dr6, dr7)
     tell_debug(vcpu, dr6 & 0xE00F)
     vcpu.cpu.state.dr[6] = 0xFFFF_0FF0
     return raise_exception(vcpu, _DB)
@@ -107,7 +110,7 @@ def _software_interrupt(vcpu: "Vcpu", _info: int) -> bool:
     length = instruction.start + (opcode == 0xCD)
     vector = {0xCC: _BP, 0xCE: _OF}.get(opcode) or instruction.rest[0]
     if opcode == 0xCC and vcpu.guest_debug & GuestDbg.USE_SW_BP:
-        return exit_debug(vcpu, _BP, 0)
+        return exit_debug(vcpu, _BP)
     next_rip = vcpu.cpu.regs[_RIP] + length & rip_mask(vcpu)
     if deliver(vcpu.cpu, vector, software=True, next_rip=next_rip):
         return True
@@ -149,8 +152,19 @@ def inject(vcpu: "Vcpu") -> bool:
     :return: False, if the guest has shut down, or is to execute just one instruction.
     """
     engine = vcpu.cpu
+    collides = vcpu.exception is not None and vcpu.queued_interrupt is not None
     if vcpu.exception is not None and not raise_queued(vcpu):
         return False
+    if collides:  # user space's interrupt, which does not ask whether it may, does not get through
+        if vcpu.vm.profile.completion == "svm":
+            vcpu.queued_interrupt = None
+        return True
+    if vcpu.lapic is None and vcpu.queued_interrupt is not None:
+        # It counts as injected already: it does not ask for IF, and the NMI comes on top of it.
+        vector = vcpu.take_interrupt()
+        if vector is not None and not interrupt(engine, vector):
+            vcpu.shut_down = True
+            return False
     if vcpu.nmi_pending:
         if vcpu.nmi_waits_for_shadow:
             engine.close_nmi_window()
@@ -221,15 +235,22 @@ def _rdtscp(vcpu: "Vcpu", length: int) -> bool:
 
 def _hlt(vcpu: "Vcpu", _info: int) -> bool:
     vcpu.vm.clock.disturbed()
-    if vcpu.cpu.state.eflags.value & _TF and vcpu.lapic is not None:
-        return skip(vcpu, 1)  # the trap ends the HLT at once
-    going_on = skip(vcpu, 1)
+    traps = vcpu.cpu.state.eflags.value & _TF
     if vcpu.lapic is not None:
+        going_on = skip(vcpu, 1)
+        if traps:
+            return going_on  # the trap ends the HLT at once
         vcpu.mp_state = Mp.HALTED
         return False
-    if going_on:
-        vcpu.run.exit_reason = ExitReason.HLT
-        vcpu.exited = True
+    steps = vcpu.guest_debug & _SINGLESTEP
+    if steps and vcpu.vm.profile.completion == "emulator":
+        return skip(vcpu, 1)
+    # It is user space's business before anybody's single step is.
+    skip(vcpu, 1, steps=False)
+    if traps and not steps:
+        trap(vcpu)
+    vcpu.run.exit_reason = ExitReason.HLT
+    vcpu.exited = True
     return False
 
 

@@ -32,10 +32,12 @@ __all__ = (
 _DATA: Final = 0x1000
 _RIP, _RAX, _RCX, _RSI, _RDI = 16, 0, 1, 6, 7
 _GP, _PF = 13, 14
-_DF: Final = 1 << 10
+_DF, _RF = 1 << 10, 1 << 16
 _CS64: Final = 1 << 15
 _STRINGS: Final = frozenset(b"\x6c\x6d\x6e\x6f")
 _PLAIN: Final = frozenset(b"\xe4\xe5\xe6\xe7\xec\xed\xee\xef")
+_RIP_GOES_ON: Final = 0x7E
+"""A port that old user space knew like that (KVM_X86_QUIRK_OUT_7E_INC_RIP)."""
 _OVERRIDES: Final = {0x26: ES, 0x2E: CS, 0x36: SS, 0x3E: DS, 0x64: FS, 0x65: GS}
 
 
@@ -46,16 +48,26 @@ def port_access(vcpu: "Vcpu", access: PortAccess) -> bool:
     instruction = fetch(vcpu)
     if instruction is not None and instruction.opcode[0] in _STRINGS:
         return _string_access(vcpu, access, instruction)
-    size, rip = access.size, vcpu.cpu.regs[_RIP]
-    if access.write:
-        vcpu.page[_DATA : _DATA + size] = access.value.to_bytes(size, "little")
+    size = access.size
+    vcpu.page[_DATA : _DATA + size] = access.value.to_bytes(size, "little")  # 0 for a read
     _exit_io(vcpu, access, 1)
+    emulated = vcpu.vm.profile.completion == "emulator"
+    if access.write and (emulated or access.port == _RIP_GOES_ON):
+        # The instruction is over; nobody comes back to it, not even for a single step.
+        skip(vcpu, access.length, steps=not emulated)
+        return False
+    rip, flags, changes = vcpu.cpu.regs[_RIP], vcpu.cpu.rflags & ~_RF, vcpu.regs_changes
 
     def complete(vcpu: "Vcpu") -> bool:
         regs = vcpu.cpu.regs
-        if regs[_RIP] != rip:
+        loads = not access.write
+        if emulated:
+            regs[_RIP], vcpu.cpu.rflags = rip, flags
+            # KVM's emulator forgets at a KVM_SET_REGS which registers it has yet to write.
+            loads = loads and changes == vcpu.regs_changes
+        elif regs[_RIP] != rip:
             return True  # user space went elsewhere
-        if not access.write:
+        if loads:
             value = int.from_bytes(vcpu.page[_DATA : _DATA + size], "little")
             kept = 0 if size == 4 else regs[_RAX] & ~((1 << 8 * size) - 1)
             regs[_RAX] = kept | value

@@ -38,7 +38,12 @@ class Profile:
     :ivar exempts_all_listed: the host may read 0 from and write 0 to every listed MSR, also one
         that only KVM emulates, and read 0 from it on the system fd.
     :ivar zeroes_failed_get: the entry at which KVM_GET_MSRS stops becomes 0 whatever the failure.
-    :ivar feature_msrs_frozen: feature MSRs and CPUID do not change after the first KVM_RUN.
+    :ivar feature_msrs_frozen: feature MSRs do not change after the first KVM_RUN.
+    :ivar cpuid_frozen: what KVM_SET_CPUID2 refuses after the first KVM_RUN: ``changes``, ``all``
+        (also the same table again), or ``none``.
+    :ivar withheld: CPUID features that KVM does not have and a guest therefore neither, whatever
+        its CPUID says; older kernels go by the guest's CPUID alone.
+    :ivar granted: the opposite: what a guest has as soon as its CPUID is set.
     :ivar hyperv: the kernel knows Hyper-V's MSRs, so that they are INVALID without its CPUID.
     :ivar smm: the kernel has System Management Mode, so that the host may access SMBASE.
     :ivar hwcr_bits: what HWCR takes.
@@ -71,6 +76,9 @@ class Profile:
     exempts_all_listed: bool = True
     zeroes_failed_get: bool = True
     feature_msrs_frozen: bool = True
+    cpuid_frozen: str = "changes"
+    withheld: frozenset[str] = frozenset(("pdcm",))
+    granted: frozenset[str] = frozenset()
     hyperv: bool = True
     smm: bool = True
     hwcr_bits: int = _HWCR_18 | _HWCR_24
@@ -114,6 +122,7 @@ _6_1_AMD: Final = replace(
     exempts_all_listed=False,
     zeroes_failed_get=False,
     feature_msrs_frozen=False,
+    withheld=frozenset(),
     hwcr_bits=_HWCR_18,
     hwcr_exact=True,
     tsc_aux_needs_cpuid=False,
@@ -137,6 +146,9 @@ _PVM: Final = replace(
     completion="emulator",
     hyperv=False,
     smm=False,
+    cpuid_frozen="all",
+    withheld=frozenset(("arch_capabilities", "pdcm", "rdtscp", "rdpid")),
+    granted=frozenset(("tsc_adjust",)),
     checks_pat=False,
     moves_tsc=False,
     misc_enable=1,
@@ -144,8 +156,9 @@ _PVM: Final = replace(
     fastpath=frozenset(),
 )
 _PATCH_V3: Final = replace(
-    _6_1_AMD, name="patch-v3", deflects="all", checks_cap_arguments=False, fastpath=frozenset()
-)
+    _6_1_AMD, name="patch-v3", deflects="all", checks_cap_arguments=False, fastpath=frozenset(),
+    cpuid_frozen="none",
+)  # fmt: skip
 
 PROFILES: Final = {
     profile.name: profile for profile in (_NEWEST, _6_1_AMD, _6_1_INTEL, _PVM, _PATCH_V3)

@@ -12,12 +12,13 @@ import mmap
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from kvmsr.abi import CPUID_FLAG_SIGNIFCANT_INDEX, GuestDbg, Mp
 from kvmsr.abi import cpu as abi
 from kvmsr.abi.run import Run
-from kvmsr.backend.soft import emulation, exits, io, signals
+from kvmsr.backend.soft import emulation, events, exits, io, signals
 from kvmsr.backend.soft.clock import GuestClock
 from kvmsr.backend.soft.cpu import registers
 from kvmsr.backend.soft.cpu.engine import Engine
@@ -59,6 +60,8 @@ class Vcpu:
         first thing in the next KVM_RUN, once. True: the guest goes on.
     :ivar serve: in KVM_RUN, who answers exits on the spot; None: user space, outside.
     :ivar exception: the exception to be injected, with its error code; None: none.
+    :ivar last_events: what is known of it and of interrupts besides.
+    :ivar regs_changes: how often user space has set the general-purpose registers.
     :ivar wanted: another thread wants this vCPU's attention.
     :ivar kicked: KVM_RUN is to return.
     :ivar signal_mask: what KVM_SET_SIGNAL_MASK said, as bits.
@@ -83,6 +86,8 @@ class Vcpu:
         self.complete_emulation: Callable[[Vcpu], bool] | None = None
         self.deferred: tuple[int, int | None, int | None] = (0, None, None)
         self.exception: tuple[int, int | None] | None = None
+        self.last_events = events.LastEvents()
+        self.regs_changes = 0
         self.nmi_pending = 0
         self.pv_unhalted = False
         self.sipi_vector = 0
@@ -117,12 +122,19 @@ class Vcpu:
     def reset(self) -> None:
         """Bring the CPU into its state after RESET or INIT (SDM volume 3, table 10-1)."""
         engine = self.cpu
-        start = StartState(cs=_RESET_CS, cr0=_CR0_RESET, rip=0xFFF0)
-        engine.load(start)
+        amd = self.vm.profile.vendor == "amd"  # svm_vcpu_reset leaves "accessed" and TR's size out
+        accessed = int(not amd)
+        cs = replace(_RESET_CS, attributes=_RESET_CS.attributes & ~1 | accessed)
+        ss = SegmentState(0, 0, 0xFFFF, 0x92 | accessed)
+        engine.load(StartState(cs=cs, ss=ss, cr0=_CR0_RESET, rip=0xFFF0))
         sregs = abi.Sregs()
         registers.get_sregs(engine, sregs)
-        for name, kind in (("fs", 3), ("gs", 3), ("ldt", 2), ("tr", 11)):
-            s = int(kind == 3)
+        for name, kind, s in (
+            ("fs", 3, 1),
+            ("gs", 3, 1),
+            ("ldt", 2, 0),
+            ("tr", 3 if amd else 11, 0),
+        ):
             setattr(sregs, name, abi.Segment(limit=0xFFFF, type=kind, present=1, s=s))
         registers.set_hidden(engine, sregs)
         for number in range(16):
@@ -190,7 +202,7 @@ class Vcpu:
 
     def queue_exception(self, vector: int, error_code: int | None) -> None:
         """Have an exception injected before the guest's next instruction."""
-        self.exception = (vector, error_code)
+        events.queue(self, vector, error_code)
 
     def guest_page(self, gpa: int) -> bool:
         """Return whether there is memory at a guest-physical address."""
@@ -302,11 +314,12 @@ class Vcpu:
             regs.rflags &= ~_TF
 
     def set_regs(self, regs: Any) -> None:
-        """Take a struct kvm_regs; an exception that is queued is dropped."""
+        """Take a struct kvm_regs; an exception that is pending is dropped."""
         if regs.rip != self.cpu.regs[16]:
             self.cpu.flush_code()  # who sets RIP may have put code there
         registers.set_regs(self.cpu, regs)
-        self.exception = None
+        self.regs_changes += 1
+        events.drop_pending(self)
 
     def get_sregs(self, sregs: Any) -> None:
         """Fill a struct kvm_sregs or kvm_sregs2."""
@@ -329,7 +342,7 @@ class Vcpu:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         registers.set_sregs(self.cpu, sregs)
         self.cpu.flush_code()
-        self.set_cr8(sregs.cr8 & 15)
+        self.set_cr8(sregs.cr8)  # an illegal one is passed over
         for word, bits in enumerate(getattr(sregs, "interrupt_bitmap", ())):
             if bits and self.lapic is None:
                 self.queued_interrupt = word * 64 + bits.bit_length() - 1
@@ -347,7 +360,7 @@ class Vcpu:
     def set_cpuid(self, entries: tuple[CpuidEntry, ...]) -> None:
         """Take what CPUID shows the guest."""
         self.cpuid_entries = entries
-        self.cpuid = GuestCpuid(entries)
+        self.cpuid = GuestCpuid(entries, self.vm.profile)
         self._leaves = {}
         for function, index, flags, *registers_ in entries:
             at = index if flags & CPUID_FLAG_SIGNIFCANT_INDEX else None

@@ -84,6 +84,9 @@ def _set_debugregs(vcpu: "Vcpu", given: Any) -> None:
 
 
 def _set_guest_debug(vcpu: "Vcpu", given: Any) -> None:
+    injects = given.control & (GuestDbg.INJECT_DB | GuestDbg.INJECT_BP)
+    if injects and vcpu.exception is not None and not vcpu.last_events.from_user:
+        raise _error(errno.EBUSY)
     if given.control & GuestDbg.INJECT_DB:
         vcpu.queue_exception(1, None)
     elif given.control & GuestDbg.INJECT_BP:
@@ -105,9 +108,7 @@ def _interrupt(vcpu: "Vcpu", given: Any) -> None:
         raise _error(errno.EINVAL)
     if vcpu.lapic is not None:
         raise _error(errno.ENXIO)
-    if vcpu.queued_interrupt is not None:
-        raise _error(errno.EEXIST)
-    vcpu.queued_interrupt = given.irq
+    vcpu.queued_interrupt = vcpu.last_events.interrupt = given.irq
 
 
 def _nmi(vcpu: "Vcpu", _arg: int) -> int:
@@ -138,12 +139,14 @@ def _get_lapic(vcpu: "Vcpu", found: Any) -> None:
         found.regs[:] = vcpu.lapic.get_state()
 
 
-def _set_lapic(vcpu: "Vcpu", given: Any) -> None:
+def _set_lapic(vcpu: "Vcpu", arg: int) -> int:
     if vcpu.lapic is None:
         raise _error(errno.EINVAL)
+    given = read_struct(cpu.LapicState, arg)
     with vcpu.vm.lock:
         vcpu.lapic.set_state(bytes(given.regs))
         vcpu.vm.rearm()
+    return 0
 
 
 def _translate(vcpu: "Vcpu", arg: int) -> int:
@@ -162,7 +165,8 @@ def _translate(vcpu: "Vcpu", arg: int) -> int:
 
 def _set_cpuid2(vcpu: "Vcpu", arg: int) -> int:
     entries = read_cpuid(arg)
-    if vcpu.has_run and vcpu.vm.profile.feature_msrs_frozen and entries != vcpu.cpuid_entries:
+    frozen = vcpu.vm.profile.cpuid_frozen if vcpu.has_run else "none"
+    if frozen == "all" or (frozen == "changes" and entries != vcpu.cpuid_entries):
         raise _error(errno.EINVAL)
     vcpu.set_cpuid(entries)
     return 0
@@ -240,7 +244,7 @@ VCPU_IOCTLS: Final[dict[int, Handler]] = {
     ioctls.KVM_GET_MP_STATE: _getter(cpu.MpState, _get_mp_state),
     ioctls.KVM_SET_MP_STATE: _setter(cpu.MpState, _set_mp_state),
     ioctls.KVM_GET_LAPIC: _getter(cpu.LapicState, _get_lapic),
-    ioctls.KVM_SET_LAPIC: _setter(cpu.LapicState, _set_lapic),
+    ioctls.KVM_SET_LAPIC: _set_lapic,
     ioctls.KVM_TRANSLATE: _translate,
     ioctls.KVM_SET_CPUID2: _set_cpuid2,
     ioctls.KVM_GET_CPUID2: _get_cpuid2,

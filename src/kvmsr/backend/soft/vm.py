@@ -24,9 +24,8 @@ from kvmsr.backend.soft.ticker import Ticker
 if TYPE_CHECKING:
     from kvmsr.backend.soft.vcpu import Vcpu
 
-__all__ = ("MAX_VCPUS", "Vm")
+__all__ = ("Vm",)
 
-MAX_VCPUS: Final = 8
 TSC_KHZ: Final = 1_000_000
 
 _LAST_PAGE: Final = (1 << 40) - 0x1000  # of the physical addresses that CPUID tells of
@@ -98,7 +97,8 @@ class Vm:
         moves = vcpu.lapic_page != page
         if moves and vcpu.lapic_page is not None:
             vcpu.cpu.unmap(vcpu.lapic_page, 0x1000)
-        devices = () if vcpu.lapic is None else (_IOAPIC_PAGE, page or _IOAPIC_PAGE)
+        hidden = _IOAPIC_PAGE if page is None else page  # page 0 is one, too
+        devices = () if vcpu.lapic is None else (_IOAPIC_PAGE, hidden)
         self.slots.apply(vcpu.cpu, vcpu.mapped, devices)
         if moves and page is not None and vcpu.map_lapic_at is not None:
             vcpu.map_lapic_at(page)

@@ -9,7 +9,7 @@ One function an ioctl, as in kvm_vm_ioctl and kvm_arch_vm_ioctl of the kernel.
 import errno
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from kvmsr.abi import Cap, ioctls, vm
 from kvmsr.backend.soft.capabilities import check_extension
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from kvmsr.backend.soft.vm import Vm
 
 __all__ = ("VM_IOCTLS",)
+
+_LAST_TSS: Final = 0xFFFF_D000
 
 Handler = Callable[["Vm", int], int]
 
@@ -38,8 +40,10 @@ def _set_user_memory_region(machine: "Vm", arg: int) -> int:
     return 0
 
 
-def _set_address(_machine: "Vm", _arg: int) -> int:
-    """Take an address that only VMX needs."""
+def _set_tss_addr(_machine: "Vm", arg: int) -> int:
+    """Take the address of three pages, which only VMX needs."""
+    if arg > _LAST_TSS:
+        raise _error(errno.EINVAL)
     return 0
 
 
@@ -161,9 +165,9 @@ def _set_pit2(machine: "Vm", arg: int) -> int:
 
 
 def _reinject_control(machine: "Vm", arg: int) -> int:
-    control: Any = read_user(arg, 1)[0]
+    control = read_struct(vm.ReinjectControl, arg)
     with machine.lock:
-        _pit(machine).reinject = bool(control)
+        _pit(machine).reinject = bool(control.pit_reinject)
     return 0
 
 
@@ -211,6 +215,8 @@ def _enable_cap(machine: "Vm", arg: int) -> int:
 
 
 def _set_msr_filter(machine: "Vm", arg: int) -> int:
+    if not machine.profile.has_capability(Cap.X86_MSR_FILTER):
+        raise _error(errno.ENOTTY)
     raw = read_user(arg, len(bytes(vm.MsrFilter())))
     machine.msr_filter = MsrFilter.from_bytes(raw, read_user)
     return 0
@@ -219,7 +225,7 @@ def _set_msr_filter(machine: "Vm", arg: int) -> int:
 VM_IOCTLS: Final[dict[int, Handler]] = {
     ioctls.KVM_CHECK_EXTENSION: lambda machine, arg: check_extension(machine.profile, arg),
     ioctls.KVM_SET_USER_MEMORY_REGION: _set_user_memory_region,
-    ioctls.KVM_SET_TSS_ADDR: _set_address,
+    ioctls.KVM_SET_TSS_ADDR: _set_tss_addr,
     ioctls.KVM_SET_IDENTITY_MAP_ADDR: _set_identity_map_addr,
     ioctls.KVM_SET_BOOT_CPU_ID: _set_boot_cpu_id,
     ioctls.KVM_CREATE_IRQCHIP: _create_irqchip,

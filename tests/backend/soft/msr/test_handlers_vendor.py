@@ -236,3 +236,8 @@ def test_hyperv_is_illegal_where_it_is_known(index):
 def test_gaps_in_hypervs_range(index, profile):
     assert HandlerVcpu(profile).read(index, HOST) == (UNSUPPORTED, 0)
     assert HandlerVcpu(NEWEST).read(0x40000118) == (INVALID, 0)
+
+
+@pytest.mark.parametrize(("profile", "length"), [(AMD_61, 3), (NEWEST, 3), (INTEL_61, 0), (PVM, 0)])
+def test_amd_tells_guests_that_errata_are_worked_around(profile, length):
+    assert HandlerVcpu(profile, "osvw").read(0xC0010140) == (OK, length)

@@ -46,21 +46,23 @@ def interrupt(engine: Engine, vector: int) -> bool:
 
 
 def deliver(
-    engine: Engine, vector: int, error_code: int = 0, *, software: bool = False, next_rip: int = 0
-) -> bool:
+    engine: Engine, vector: int, error_code: int = 0, *, software: bool = False, next_rip: int = 0,
+    resume: bool = True,
+) -> bool:  # fmt: skip
     """
     Deliver an exception or a software interrupt to the guest.
 
     :param error_code: what is pushed, for the vectors that push one.
     :param software: it is INT n, INT3 or INTO, and returns to *next_rip*.
+    :param resume: the saved RFLAGS of a fault has RF; otherwise it is as it is.
     :return: False where the guest is beyond help: it has shut down (a triple fault).
     """
-    return _deliver(engine, vector, error_code, software=software, next_rip=next_rip)
+    return _deliver(engine, vector, error_code, software=software, next_rip=next_rip, resume=resume)
 
 
 def _deliver(
     engine: Engine, vector: int, error_code: int, *, software: bool = False, next_rip: int = 0,
-    hardware: bool = False,
+    hardware: bool = False, resume: bool = True,
 ) -> bool:  # fmt: skip
     while True:
         try:
@@ -84,14 +86,14 @@ def _deliver(
         if hardware:
             engine.hardware_interrupt(vector)
         else:
+            if resume and not software and vector not in _TRAPS:
+                engine.state.eflags.value |= _RF
             _push(engine, vector, error_code, software, next_rip)
         return True
 
 
 def _push(engine: Engine, vector: int, error_code: int, software: bool, next_rip: int) -> None:
     state = engine.state
-    if not software and vector not in _TRAPS:
-        state.eflags.value |= _RF
     state.exception_index.value = vector
     state.error_code.value = error_code
     state.exception_is_int.value = int(software)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from kvmsr.abi import CPUID_FLAG_SIGNIFCANT_INDEX
+from kvmsr.backend.soft.profile import Profile
 
 __all__ = ("GuestCpuid",)
 
@@ -61,6 +62,7 @@ class GuestCpuid:
     """
     CPUID leaves.
 
+    :param profile: says which features a guest never has, and always, whatever the leaves say.
     :ivar is_set: whether there are any.
     :ivar is_amd: the vendor is AMD or Hygon.
     :ivar is_intel: the vendor is Intel.
@@ -68,7 +70,9 @@ class GuestCpuid:
     :ivar pv_features: EAX of KVM's own feature leaf; 0 without one.
     """
 
-    def __init__(self, entries: Iterable[tuple[int, ...]]) -> None:
+    def __init__(self, entries: Iterable[tuple[int, ...]], profile: Profile | None = None) -> None:
+        self._withheld = profile.withheld if profile else frozenset()
+        self._granted = profile.granted if profile else frozenset()
         self._leaves: dict[tuple[int, int | None], tuple[int, ...]] = {}
         for function, index, flags, *registers in entries:
             place = (function, index if flags & CPUID_FLAG_SIGNIFCANT_INDEX else None)
@@ -98,6 +102,8 @@ class GuestCpuid:
             return any(map(self.has, _SPEC_CTRL))
         if feature == "pred_cmd":
             return any(map(self.has, _PRED_CMD))
+        if feature in self._withheld or (self.is_set and feature in self._granted):
+            return feature not in self._withheld
         function, register, bit = _FEATURES[feature]
         return bool(self.register(function, register, _SUBLEAF.get(function, 0)) >> bit & 1)
 

@@ -37,6 +37,7 @@ __all__ = (
 )
 
 _GP: Final = 13
+_RF: Final = 1 << 16
 _LOW: Final = 0xFFFF_FFFF
 _U64: Final = (1 << 64) - 1
 _X2APIC_ICR: Final = 0x830
@@ -160,7 +161,7 @@ def _defer(vcpu: MsrVcpu, length: int, emulated: bool) -> None:
     elif style == "vmx" or "M5" in profile.mutants:
         vcpu.deferred = length, None, None
     else:
-        vcpu.deferred = length, _next_rip(vcpu, length), vcpu.cpu.rflags
+        vcpu.deferred = length, _next_rip(vcpu, length), vcpu.cpu.rflags & ~_RF
 
 
 def _complete_rdmsr(vcpu: MsrVcpu) -> bool:

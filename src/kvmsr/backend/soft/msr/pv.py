@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from kvmsr.backend.soft.msr.result import MsrRet
-from kvmsr.backend.soft.msr.table import UNSUPPORTED, Handlers, stored
+from kvmsr.backend.soft.msr.table import INVALID, UNSUPPORTED, Handlers, stored
 from kvmsr.backend.soft.msr.vcpu import MsrVcpu
 
 __all__ = ("TABLE", "has_pv_feature", "scale", "update_clock")
@@ -21,6 +21,7 @@ _WALL_CLOCK, _SYSTEM_TIME, _WALL_CLOCK_NEW, _SYSTEM_TIME_NEW = 0x11, 0x12, 0x4B5
 _ASYNC_PF_EN, _STEAL_TIME, _PV_EOI, _POLL_CONTROL, _ASYNC_PF_INT, _ASYNC_PF_ACK = range(
     0x4B564D02, 0x4B564D08
 )
+_INTERNAL_GUEST_SSP: Final = 0x4B564DFF
 _CLOCKSOURCE, _CLOCKSOURCE2, _ASYNC_PF, _STEAL, _EOI = 0, 3, 4, 5, 6
 _ASYNC_PF_VMEXIT, _POLL, _ASYNC_PF_BY_INT = 10, 12, 14
 
@@ -148,6 +149,19 @@ _add(_STEAL_TIME, _STEAL, _write_steal_time)
 _add(_PV_EOI, _EOI, _write_eoi)
 _add(_POLL_CONTROL, _POLL, _write_poll_control)
 _add(_ASYNC_PF_INT, _ASYNC_PF_BY_INT, _write_async_pf_int)
+
+
+def _read_ssp(vcpu: MsrVcpu, index: int, host: bool) -> tuple[MsrRet, int]:
+    """The guest's shadow-stack pointer, which newer kernels move by an MSR that is the host's."""
+    newer = vcpu.vm.profile.exempts_all_listed
+    return INVALID if newer and not host else UNSUPPORTED
+
+
+def _write_ssp(vcpu: MsrVcpu, index: int, value: int, host: bool) -> MsrRet:
+    return _read_ssp(vcpu, index, host)[0]
+
+
+TABLE.add(_INTERNAL_GUEST_SSP, _read_ssp, _write_ssp)
 TABLE.add(
     _ASYNC_PF_ACK, lambda vcpu, index, host: (_write_ack(vcpu, index, 0, host), 0), _write_ack
 )

@@ -26,6 +26,8 @@ _CLEARED_BY_INIT: Final = (
 )  # fmt: skip
 """SMI_COUNT, SPEC_CTRL, VIRT_SPEC_CTRL, SYSTEM_TIME, ASYNC_PF_EN, STEAL_TIME, ASYNC_PF_INT."""
 
+_OSVW_LENGTH, _ERRATA_KNOWN = 0xC001_0140, 3
+"""Two errata, 400 and 415, count as worked around (svm_init_osvw of svm/svm.c)."""
 _PAT_RESET: Final = 0x0007_0406_0007_0406
 
 
@@ -70,4 +72,6 @@ class MsrState:
             _SMBASE: 0x30000,
             _ARCH_CAPABILITIES: 0 if profile.vendor == "pvm" else HOST_ARCH_CAPABILITIES,
         }
+        if profile.vendor == "amd":
+            self.values[_OSVW_LENGTH] = _ERRATA_KNOWN
         vcpu.cpu.write_msr(_PAT, _PAT_RESET)

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Places
+------
+
+Where scenarios are played for comparison: a real KVM, and the soft backend that models it.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from kvmsr import backend as backends
+from kvmsr.errors import KvmsrError
+from kvmsr.kvm import Kvm
+from tests.differential.machine import Observation, play
+from tests.differential.scenario import Scenario
+from tests.nested.session import open_session
+
+__all__ = ("PLACES", "Place", "host", "nested", "soft")
+
+_OF_THE_CPU: Final = frozenset((0x10A, 0x174, 0x1D9))
+"""ARCH_CAPABILITIES; SYSENTER_CS, of which QEMU keeps 16 bits; DEBUGCTL, without virtual LBRs."""
+_SYS_MODULE: Final = Path("/sys/module")
+
+
+@dataclass(frozen=True)
+class Place:
+    """
+    A real KVM.
+
+    :ivar play: plays a scenario on it.
+    :ivar profile: of the soft backend that models it.
+    :ivar module: the vendor module, by which its own ways are known.
+    :ivar strange: MSRs that either the real KVM lists or the profile: the host's CPU decides about
+        them, and user space may read 0 from what is listed whether KVM knows it or not.
+    """
+
+    play: Callable[[Scenario], Observation]
+    profile: str
+    module: str
+    strange: frozenset[int] = frozenset()
+
+
+def soft(profile: str) -> Callable[[Scenario], Observation]:
+    """Return what plays scenarios on the soft backend."""
+    backend = backends.open("soft", profile=profile)
+    return lambda scenario: play(backend, scenario)
+
+
+@contextmanager
+def host() -> Iterator[Place]:
+    """
+    Give this machine's KVM.
+
+    :raises KvmsrError: if there is none, or none that a profile models.
+    """
+    backend = backends.open("kvm")
+    backend.close(backend.open())
+    if not (_SYS_MODULE / "kvm_pvm").exists():
+        raise KvmsrError("a KVM that a profile models exactly, which is kvm_pvm")
+    yield Place(lambda scenario: play(backend, scenario), "pvm", "kvm_pvm")
+
+
+@contextmanager
+def nested() -> Iterator[Place]:
+    """
+    Give the upstream KVM of the nested machine. Nested guests are off, as they are in the model.
+
+    :raises MissingError: if a part of that machine is not here.
+    :raises NestedError: if it does not come up.
+    """
+    with open_session(["-m", "tests.differential.inside"], {"kvm-amd": "nested=0"}) as session:
+
+        def ask(scenario: Scenario) -> Observation:
+            return [(name, value) for name, value in session.ask(scenario.to_json())]
+
+        profile = "linux-6.1-amd"
+        with Kvm(backends.open("soft", profile=profile)) as model:
+            strange = frozenset(session.ask("list")) ^ frozenset(model.get_msr_index_list())
+        yield Place(ask, profile, "kvm_amd", strange | _OF_THE_CPU)
+
+
+def through_text(observation: Observation) -> Observation:
+    """Return an observation as it comes out of the nested machine."""
+    return [(name, value) for name, value in json.loads(json.dumps(observation))]
+
+
+PLACES: Final = {"kvm": host, "nested": nested}
+"""By name."""
