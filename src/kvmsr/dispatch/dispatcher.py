@@ -8,15 +8,31 @@ Plan and register state at run time: an access goes in, an outcome comes out.
 
 import operator
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from kvmsr.dispatch.models import Instances
 from kvmsr.dispatch.outcome import Outcome, Verdict
 from kvmsr.dispatch.state import Shadows
 from kvmsr.errors import BrokenInvariantError
-from kvmsr.policy import Access, Fault, Op, Plain, Plan, Python, Reason, Rule, Value
+from kvmsr.policy import (
+    Access,
+    Fault,
+    Handler,
+    Model,
+    Op,
+    Plain,
+    Plan,
+    Python,
+    Reason,
+    Rule,
+    Scope,
+    Topology,
+    Value,
+)
 from kvmsr.policy.selector import shown, told
 
 __all__ = ("Dispatcher", "HandlerFailure")
@@ -60,14 +76,24 @@ class Dispatcher:
     """
     Answers accesses as a plan says; threads of several vCPUs may call it at once.
 
+    :param vcpus: how many vCPUs there are, for the models that count them.
+    :param clock: gives the guest's time in nanoseconds, never less than before.
     :ivar plan: the plan.
+    :ivar models: the register models.
     :ivar shadows: what guests have written to shadowed MSRs.
     :ivar failures: the first handler failures, 32 at most.
     :ivar failure_count: how many there were.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(
+        self, plan: Plan, *, vcpus: int = 1, clock: Callable[[], int] = time.monotonic_ns
+    ) -> None:
         self.plan = plan
+        self.models = Instances(plan.policy.topology, vcpus, clock)
+        for rule in plan.policy.rules:
+            for action in (rule.read, rule.write):
+                if isinstance(action, Model):
+                    self.models.prepare(action, rule.where)
         self.shadows = Shadows()
         self.failures: list[HandlerFailure] = []
         self.failure_count = 0
@@ -110,11 +136,13 @@ class Dispatcher:
         if isinstance(action, Value):
             return _always(Outcome(Verdict.VALUE, rule.where, action.value))
         if isinstance(action, Python):
-            return self._python(action, rule.where)
+            return self._handler(action.function, action.name, rule.where)
+        if isinstance(action, Model):
+            return self._handler(self.models.handler(action), action.name, rule.where)
         if action is Plain.KERNEL:
             return self._default
         if action is Plain.SHADOW:
-            return self._shadow(rule.where, rule.reset)
+            return self._shadow(rule.where, rule.reset, rule.scope)
         if action is Plain.FAULT:
             return _always(Outcome(Verdict.FAULT, rule.where))
         if action is Plain.STOP:
@@ -144,23 +172,23 @@ class Dispatcher:
         if action is Plain.IGNORE:
             return _ignored(access.op, rule)
         if action is Plain.SHADOW:
-            return self._shadow(rule, 0)(access)
+            return self._shadow(rule, 0, Scope.THREAD)(access)
         return Outcome(Verdict.STOP, rule)
 
-    def _shadow(self, rule: str, reset: int) -> _Act:
+    def _shadow(self, rule: str, reset: int, scope: Scope) -> _Act:
         shadows = self.shadows
+        holder = _holder(self.plan.policy.topology, scope)
 
         def act(access: Access) -> Outcome:
             if access.op == _READ:
-                value = shadows.read(access.vcpu, access.index, reset)
+                value = shadows.read(holder(access.vcpu), access.index, reset)
                 return _outcome(Outcome, (_VALUE, rule, value))
-            kept = shadows.write(access.vcpu, access.index, access.value)
+            kept = shadows.write(holder(access.vcpu), access.index, access.value)
             return _outcome(Outcome, (_DONE if kept else _FAULT, rule, 0))
 
         return act
 
-    def _python(self, action: Python, rule: str) -> _Act:
-        function = action.function
+    def _handler(self, function: Handler, name: str, rule: str) -> _Act:
         done, fault = Outcome(_DONE, rule), Outcome(_FAULT, rule)
 
         def act(access: Access) -> Outcome:
@@ -171,34 +199,42 @@ class Dispatcher:
             except KeyboardInterrupt:
                 raise  # it is not the handler's
             except BaseException as error:  # also SystemExit: it would end the vCPU's thread
-                return self._failed(action, rule, access, f"raised {told(error)}", _trace(error))
+                return self._failed(name, rule, access, f"raised {told(error)}", _trace(error))
             if access.op == _WRITE:
                 if answer is None:
                     return done
                 message = f"returned {shown(answer)}; a handler of writes returns nothing"
-                return self._failed(action, rule, access, message)
+                return self._failed(name, rule, access, message)
             try:
                 value = operator.index(answer)  # type: ignore[arg-type]
             except KeyboardInterrupt:
                 raise
             except BaseException:  # whatever somebody's __index__ does
                 message = f"returned {shown(answer)}; a handler of reads returns an integer"
-                return self._failed(action, rule, access, message)
+                return self._failed(name, rule, access, message)
             if not 0 <= value <= _U64:
                 message = f"returned {shown(value)}, which does not fit an MSR's 64 bits"
-                return self._failed(action, rule, access, message)
+                return self._failed(name, rule, access, message)
             return _outcome(Outcome, (_VALUE, rule, value))
 
         return act
 
     def _failed(
-        self, action: Python, rule: str, access: Access, message: str, text: str = ""
+        self, name: str, rule: str, access: Access, message: str, text: str = ""
     ) -> Outcome:
         with self._failing:
             self.failure_count += 1
             if len(self.failures) < _MAX_FAILURES:
-                self.failures.append(HandlerFailure(action.name, rule, access, message, text))
+                self.failures.append(HandlerFailure(name, rule, access, message, text))
         return self._plain(self.plan.policy.defaults.on_error, "defaults.on_error", access)
+
+
+def _holder(topology: Topology, scope: Scope) -> Callable[[int], int]:
+    """Return what numbers the holders of a shadow by vCPU; no two scopes share a number."""
+    if scope is Scope.THREAD:
+        return lambda vcpu: vcpu
+    unit, place = topology.unit, list(Scope).index(scope)
+    return lambda vcpu: -len(Scope) * unit(scope, vcpu) - place
 
 
 def _trace(error: BaseException) -> str:

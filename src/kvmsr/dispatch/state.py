@@ -17,7 +17,7 @@ MAX_SHADOWS: Final = 65_536
 
 class Shadows:
     """
-    The last value written, by vCPU and MSR.
+    The last value written, by holder and MSR: a vCPU, or what several of them share.
 
     :ivar refused: how many writes found no room.
     """
@@ -31,13 +31,13 @@ class Shadows:
     def __len__(self) -> int:
         return len(self._values)
 
-    def read(self, vcpu: int, index: int, reset: int) -> int:
+    def read(self, holder: int, index: int, reset: int) -> int:
         """Return what was last written, or *reset*."""
-        return self._values.get((vcpu, index), reset)
+        return self._values.get((holder, index), reset)
 
-    def write(self, vcpu: int, index: int, value: int) -> bool:
+    def write(self, holder: int, index: int, value: int) -> bool:
         """Keep *value*; return False if there is no room for another MSR."""
-        key = (vcpu, index)
+        key = (holder, index)
         if key in self._values:
             self._values[key] = value
             return True

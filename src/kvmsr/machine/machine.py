@@ -149,7 +149,7 @@ class Machine:
         facts = KernelFacts(ignore_msrs=ignore_msrs)
         listed = {*kvm.get_msr_index_list(), *kvm.get_msr_feature_index_list()}
         self.plan = _fitting_plan(policy, facts, self.vcpus[0], listed)
-        self.dispatcher = Dispatcher(self.plan)
+        self.dispatcher = Dispatcher(self.plan, vcpus=cpus, clock=lambda: self.vm.get_clock().clock)
         self._install(self.plan)
         self._threads = [VcpuThread(self, vcpu) for vcpu in self.vcpus]
 
@@ -220,7 +220,7 @@ class Machine:
         wall = time.monotonic() - begun
         assert self._end is not None
         shadows = self.dispatcher.shadows
-        notes = [*self.plan.warnings, *self._loaded.notes]
+        notes = [*self.plan.warnings, *self._loaded.notes, *self.dispatcher.models.notes]
         notes += [
             f"vCPU {thread.vcpu.id} did not come back within {_GRACE:g} seconds: is a handler"
             " still at work?"

@@ -12,6 +12,7 @@ from kvmsr.policy.kernel import KernelFacts
 from kvmsr.policy.model import (
     Action,
     Defaults,
+    Model,
     Plain,
     Policy,
     Python,
@@ -23,6 +24,7 @@ from kvmsr.policy.model import (
 from kvmsr.policy.parse import load_policy, parse_policy
 from kvmsr.policy.plan import Plan, compile_policy
 from kvmsr.policy.segments import Segment, Table
+from kvmsr.policy.topology import Scope, Topology
 
 __all__ = (
     "Access",
@@ -33,6 +35,7 @@ __all__ = (
     "FilterRange",
     "Handler",
     "KernelFacts",
+    "Model",
     "Op",
     "Plain",
     "Plan",
@@ -40,8 +43,10 @@ __all__ = (
     "Python",
     "Reason",
     "Rule",
+    "Scope",
     "Segment",
     "Table",
+    "Topology",
     "Value",
     "compile_policy",
     "load_policy",

@@ -34,16 +34,17 @@ class HandlerFinder:
     def __init__(self) -> None:
         self._beside: dict[Path, ModuleType] = {}
 
-    def find(self, name: str, folder: Path) -> Handler:
+    def find(self, name: str, folder: Path, what: str = "function") -> Handler:
         """
         Return function *name*, written ``module:function``.
 
         :param folder: where the policy file is.
+        :param what: what messages call it.
         :raises PolicyError: if there is none, or its module cannot be loaded.
         """
         match = re.fullmatch(r"([A-Za-z_][\w.]*):(\w+)", name)
         if not match:
-            raise PolicyError(f"{shown(name)} is no handler: write module:function")
+            raise PolicyError(f"{shown(name)} names none: write module:{what}")
         try:
             module = self._module(match[1], folder)
         except KeyboardInterrupt:
@@ -58,7 +59,7 @@ class HandlerFinder:
         except Exception:  # a module may have a __getattr__ of its own
             function = None
         if not callable(function):
-            raise PolicyError(f"module {shown(match[1])} has no function {shown(match[2])}")
+            raise PolicyError(f"module {shown(match[1])} has no {what} {shown(match[2])}")
         handler: Handler = function
         return handler
 

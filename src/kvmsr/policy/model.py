@@ -6,20 +6,25 @@ Policies
 What the owner of a virtual machine wants of each MSR: ordered rules and defaults, as plain values.
 """
 
-import difflib
 import enum
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final, Self
+
+import msgspec
 
 from kvmsr.errors import PolicyError
 from kvmsr.policy.access import Handler, Op
-from kvmsr.policy.selector import MsrSpec, Ranges, parse_msrs, shown
+from kvmsr.policy.models import find_model, fit_parameters
+from kvmsr.policy.registers import ModelClass, is_model_class
+from kvmsr.policy.selector import MsrSpec, Ranges, merge, nearest, parse_msrs, shown
+from kvmsr.policy.topology import Scope, Topology
 
 __all__ = (
     "Action",
     "ActionSpec",
     "Defaults",
+    "Model",
     "Plain",
     "Policy",
     "Python",
@@ -77,7 +82,51 @@ class Python:
         return f"python {self.name}"
 
 
-Action = Plain | Value | Python
+@dataclass(frozen=True, slots=True, init=False)
+class Model:
+    """
+    A register model answers: ``Model("topology.core-thread-count")``, ``Model(MyModel, watts=9)``.
+
+    :ivar cls: its class.
+    :ivar parameters: what the policy sets of what the class declares.
+    :ivar name: how policies and messages call it.
+    :raises PolicyError: if there is no such model, or a parameter does not fit.
+    """
+
+    cls: ModelClass
+    parameters: msgspec.Struct
+    name: str = field(compare=False)
+
+    def __init__(self, model: str | ModelClass, /, **parameters: Any) -> None:
+        named = isinstance(model, str)
+        cls = find_model(model) if isinstance(model, str) else model
+        if not is_model_class(cls):
+            raise PolicyError(f"{shown(cls)} is no register model")
+        put = object.__setattr__
+        put(self, "cls", cls)
+        put(self, "parameters", fit_parameters(cls, parameters))
+        put(self, "name", model if named else f"{cls.__module__}:{cls.__qualname__}")
+
+    @classmethod
+    def of(cls, model: ModelClass, name: str, parameters: Mapping[str, Any]) -> Self:
+        """Return the action for a class that policies call *name*."""
+        made = cls(model, **parameters)
+        object.__setattr__(made, "name", name)
+        return made
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    @property
+    def key(self) -> tuple[ModelClass, bytes]:
+        """Return what actions that share a model have in common: its class and parameters."""
+        return self.cls, msgspec.json.encode(self.parameters, order="deterministic")
+
+    def __str__(self) -> str:
+        return f"model {self.name}"
+
+
+Action = Plain | Value | Python | Model
 ActionSpec = Action | str | int | Handler
 """How an action is written in Python: "fault", Plain.FAULT, 5 or Value(5), or a function."""
 
@@ -89,7 +138,7 @@ def to_action(spec: ActionSpec, op: Op) -> Action:
     :raises PolicyError: if there is none, or not for *op*.
     """
     action: Action
-    if isinstance(spec, (Plain, Value, Python)):
+    if isinstance(spec, (Plain, Value, Python, Model)):
         action = spec
     elif isinstance(spec, str):
         action = plain(spec)
@@ -115,9 +164,22 @@ def plain(word: str, allowed: Collection[Plain] = tuple(Plain)) -> Plain:
             return action
     if not isinstance(word, str):
         raise PolicyError(f"{shown(word)} is no action; there are {', '.join(allowed)}")
-    near = difflib.get_close_matches(word, [action.value for action in allowed], n=1)
-    hint = f"did you mean {near[0]!r}? There are" if near else "there are"
-    raise PolicyError(f"{shown(word)} is no action here; {hint} {', '.join(allowed)}")
+    hint = nearest(word, allowed)
+    if "did you mean" in hint:
+        hint += f" There are {', '.join(allowed)}"
+    raise PolicyError(f"{shown(word)} is no action here; {hint}")
+
+
+def to_scope(word: str | None) -> Scope | None:
+    """
+    Return the scope called *word*.
+
+    :raises PolicyError: if there is none.
+    """
+    try:
+        return None if word is None else Scope(word)
+    except ValueError:
+        raise PolicyError(f"{shown(word)} is no scope; {nearest(word, Scope)}") from None
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -129,6 +191,7 @@ class Rule:
     :ivar read: the action for reads; None says nothing of reads.
     :ivar write: the action for writes; None says nothing of writes.
     :ivar reset: what ``shadow`` reads before anything was written.
+    :ivar scope: which vCPUs share what ``shadow`` keeps.
     :ivar where: where the rule was written, for messages and the summary.
     """
 
@@ -136,6 +199,7 @@ class Rule:
     read: Action | None
     write: Action | None
     reset: int
+    scope: Scope
     where: str = field(compare=False)
 
     def __init__(
@@ -144,7 +208,8 @@ class Rule:
         read: ActionSpec | None = None,
         write: ActionSpec | None = None,
         *,
-        reset: int = 0,
+        reset: int | None = None,
+        scope: str | None = None,
         where: str = "",
         msrs: MsrSpec = (),
     ) -> None:
@@ -155,12 +220,32 @@ class Rule:
         put(self, "msrs", parse_msrs(msrs if msr is None else msr))
         put(self, "read", None if read is None else to_action(read, Op.READ))
         put(self, "write", None if write is None else to_action(write, Op.WRITE))
-        put(self, "reset", Value(reset).value)
+        put(self, "reset", 0 if reset is None else Value(reset).value)
+        put(self, "scope", to_scope(scope) or Scope.THREAD)
+        for action in (self.read, self.write):
+            if isinstance(action, Model):
+                _check_has(action, self.msrs)
         put(self, "where", where)
 
     def action(self, op: Op) -> Action | None:
         """Return the action for *op*."""
         return self.read if op == Op.READ else self.write
+
+
+def _check_has(action: Model, msrs: Ranges) -> None:
+    """
+    Hold a rule to the MSRs that its model has.
+
+    :raises PolicyError: naming the first that it has not, and those that it has.
+    """
+    has = action.cls.registers
+    for first, last in msrs:
+        missing = next((i for i in range(first, last + 1) if i not in has), None)
+        if missing is not None:
+            there = ", ".join(
+                f"{a:#x}" if a == b else f"{a:#x}-{b:#x}" for a, b in merge((i, i) for i in has)
+            )
+            raise PolicyError(f"{action} has no MSR {missing:#x}; it has {there}")
 
 
 _ON_UNKNOWN: Final = (Plain.FAULT, Plain.IGNORE, Plain.SHADOW, Plain.STOP)
@@ -196,11 +281,13 @@ class Policy:
     Ordered rules and defaults; the first rule that is for the MSR and says something of the
     direction wins.
 
+    :ivar topology: which vCPUs share registers.
     :ivar source: the file it came from, or "".
     """
 
     rules: tuple[Rule, ...]
     defaults: Defaults
+    topology: Topology
     name: str
     description: str
     source: str
@@ -210,6 +297,7 @@ class Policy:
         rules: Iterable[Rule] = (),
         defaults: Defaults | None = None,
         *,
+        topology: Topology | None = None,
         name: str = "",
         description: str = "",
         source: str = "",
@@ -217,6 +305,7 @@ class Policy:
         put = object.__setattr__
         put(self, "rules", tuple(_placed(rule, n) for n, rule in enumerate(rules)))
         put(self, "defaults", defaults or Defaults())
+        put(self, "topology", topology or Topology())
         put(self, "name", name)
         put(self, "description", description)
         put(self, "source", source)

@@ -7,54 +7,47 @@ TOML text to :class:`~kvmsr.policy.Policy`. Strict: what is not understood is an
 error names file, line and key.
 """
 
-import difflib
 import re
 import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path as FilePath
-from typing import Final, NoReturn
-
-import msgspec
+from typing import Any, Final, NoReturn
 
 from kvmsr.errors import PolicyError
 from kvmsr.policy.handlers import HandlerFinder
 from kvmsr.policy.lines import Path, deepest_line, key_lines, show
-from kvmsr.policy.model import Action, Defaults, Policy, Python, Rule, Value, plain
+from kvmsr.policy.model import (
+    Action,
+    Defaults,
+    Model,
+    Policy,
+    Python,
+    Rule,
+    Value,
+    plain,
+    to_scope,
+)
+from kvmsr.policy.models import find_model
+from kvmsr.policy.schema import (
+    ActionTable,
+    DefaultsTable,
+    File,
+    FormError,
+    RuleTable,
+    TopologyTable,
+    convert,
+)
 from kvmsr.policy.selector import parse_msrs, shown
+from kvmsr.policy.topology import Topology
 
 __all__ = ("load_policy", "parse_policy")
 
 
-class _Header(msgspec.Struct, forbid_unknown_fields=True):
-    name: str = ""
-    description: str = ""
-    extends: list[str] = []
-
-
-class _Defaults(msgspec.Struct, forbid_unknown_fields=True):
-    unknown: str | None = None
-    invalid: str | None = None
-    on_error: str | None = None
-
-
-class _Action(msgspec.Struct, forbid_unknown_fields=True):
-    value: int | None = None
-    python: str | None = None
-
-
-class _Rule(msgspec.Struct, forbid_unknown_fields=True):
-    msr: int | str | list[int | str]
-    read: str | _Action | None = None
-    write: str | _Action | None = None
-    reset: int = 0
-
-
-class _File(msgspec.Struct, forbid_unknown_fields=True):
-    policy: _Header = msgspec.field(default_factory=_Header)
-    defaults: _Defaults = msgspec.field(default_factory=_Defaults)
-    rule: list[_Rule] = []
+_ONE_OF: Final = " and ".join(
+    (", ".join(ActionTable.__struct_fields__[:-1]), ActionTable.__struct_fields__[-1])
+)
 
 
 def load_policy(file: str | FilePath) -> Policy:
@@ -96,6 +89,7 @@ class _Reader:
 
     :ivar rules: its rules and, behind them, those of its bases, from last to first.
     :ivar said: the defaults that it says or, where it does not, that its last base says.
+    :ivar topology: the same of the topology.
     """
 
     def __init__(
@@ -115,24 +109,28 @@ class _Reader:
         self.header = tree.policy
         self.rules = [self.rule(rule, number) for number, rule in enumerate(tree.rule)]
         self.said: dict[str, str] = {}
+        self.topology: dict[str, int] = {}
         for number, name in enumerate(tree.policy.extends):
             base = self.base(name, number)
             self.said.update(base.said)
+            self.topology.update(base.topology)
             # The next base comes before this one: insert behind the own rules.
             self.rules[len(tree.rule) : len(tree.rule)] = base.rules
         self.said.update(self.own_defaults(tree.defaults))
+        self.topology.update(self.own_topology(tree.topology))
 
     def policy(self) -> Policy:
         """Return what was read, as a policy."""
         return Policy(
             self.rules,
             Defaults(**self.said),
+            topology=Topology(**self.topology),
             name=self.header.name,
             description=self.header.description,
             source=self.source,
         )
 
-    def tree(self, text: str) -> _File:
+    def tree(self, text: str) -> File:
         """Return the file's tables, or fail with what TOML or the schema objects to."""
         try:
             raw = tomllib.loads(text)
@@ -150,10 +148,8 @@ class _Reader:
                 line=text.count("\n", 0, found.start()) + 1 if found else 0,
             ) from None
         self.lines = key_lines(text)
-        try:
-            return msgspec.convert(raw, _File)
-        except msgspec.ValidationError as error:
-            self.fail_schema(str(error))
+        with self.at(()):
+            return convert(raw, File)
 
     # Parts
 
@@ -175,7 +171,7 @@ class _Reader:
             self.fail(path, f"there is no file {file}")
         return _load(file, self.above, self.handlers)
 
-    def own_defaults(self, own: _Defaults) -> dict[str, str]:
+    def own_defaults(self, own: DefaultsTable) -> dict[str, str]:
         """Return the defaults that this file says itself."""
         said = {}
         for key in own.__struct_fields__:
@@ -186,36 +182,60 @@ class _Reader:
                 said[key] = word
         return said
 
-    def rule(self, rule: _Rule, number: int) -> Rule:
+    def own_topology(self, own: TopologyTable) -> dict[str, int]:
+        """Return what this file says itself of the topology."""
+        said = {}
+        for key in own.__struct_fields__:
+            count = getattr(own, key)
+            if count is not None:
+                with self.at(("topology", key)):
+                    Topology(**{key: count})
+                said[key] = count
+        return said
+
+    def rule(self, rule: RuleTable, number: int) -> Rule:
         """Return rule *number*."""
         path: Path = ("rule", number)
         with self.at((*path, "msr")):
             parse_msrs(rule.msr)
         with self.at((*path, "reset")):
-            Value(rule.reset)
+            Value(rule.reset or 0)
+        with self.at((*path, "scope")):
+            to_scope(rule.scope)
         read = self.action(rule.read, (*path, "read"))
         write = self.action(rule.write, (*path, "write"))
         where = f"{FilePath(self.source).name}:{self.line(path)}"
         with self.at(path):
-            return Rule(rule.msr, read, write, reset=rule.reset, where=where)
+            return Rule(rule.msr, read, write, reset=rule.reset, scope=rule.scope, where=where)
 
-    def action(self, spec: str | _Action | None, path: Path) -> Action | None:
+    def action(self, spec: str | dict[str, Any] | None, path: Path) -> Action | None:
         """Return the action that *spec*, at *path*, stands for."""
         if spec is None:
             return None
         with self.at(path):
             if isinstance(spec, str):
                 return plain(spec)
-            if (spec.value is None) == (spec.python is None):
-                raise PolicyError("a table needs exactly one of value and python")
-            if spec.value is not None:
+            named = [key for key in ActionTable.__struct_fields__ if key in spec]
+            if "model" in named:
+                return self.model(dict(spec))
+            table = convert(spec, ActionTable)
+            if len(named) != 1:
+                raise PolicyError(f"a table needs exactly one of {_ONE_OF}")
+            if table.value is not None:
                 if path[-1] == "write":
                     raise PolicyError(
                         "a value can only be read; for writes say ignore, fault or shadow"
                     )
-                return Value(spec.value)
-            assert spec.python is not None
-            return Python(self.handlers.find(spec.python, self.folder), spec.python)
+                return Value(table.value)
+            assert table.python is not None
+            return Python(self.handlers.find(table.python, self.folder), table.python)
+        raise AssertionError  # for the type checker: at() swallows nothing
+
+    def model(self, spec: dict[str, Any]) -> Model:
+        """Return the action of a table that names a model."""
+        name = convert({"model": spec.pop("model")}, ActionTable).model
+        assert name is not None
+        return Model.of(find_model(name, self.folder, self.handlers), name, spec)
 
     # Errors
 
@@ -242,7 +262,8 @@ class _Reader:
         except PolicyError as error:
             if error.file:
                 raise
-            self.fail(path, str(error))
+            inside = error.path if isinstance(error, FormError) else ()
+            self.fail((*path, *inside), str(error))
 
     def fail_syntax(self, error: tomllib.TOMLDecodeError, text: str) -> NoReturn:
         """Fail with what the TOML parser says."""
@@ -252,56 +273,3 @@ class _Reader:
         raise PolicyError(
             f"this is no TOML: {message}", file=self.source, line=int(line) if line else last
         ) from None
-
-    def fail_schema(self, message: str) -> NoReturn:
-        """Fail with what the schema says, in the words of this language."""
-        match = re.fullmatch(r"(.*?)(?: - at `\$(.*)`)?", message, re.DOTALL)
-        assert match is not None
-        what, path = match[1], _path(match[2] or "")
-        unknown = re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL)
-        missing = re.fullmatch(r"Object missing required field `(.*)`", what)
-        if unknown:
-            known = _fields_at(path)
-            near = difflib.get_close_matches(unknown[1], known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-            self.fail((*path, unknown[1]), f"unknown key; {hint}")
-        if missing:
-            self.fail(path, f"the key {missing[1]!r} is missing")
-        if path == ("rule",) and "got `object`" in what:
-            self.fail(path, "rules are an array of tables: write [[rule]], with two brackets")
-        self.fail(path, _in_words(what))
-
-
-_TABLES: Final[dict[Path, type[msgspec.Struct]]] = {
-    (): _File,
-    ("policy",): _Header,
-    ("defaults",): _Defaults,
-    ("rule",): _Rule,
-}
-
-
-def _in_words(what: str) -> str:
-    """Put msgspec's "Expected `int | null`, got `str`" into TOML's words."""
-    for word, toml in (
-        ("Expected", "expected"),
-        (" | null", ""),
-        ("object", "table"),
-        ("bool", "boolean"),
-        ("str", "string"),
-        ("int", "integer"),
-        ("`", ""),
-    ):
-        what = what.replace(word, toml)
-    return what.replace(" | ", " or ")
-
-
-def _fields_at(path: Path) -> tuple[str, ...]:
-    """Return the keys that the table at *path* may have."""
-    names: Path = tuple(part for part in path if isinstance(part, str))
-    return _TABLES.get(names, _Action).__struct_fields__
-
-
-def _path(text: str) -> Path:
-    """Read msgspec's ``.rule[2].read``."""
-    parts = re.findall(r"\.([^.\[]+)|\[(\d+)\]", text)
-    return tuple(int(number) if number else name for name, number in parts)

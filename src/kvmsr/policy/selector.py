@@ -6,6 +6,7 @@ Selectors
 Which MSRs a rule is for: by number, range, name, or a list of these.
 """
 
+import difflib
 import re
 from collections.abc import Iterable
 from typing import Final
@@ -13,7 +14,7 @@ from typing import Final
 from kvmsr.errors import PolicyError, UnknownMsrError
 from kvmsr.msr import catalog
 
-__all__ = ("MAX_INDEX", "MsrSpec", "Ranges", "parse_msrs", "shown", "told")
+__all__ = ("MAX_INDEX", "MsrSpec", "Ranges", "merge", "nearest", "parse_msrs", "shown", "told")
 
 MAX_INDEX: Final = (1 << 32) - 1
 _MAX_DECIMAL: Final = 1 << 64
@@ -46,7 +47,7 @@ def parse_msrs(spec: MsrSpec) -> Ranges:
     items = list(spec) if is_list else [spec]  # type: ignore[arg-type]
     if not items:
         raise PolicyError("selects no MSR")
-    return _merge(_one(item) for item in items)
+    return merge(_one(item) for item in items)
 
 
 def _one(item: object) -> tuple[int, int]:
@@ -85,6 +86,13 @@ def shown(value: object) -> str:
     return _short(text)
 
 
+def nearest(word: object, known: Iterable[str]) -> str:
+    """Return the hint for a word that is none of *known*: what looks like it, or what there is."""
+    words = [str(one) for one in known]
+    near = difflib.get_close_matches(str(word), words, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(words)}"
+
+
 def told(error: BaseException) -> str:
     """Return *error* for a message, in one line and not too long."""
     try:
@@ -109,7 +117,8 @@ def _checked(first: int, last: int, text: str) -> tuple[int, int]:
     return first, last
 
 
-def _merge(ranges: Iterable[tuple[int, int]]) -> Ranges:
+def merge(ranges: Iterable[tuple[int, int]]) -> Ranges:
+    """Return *ranges* ascending and apart."""
     merged: list[tuple[int, int]] = []
     for first, last in sorted(ranges):
         if merged and first <= merged[-1][1] + 1:

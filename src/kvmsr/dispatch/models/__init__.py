@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Register models
+---------------
+
+Behaviour behind one or more MSRs. A model is a class that declares its registers and its
+parameters, and says what reads and writes do where that is more than keeping a value::
+
+    class Fan(RegisterModel):
+        \"\"\"A fan that turns as fast as the policy says.\"\"\"
+
+        class Parameters(RegisterModel.Parameters):
+            rpm: Annotated[int, Meta(ge=0, le=9000)] = 1200
+
+        speed = Register(0x1234, "ro", rpm=Field("0-15"))
+
+        def read(self, register: Register, access: Access) -> int:
+            return register.pack(rpm=self.parameters.rpm)
+
+A policy names it ``{ model = "module:Fan", rpm = 900 }``; those that come with kvmsr have names of
+their own, in :data:`kvmsr.policy.models.BUILT_IN`.
+"""
+
+from msgspec import Meta
+
+from kvmsr.dispatch.models.base import RegisterModel, Site
+from kvmsr.dispatch.models.instances import Instances
+from kvmsr.policy.registers import Field, Register
+from kvmsr.policy.topology import Scope, Topology
+
+__all__ = (
+    "Field",
+    "Instances",
+    "Meta",
+    "Register",
+    "RegisterModel",
+    "Scope",
+    "Site",
+    "Topology",
+)

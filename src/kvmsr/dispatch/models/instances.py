@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The models of a run
+-------------------
+
+One instance for each model, set of parameters and unit of its scope.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from kvmsr.dispatch.models.base import RegisterModel, Site
+from kvmsr.errors import PolicyError
+from kvmsr.policy import Access, Fault, Model, Op
+from kvmsr.policy.registers import ModelClass
+from kvmsr.policy.selector import told
+from kvmsr.policy.topology import Topology
+
+__all__ = ("Instances",)
+
+_MAX_NOTES: Final = 100
+_READ: Final = Op.READ
+
+_Key = tuple[tuple[ModelClass, bytes], int]
+
+
+class Instances:
+    """
+    The instances of register models; threads of several vCPUs may use them at once.
+
+    :param topology: which vCPUs share registers.
+    :param vcpus: how many vCPUs there are.
+    :param clock: gives the guest's time in nanoseconds; by default the host's monotonic clock.
+    :ivar notes: what models want the user to know, a line each; the first 100.
+    """
+
+    def __init__(
+        self, topology: Topology, vcpus: int, clock: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        self.notes: list[str] = []
+        self._topology = topology
+        self._vcpus = vcpus
+        self._clock = clock
+        self._found: dict[_Key, tuple[RegisterModel, threading.Lock]] = {}
+        self._names: dict[_Key, str] = {}
+        self._making = threading.Lock()
+
+    def prepare(self, action: Model, where: str) -> None:
+        """
+        Make the instances for *action*, so that what is wrong shows before the guest runs.
+
+        :param where: the rule that names it.
+        :raises PolicyError: if the model does not take its parameters or its place.
+        """
+        for vcpu in range(self._vcpus):
+            try:
+                self._instance(action, vcpu)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                raise PolicyError(f"{where}: {action} cannot be set up: {told(error)}") from error
+
+    def handler(self, action: Model) -> Callable[[Access], int | None]:
+        """Return a function that answers accesses as *action* says, as a handler does."""
+        registers = action.cls.registers
+        scope = action.cls.scope
+        unit_of = self._topology.unit
+        by_unit: dict[int, tuple[RegisterModel, threading.Lock]] = {}
+
+        def answer(access: Access) -> int | None:
+            register = registers[access.index]
+            unit = unit_of(scope, access.vcpu)
+            found = by_unit.get(unit)
+            if found is None:
+                found = by_unit[unit] = self._instance(action, access.vcpu)
+            model, lock = found
+            with lock:
+                if access.op == _READ:
+                    if not register.readable:
+                        raise Fault
+                    return model.read(register, access)
+                if not register.writable:
+                    raise Fault
+                model.write(register, access)
+                return None
+
+        return answer
+
+    def state(self) -> dict[str, Any]:
+        """Return what the models keep, as JSON knows it."""
+        states = {}
+        for key, (model, lock) in self._found.copy().items():
+            with lock:
+                states[self._names[key]] = model.state()
+        return states
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """
+        Give the models what :meth:`state` told.
+
+        :raises PolicyError: if those are not the models of this policy.
+        """
+        names = {name: key for key, name in self._names.items()}
+        if set(state) != set(names):
+            odd = ", ".join(sorted(set(state) ^ set(names)))
+            raise PolicyError(f"this is the state of another policy's models: {odd}")
+        for name, kept in state.items():
+            model, lock = self._found[names[name]]
+            with lock:
+                model.restore(kept)
+
+    def _instance(self, action: Model, vcpu: int) -> tuple[RegisterModel, threading.Lock]:
+        cls: Any = action.cls
+        unit = self._topology.unit(cls.scope, vcpu)
+        key = (action.key, unit)
+        with self._making:
+            found = self._found.get(key)
+            if found is None:
+                members = self._topology.members(cls.scope, unit, max(self._vcpus, vcpu + 1))
+                site = Site(self._topology, unit, members, self._clock, self._note)
+                found = self._found[key] = cls(action.parameters, site), threading.Lock()
+                self._names[key] = f"{action.name} {action.key[1].decode()} {cls.scope} {unit}"
+        return found
+
+    def _note(self, text: str) -> None:
+        if len(self.notes) < _MAX_NOTES:
+            self.notes.append(" ".join(text.split()))

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Bits
+----
+
+What reads and writes do to each bit of a register.
+"""
+
+import enum
+import re
+from collections.abc import Mapping
+from typing import Final, NamedTuple, Self
+
+from kvmsr.errors import PolicyError
+from kvmsr.policy.selector import nearest, shown
+
+__all__ = ("ALL_RW", "BitKind", "Bits", "parse_span")
+
+_U64: Final = (1 << 64) - 1
+_SPAN: Final = re.compile(r"(\d{1,2})(?:\s*-\s*(\d{1,2}))?")
+
+
+class BitKind(enum.StrEnum):
+    """
+    What a bit does.
+
+    ``rw`` takes what is written; ``ro`` keeps what it is; ``fault`` makes a write that would change
+    it fault (a reserved bit); ``w1c`` and ``w1s`` are cleared and set by writing 1, and keep what
+    they are at 0; ``once`` takes the first write and is read-only from then on; ``lock`` can be
+    set, and where it is set every write faults; ``rc`` is read-only, and cleared by being read.
+    """
+
+    RW = "rw"
+    RO = "ro"
+    FAULT = "fault"
+    W1C = "w1c"
+    W1S = "w1s"
+    ONCE = "once"
+    LOCK = "lock"
+    RC = "rc"
+
+
+class Bits(NamedTuple):
+    """The bits of each kind, as masks; every one of the 64 bits is in exactly one of them."""
+
+    rw: int = 0
+    ro: int = 0
+    fault: int = 0
+    w1c: int = 0
+    w1s: int = 0
+    once: int = 0
+    lock: int = 0
+    rc: int = 0
+
+    @classmethod
+    def parse(cls, spec: Mapping[str, str]) -> Self:
+        """
+        Return the bits that *spec* describes, ``{"0": "lock", "1-2": "rw", "*": "fault"}``.
+
+        ``*`` is all bits that are not named; ``rw`` if it is not there.
+
+        :raises PolicyError: if a key names no bits or bits that another names, or a kind is none.
+        """
+        masks = dict.fromkeys(BitKind, 0)
+        named: dict[str, int] = {}
+        for key, kind in spec.items():
+            parsed = _kind(kind, key)
+            if key == "*":
+                continue
+            low, high = parse_span(key)
+            mask = (2 << high) - (1 << low)
+            for other, taken in named.items():
+                if mask & taken:
+                    raise PolicyError(f"bits {shown(key)} overlap {shown(other)}")
+            named[key] = mask
+            masks[parsed] |= mask
+        rest = _U64 & ~sum(named.values())
+        masks[_kind(spec.get("*", BitKind.RW), "*")] |= rest
+        return cls(**{kind.value: mask for kind, mask in masks.items()})
+
+    def spec(self) -> dict[str, str]:
+        """Return how these bits are written; what most bits are is said for ``*``."""
+        masks = dict(zip(BitKind, self, strict=True))
+        rest = max(BitKind, key=lambda kind: masks[kind].bit_count())
+        spans = [
+            (low, f"{low}" if low == high else f"{low}-{high}", kind.value)
+            for kind, mask in masks.items()
+            if kind is not rest
+            for low, high in _spans(mask)
+        ]
+        return {text: kind for _, text, kind in sorted(spans)} | {"*": rest.value}
+
+    def write(self, old: int, value: int, *, first: bool) -> int | None:
+        """
+        Return what a register that holds *old* holds after a write of *value*; None for a fault.
+
+        :param first: nothing was written to it since reset.
+        """
+        if old & self.lock or (old ^ value) & self.fault:
+            return None
+        takes = self.rw | (self.once if first else 0)
+        sets = self.w1s | self.lock
+        keeps = ~(takes | self.w1c | sets)
+        return (
+            value & takes | old & ~value & self.w1c | (old | value) & sets | old & keeps
+        )  # fmt: skip
+
+
+ALL_RW: Final = Bits(rw=_U64)
+"""What a register does of which nothing is said."""
+
+
+def parse_span(text: str | int) -> tuple[int, int]:
+    """
+    Return lowest and highest bit of ``"1-2"`` or ``"5"``.
+
+    :raises PolicyError: if it names no bits of 0 to 63.
+    """
+    match = _SPAN.fullmatch(str(text).strip())
+    if not match:
+        raise PolicyError(f'{shown(text)} names no bits: write "5", "1-2" or "*"')
+    low, high = int(match[1]), int(match[2] or match[1])
+    if low > high:
+        low, high = high, low  # data sheets write 63:32
+    if high > 63:
+        raise PolicyError(f"bits {shown(text)}: an MSR has bits 0 to 63")
+    return low, high
+
+
+def _kind(word: str, key: str) -> BitKind:
+    try:
+        return BitKind(word)
+    except ValueError:
+        raise PolicyError(
+            f"bits {shown(key)}: {shown(word)} is no kind of bits; {nearest(word, BitKind)}"
+        ) from None
+
+
+def _spans(mask: int) -> list[tuple[int, int]]:
+    spans: list[tuple[int, int]] = []
+    for bit in range(64):
+        if mask >> bit & 1:
+            if spans and spans[-1][1] == bit - 1:
+                spans[-1] = (spans[-1][0], bit)
+            else:
+                spans.append((bit, bit))
+    return spans

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Register models by name
+-----------------------
+
+Finding the class behind ``model = "…"``, and holding a policy's parameters to what it declares.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from kvmsr.errors import PolicyError
+from kvmsr.policy.handlers import HandlerFinder
+from kvmsr.policy.registers import ModelClass, is_model_class
+from kvmsr.policy.schema import convert
+from kvmsr.policy.selector import nearest, shown
+
+__all__ = ("BUILT_IN", "find_model", "fit_parameters")
+
+# They are found by name as a user's own are: this room knows of no other above it.
+_ROOM: Final = "kvmsr.dispatch.models"
+
+BUILT_IN: Final[Mapping[str, str]] = {
+    "topology.core-thread-count": f"{_ROOM}.topology:CoreThreadCount",
+}
+"""The models that come with kvmsr: what policies call them, and where they are."""
+
+
+def find_model(
+    name: str, folder: Path | None = None, finder: HandlerFinder | None = None
+) -> ModelClass:
+    """
+    Return the class of model *name*: one of those that come with kvmsr, or ``module:Class``.
+
+    :param folder: where the policy file is; by default the working folder.
+    :raises PolicyError: if there is none; names the one that looks like it.
+    """
+    place = BUILT_IN.get(name, name)
+    if ":" not in place:
+        hint = nearest(name, BUILT_IN)
+        raise PolicyError(f"there is no model {shown(name)}; {hint}, or module:Class for your own")
+    found: Any = (finder or HandlerFinder()).find(place, folder or Path(), "Class")
+    if not is_model_class(found):
+        raise PolicyError(
+            f"{shown(name)} is no register model: derive it from {_ROOM}.RegisterModel"
+        )
+    model: ModelClass = found
+    return model
+
+
+def fit_parameters(cls: ModelClass, given: Mapping[str, Any]) -> msgspec.Struct:
+    """
+    Return *given* as the parameters that the model declares.
+
+    :raises PolicyError: for one that it does not declare, or of the wrong type or range.
+    """
+    return convert(dict(given), cls.Parameters)
