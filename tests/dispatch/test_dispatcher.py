@@ -67,8 +67,11 @@ def test_what_no_rule_is_for_is_decided_by_the_reason():
 @pytest.mark.parametrize("rules", [(), (Rule(MSR, read="kernel", write="kernel"),)])
 def test_what_the_filter_denied_without_a_rule_is_for_kvm(rules):
     d = dispatcher(*rules)
-    assert d.handle(read(reason=Reason.FILTER)).verdict is Verdict.KERNEL
-    assert short(d.refused(read(reason=Reason.FILTER))) == ("fault", "defaults.unknown", 0)
+    access = read(reason=Reason.FILTER)
+    passed = d.handle(access)
+    assert passed == (Verdict.KERNEL, "rule[0]" if rules else "kernel", 0)
+    assert short(d.refused(access, passed, Reason.UNKNOWN)) == ("fault", "defaults.unknown", 0)
+    assert short(d.refused(access, passed, Reason.INVALID)) == ("fault", "defaults.invalid", 0)
     assert short(d.handle(read())) == ("fault", "defaults.unknown", 0)
 
 
@@ -116,7 +119,7 @@ def test_shadows_are_a_dictionary_with_a_limit(steps):
 
 def test_where_there_is_no_room_a_write_faults_and_is_counted():
     d = dispatcher(unknown="shadow")
-    d.shadows = Shadows(limit=2)
+    d.shadows._limit = 2
     verdicts = [d.handle(write(1, index=0x50000 + n)).verdict for n in range(4)]
     assert verdicts == [Verdict.DONE, Verdict.DONE, Verdict.FAULT, Verdict.FAULT]
     assert d.shadows.refused == 2

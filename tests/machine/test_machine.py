@@ -161,7 +161,7 @@ def test_unless_this_kvm_knows_it_then_kvm_answers(monkeypatch):
     assert lines[2].endswith("#GP")
     assert (rows(result)[0x174, "read"].reason, rows(result)[0x174, "read"].rule) == (
         "filter",
-        "kernel",
+        "rule[1]",
     )
 
 

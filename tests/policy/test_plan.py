@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from kvmsr.errors import FilterCapacityError, PolicyError
 from kvmsr.msr import HandledRange, handled
-from kvmsr.policy import Defaults, KernelFacts, Op, Policy, Reason, Rule, compile_policy
+from kvmsr.policy import Defaults, KernelFacts, Op, Policy, Reason, Rule, When, compile_policy
 from tests.policy.test_filter import TOP, kvm_allows, points
 
 OPS = {Op.READ: "reads", Op.WRITE: "writes"}
@@ -17,12 +17,24 @@ def knows(kernel: KernelFacts, op: Op, index: int) -> bool:
     return any(r.first <= index <= r.last for r in ranges)
 
 
-def asks(policy: Policy, op: Op, index: int) -> str | None:
-    """Return the action of the first rule that is for the MSR and direction."""
+def asks(policy: Policy, op: Op, index: int) -> list[Rule]:
+    """Return the rules that are for the MSR and direction, to the first without a condition."""
+    found = []
     for rule in policy.rules:
-        if rule.action(op) is not None and any(first <= index <= last for first, last in rule.msrs):
-            return str(rule.action(op))
-    return None
+        if rule.action(op) is None or (rule.when and rule.when.cpl == (3,)):
+            continue
+        if any(first <= index <= last for first, last in rule.msrs):
+            found.append(rule)
+            if rule.when is None:
+                break
+    return found
+
+
+def wants_it(rule: Rule, op: Op) -> bool:
+    """Tell whether the rule may have a say before KVM has."""
+    if str(rule.action(op)) == "kernel":
+        return False
+    return rule.when is None or rule.when.reason is None or "filter" in rule.when.reason
 
 
 def handed_over(plan, kernel: KernelFacts, op: Op, index: int) -> bool:
@@ -47,15 +59,28 @@ def check(plan, policy: Policy, kernel: KernelFacts) -> None:
         if 0x800 <= index <= 0x8FF:
             continue
         for op in Op:
-            action = asks(policy, op, index)
-            ours = action not in (None, "kernel")
+            found = asks(policy, op, index)
+            ours = any(wants_it(rule, op) for rule in found)
             # Left to KVM: it handles what it knows, and what it does not know comes over.
             wanted = ours or not knows(kernel, op, index)
-            assert handed_over(plan, kernel, op, index) == wanted, (hex(index), op, action)
-            assert (plan.rule(op, index) is not None) == (action is not None)
+            assert handed_over(plan, kernel, op, index) == wanted, (hex(index), op, found)
+            assert list(plan.segment(op, index).rules) == found
+            # A rule that asks for a reason is asked with the one that is meant.
+            reasons = {r for rule in found if rule.when for r in rule.when.reason or ()}
+            if reasons and not knows(kernel, op, index) and not kernel.ignore_msrs:
+                denied = not kvm_allows(plan.filter, index, OPS[op])
+                assert denied == (Reason.FILTER in reasons)
 
 
 actions = st.sampled_from(["kernel", "fault", "ignore", "shadow", "stop"])
+
+
+conditions = st.builds(
+    When,
+    vcpu=st.just(0),
+    cpl=st.none() | st.sampled_from([0, 3]),
+    reason=st.none() | st.lists(st.sampled_from(list(Reason)), min_size=1, max_size=2),
+)
 
 
 @st.composite
@@ -64,7 +89,8 @@ def rules(draw):
     last = min(first + draw(st.sampled_from([0, 0, 1, 7, 0x100, 0x3000, 0x20000])), TOP)
     assume(not 0x800 <= first <= last <= 0x8FF)
     read = draw(st.none() | actions)
-    return Rule(f"{first}-{last}", read, draw(actions if read is None else st.none() | actions))
+    write = draw(actions if read is None else st.none() | actions)
+    return Rule(f"{first}-{last}", read, write, when=draw(st.none() | conditions))
 
 
 @st.composite
@@ -134,9 +160,20 @@ def test_knowing_keeps_what_was_known():
 def test_first_match_wins_for_each_direction_by_itself():
     policy = Policy([Rule("0x10-0x20", read=1), Rule(0x18, read=2, write="fault")])
     plan = compile_policy(policy)
-    assert plan.rule(Op.READ, 0x18).read.value == 1
-    assert str(plan.rule(Op.WRITE, 0x18).write) == "fault"
-    assert plan.rule(Op.WRITE, 0x10) is None
+    one, other = policy.rules
+    assert plan.segment(Op.READ, 0x18).rules == (one,)
+    assert plan.segment(Op.WRITE, 0x18).rules == (other,)
+    assert plan.segment(Op.WRITE, 0x10).rules == ()
+
+
+def test_rules_with_a_condition_are_tried_until_one_has_none():
+    often = Rule("0x10-0x20", read=1, when={"every": 2})
+    policy = Policy([often, Rule(0x18, read=2), Rule("0x0-0x30", read=3)])
+    plan = compile_policy(policy)
+    one, two, three = policy.rules
+    assert plan.segment(Op.READ, 0x18).rules == (one, two)
+    assert plan.segment(Op.READ, 0x19).rules == (one, three)
+    assert plan.segment(Op.READ, 0x21).rules == (three,)
 
 
 def test_a_rule_for_x2apic_is_refused():
@@ -170,14 +207,14 @@ def test_many_rules_compile(count):
     policy = Policy(rules)
     plan = compile_policy(policy)
     assert len(plan.filter.ranges) == 1
-    assert plan.rule(Op.READ, 0xC0010000).read.value == 0
+    assert plan.segment(Op.READ, 0xC0010000).rules[0].read.value == 0
 
 
 def test_x2apic_accesses_are_for_the_defaults():
     plan = compile_policy(Policy([Rule("0x700-0x900", read=5)]))
-    assert plan.rule(Op.READ, 0x7FF) is plan.policy.rules[0]
-    assert plan.rule(Op.READ, 0x802) is None
-    assert plan.rule(Op.READ, 0x900) is plan.policy.rules[0]
+    assert plan.segment(Op.READ, 0x7FF).rules == plan.policy.rules
+    assert plan.segment(Op.READ, 0x802).rules == ()
+    assert plan.segment(Op.READ, 0x900).rules == plan.policy.rules
 
 
 def test_the_fast_path_of_tsc_deadline_is_warned_about():

@@ -7,7 +7,19 @@ What happens at an access: :class:`Dispatcher` turns an access into an :class:`O
 """
 
 from kvmsr.dispatch.dispatcher import Dispatcher, HandlerFailure
+from kvmsr.dispatch.host import HostMsrs
+from kvmsr.dispatch.log import MAX_MARKS, Sink
 from kvmsr.dispatch.outcome import Outcome, Verdict
 from kvmsr.dispatch.state import MAX_SHADOWS, Shadows
 
-__all__ = ("MAX_SHADOWS", "Dispatcher", "HandlerFailure", "Outcome", "Shadows", "Verdict")
+__all__ = (
+    "MAX_MARKS",
+    "MAX_SHADOWS",
+    "Dispatcher",
+    "HandlerFailure",
+    "HostMsrs",
+    "Outcome",
+    "Shadows",
+    "Sink",
+    "Verdict",
+)

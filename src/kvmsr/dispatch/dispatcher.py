@@ -6,6 +6,8 @@ The dispatcher
 Plan and register state at run time: an access goes in, an outcome comes out.
 """
 
+import errno
+import itertools
 import operator
 import threading
 import time
@@ -14,14 +16,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from kvmsr.dispatch.host import HostMsrs
+from kvmsr.dispatch.log import AccessLog, Sink
 from kvmsr.dispatch.models import Instances
 from kvmsr.dispatch.outcome import Outcome, Verdict
 from kvmsr.dispatch.state import Shadows
-from kvmsr.errors import BrokenInvariantError
+from kvmsr.errors import BrokenInvariantError, UsageError
 from kvmsr.policy import (
     Access,
+    Bits,
     Fault,
     Handler,
+    Host,
+    Log,
     Model,
     Op,
     Plain,
@@ -43,13 +50,14 @@ _MAX_CACHED: Final = 4096
 _MAX_TRACEBACK: Final = 16_000
 
 # On the way of every access; looking a member up in its enumeration costs more than using it.
-_READ, _WRITE = Op.READ, Op.WRITE
+_READ, _WRITE, _FILTER = Op.READ, Op.WRITE, Reason.FILTER
 _VALUE, _DONE, _FAULT = Verdict.VALUE, Verdict.DONE, Verdict.FAULT
 
 # Half the price of the constructor that a NamedTuple gets.
 _outcome: Callable[..., Outcome] = tuple.__new__
 
 _Act = Callable[[Access], Outcome]
+_Test = Callable[[Access], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +86,10 @@ class Dispatcher:
 
     :param vcpus: how many vCPUs there are, for the models that count them.
     :param clock: gives the guest's time in nanoseconds, never less than before.
+    :param rip: gives a vCPU's RIP, called in its thread; for conditions that ask where the guest
+        is.
+    :param host: the host's registers, for ``host`` actions.
+    :param log: takes accesses that policies want told: the access, its outcome, and a line.
     :ivar plan: the plan.
     :ivar models: the register models.
     :ivar shadows: what guests have written to shadowed MSRs.
@@ -86,14 +98,20 @@ class Dispatcher:
     """
 
     def __init__(
-        self, plan: Plan, *, vcpus: int = 1, clock: Callable[[], int] = time.monotonic_ns
+        self,
+        plan: Plan,
+        *,
+        vcpus: int = 1,
+        clock: Callable[[], int] = time.monotonic_ns,
+        rip: Callable[[int], int] | None = None,
+        host: HostMsrs | None = None,
+        log: Sink | None = None,
     ) -> None:
         self.plan = plan
+        self._rip = rip
+        self._host = host
+        self._log = AccessLog(log)
         self.models = Instances(plan.policy.topology, vcpus, clock)
-        for rule in plan.policy.rules:
-            for action in (rule.read, rule.write):
-                if isinstance(action, Model):
-                    self.models.prepare(action, rule.where)
         self.shadows = Shadows()
         self.failures: list[HandlerFailure] = []
         self.failure_count = 0
@@ -102,8 +120,16 @@ class Dispatcher:
         # chooses the MSRs.
         self._reads: dict[int, _Act] = {}
         self._writes: dict[int, _Act] = {}
-        self._default: _Act = self._by_reason
-        self._by_rule: dict[tuple[int, Op], _Act] = {}
+        self._by_rule: dict[tuple[int, Op], tuple[_Test, _Act]] = {}
+        for rule in plan.policy.rules:
+            for op in Op:
+                if rule.action(op) is not None:
+                    self._by_rule[id(rule), op] = self._prepare(rule, op)
+        told = self._log.around
+        self._defaults = {
+            Reason.UNKNOWN: told(self._default("unknown"), Log.ONCE),
+            Reason.INVALID: told(self._default("invalid"), Log.ONCE),
+        }
 
     def handle(self, access: Access) -> Outcome:
         """Return what shall happen to *access*."""
@@ -115,21 +141,75 @@ class Dispatcher:
                 acts[access.index] = act
         return act(access)
 
-    def refused(self, access: Access) -> Outcome:
-        """Return what shall happen to an access that was passed on to KVM, and KVM refused."""
-        return self._plain(self.plan.policy.defaults.unknown, "defaults.unknown", access)
+    def refused(self, access: Access, passed: Outcome, reason: Reason) -> Outcome:
+        """
+        Return what shall happen to an access that was passed on to KVM, and KVM refused.
+
+        :param passed: the outcome that passed it on.
+        :param reason: why KVM refused.
+        """
+        access = access._replace(reason=reason)
+        for rule in self.plan.segment(access.op, access.index).rules:
+            if rule.when is None or rule.where == passed.rule:
+                break
+            # The others have been asked already, and would count the access twice.
+            if not rule.when.takes(Reason.FILTER):
+                holds, act = self._by_rule[id(rule), access.op]
+                if holds(access):
+                    return act(access)
+        return self._defaults[reason](access)
 
     # Finding what to do
 
     def _find(self, op: Op, index: int) -> _Act:
-        rule = self.plan.rule(op, index)
-        if rule is None:
-            return self._default
-        key = (id(rule), op)  # the plan keeps the rule, so its id stays its own
-        act = self._by_rule.get(key)
-        if act is None:
-            act = self._by_rule[key] = self._act(rule, op)
+        segment = self.plan.segment(op, index)
+        steps = [self._by_rule[id(rule), op] for rule in segment.rules]
+        # Of an MSR that KVM does not know it says so; but with ignore_msrs it would claim that it
+        # does, so the filter denies it.
+        swallowed = self.plan.kernel.ignore_msrs and not segment.known
+        last: _Act = self._unruled
+        if segment.rules and segment.rules[-1].when is None:
+            last = steps.pop()[1]
+        if not steps and not swallowed:
+            return last
+
+        def act(access: Access) -> Outcome:
+            if swallowed and access.reason == _FILTER:
+                access = access._replace(reason=Reason.UNKNOWN)
+            for holds, step in steps:
+                if holds(access):
+                    return step(access)
+            return last(access)
+
         return act
+
+    def _prepare(self, rule: Rule, op: Op) -> tuple[_Test, _Act]:
+        """Return what tells whether *rule* holds for an access, and what it then does."""
+        log = rule.log
+        action = rule.action(op)
+        if log is None and (isinstance(action, Value) or action is Plain.IGNORE):
+            log = Log.NEVER  # they do not fault
+        return self._test(rule), self._log.around(self._act(rule, op), log)
+
+    def _test(self, rule: Rule) -> _Test:
+        when = rule.when
+        if when is None:
+            return lambda access: True
+        why_not, holds_at, holds_for = when.why_not, when.holds_at, when.holds_for
+        count = itertools.count(1)  # one step of it cannot be torn apart by another thread
+        counts, rip = when.counts, self._rip
+        asks_rip = when.rip is not None
+        if asks_rip and rip is None:
+            raise UsageError(f"{rule.where} asks for RIP: give Dispatcher(rip=…)")
+
+        def holds(access: Access) -> bool:
+            if why_not(access.vcpu, access.value, access.reason):
+                return False
+            if asks_rip and not holds_at(rip(access.vcpu)):  # type: ignore[misc]
+                return False
+            return not counts or holds_for(next(count))
+
+        return holds
 
     def _act(self, rule: Rule, op: Op) -> _Act:
         action = rule.action(op)
@@ -138,11 +218,14 @@ class Dispatcher:
         if isinstance(action, Python):
             return self._handler(action.function, action.name, rule.where)
         if isinstance(action, Model):
+            self.models.prepare(action, rule.where)
             return self._handler(self.models.handler(action), action.name, rule.where)
+        if isinstance(action, Host):
+            return self._handler(self._host_handler(action, rule), str(action), rule.where)
         if action is Plain.KERNEL:
-            return self._default
+            return lambda access: self._unruled(access, rule.where)
         if action is Plain.SHADOW:
-            return self._shadow(rule.where, rule.reset, rule.scope)
+            return self._shadow(rule.where, rule.reset, rule.scope, rule.bits)
         if action is Plain.FAULT:
             return _always(Outcome(Verdict.FAULT, rule.where))
         if action is Plain.STOP:
@@ -151,31 +234,23 @@ class Dispatcher:
             return _always(_ignored(op, rule.where))
         raise BrokenInvariantError(f"{rule.where}: no way to do {action!r}")
 
-    def _by_reason(self, access: Access) -> Outcome:
+    def _unruled(self, access: Access, rule: str = "kernel") -> Outcome:
         """Do what holds where no rule does, or where the rule says ``kernel``."""
-        defaults = self.plan.policy.defaults
-        if access.reason == Reason.UNKNOWN:
-            return self._plain(defaults.unknown, "defaults.unknown", access)
-        if access.reason == Reason.INVALID:
-            return self._plain(defaults.invalid, "defaults.invalid", access)
-        # The filter denied it although nobody has a rule for it: it lies in a default-deny filter,
-        # and KVM is believed not to know it. With ignore_msrs KVM would claim that it does.
-        if self.plan.kernel.ignore_msrs:
-            return self._plain(defaults.unknown, "defaults.unknown", access)
-        return Outcome(Verdict.KERNEL, "kernel")
+        if access.reason == _FILTER:  # for another rule's sake, or by a default-deny filter
+            return Outcome(Verdict.KERNEL, rule)
+        return self._defaults[access.reason](access)
 
     # Doing it
 
-    def _plain(self, action: Plain, rule: str, access: Access) -> Outcome:
-        if action is Plain.FAULT:
-            return Outcome(Verdict.FAULT, rule)
-        if action is Plain.IGNORE:
-            return _ignored(access.op, rule)
+    def _default(self, name: str) -> _Act:
+        action, rule = getattr(self.plan.policy.defaults, name), f"defaults.{name}"
         if action is Plain.SHADOW:
-            return self._shadow(rule, 0, Scope.THREAD)(access)
-        return Outcome(Verdict.STOP, rule)
+            return self._shadow(rule, 0)
+        return lambda access: _plain(action, rule, access.op)
 
-    def _shadow(self, rule: str, reset: int, scope: Scope) -> _Act:
+    def _shadow(
+        self, rule: str, reset: int, scope: Scope = Scope.THREAD, bits: Bits | None = None
+    ) -> _Act:
         shadows = self.shadows
         holder = _holder(self.plan.policy.topology, scope)
 
@@ -186,7 +261,36 @@ class Dispatcher:
             kept = shadows.write(holder(access.vcpu), access.index, access.value)
             return _outcome(Outcome, (_DONE if kept else _FAULT, rule, 0))
 
-        return act
+        def act_by_bits(access: Access) -> Outcome:
+            assert bits is not None
+            who, index = holder(access.vcpu), access.index
+            if access.op == _READ:
+                value = shadows.read_bits(who, index, reset, bits)
+                if value is not None:
+                    return Outcome(_VALUE, rule, value)
+                return Outcome(_FAULT, rule)
+            done = shadows.write_bits(who, index, access.value, reset, bits)
+            return Outcome(_DONE if done else _FAULT, rule)
+
+        return act if bits is None else act_by_bits
+
+    def _host_handler(self, action: Host, rule: Rule) -> Handler:
+        host, cpu = self._host, action.cpu
+        if host is None:
+            raise UsageError(f"{rule.where} asks for the host's registers: give Dispatcher(host=…)")
+
+        def answer(access: Access) -> int | None:
+            try:
+                if access.op == _READ:
+                    return host.read(cpu, access.index)
+                host.write(cpu, access.index, access.value)
+            except OSError as error:
+                if error.errno == errno.EIO:
+                    raise Fault from None  # the host's CPU faulted
+                raise
+            return None
+
+        return answer
 
     def _handler(self, function: Handler, name: str, rule: str) -> _Act:
         done, fault = Outcome(_DONE, rule), Outcome(_FAULT, rule)
@@ -226,7 +330,7 @@ class Dispatcher:
             self.failure_count += 1
             if len(self.failures) < _MAX_FAILURES:
                 self.failures.append(HandlerFailure(name, rule, access, message, text))
-        return self._plain(self.plan.policy.defaults.on_error, "defaults.on_error", access)
+        return _plain(self.plan.policy.defaults.on_error, "defaults.on_error", access.op)
 
 
 def _holder(topology: Topology, scope: Scope) -> Callable[[int], int]:
@@ -244,6 +348,12 @@ def _trace(error: BaseException) -> str:
 
 def _always(outcome: Outcome) -> _Act:
     return lambda access: outcome
+
+
+def _plain(action: Plain, rule: str, op: Op) -> Outcome:
+    if action is Plain.FAULT:
+        return Outcome(Verdict.FAULT, rule)
+    return _ignored(op, rule) if action is Plain.IGNORE else Outcome(Verdict.STOP, rule)
 
 
 def _ignored(op: Op, rule: str) -> Outcome:

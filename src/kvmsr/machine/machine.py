@@ -15,8 +15,8 @@ from typing import Final, Self
 
 from kvmsr.abi import PIT_SPEAKER_DUMMY, Cap, Chip, MsrExitReason, MsrFilterFlag, RoutingType, vm
 from kvmsr.backend import Backend, Memory
-from kvmsr.dispatch import Dispatcher
-from kvmsr.errors import HostError, MsrListError, UsageError
+from kvmsr.dispatch import Dispatcher, Sink
+from kvmsr.errors import HostError, UsageError
 from kvmsr.kvm import Kvm, MsrFilterRange, Vcpu
 from kvmsr.machine import acpi
 from kvmsr.machine.board import Board, BoardEvents
@@ -25,8 +25,17 @@ from kvmsr.machine.cpustate import apply_start
 from kvmsr.machine.layout import ACPI_BASE, FOUR_GIB, IDENTITY_MAP, TSS_PAGES, Layout
 from kvmsr.machine.loaders import Boot, Guest, Loaded, load
 from kvmsr.machine.result import INTERRUPTED, TIMEOUT, End, EndKind, RunResult
-from kvmsr.machine.vcpu import VcpuThread
-from kvmsr.policy import FilterRange, KernelFacts, Plan, Policy, Reason, compile_policy
+from kvmsr.machine.vcpu import VcpuThread, host_reads
+from kvmsr.policy import (
+    FilterRange,
+    KernelFacts,
+    Lint,
+    LintId,
+    Plan,
+    Policy,
+    Reason,
+    compile_policy,
+)
 from kvmsr.trace import Summary
 
 __all__ = ("Machine",)
@@ -71,6 +80,8 @@ class Machine:
     :param ignore_msrs: whether the host swallows accesses to MSRs that KVM does not know; by
         default it is tried out.
     :param hidden: CPUID features that the guest does not see.
+    :param log: takes the accesses that the policy wants told; see
+        :class:`~kvmsr.dispatch.Dispatcher`.
     :param output: takes what the guest sends on its serial line.
     :param debug_output: takes what it writes to the debug console; by default *output*.
     :raises HostError: if the host lacks what is needed.
@@ -86,6 +97,7 @@ class Machine:
         policy: Policy | None = None,
         ignore_msrs: bool | None = None,
         hidden: Iterable[Feature] = (),
+        log: Sink | None = None,
         output: Output = lambda data: None,
         debug_output: Output | None = None,
     ) -> None:
@@ -102,7 +114,7 @@ class Machine:
         self._threads: list[VcpuThread] = []
         self.kvm = Kvm(backend)
         try:
-            self._build(cpus, policy or Policy(), ignore_msrs, list(hidden))
+            self._build(cpus, policy or Policy(), ignore_msrs, list(hidden), log)
             events = BoardEvents(
                 output,
                 debug_output or output,
@@ -118,7 +130,12 @@ class Machine:
     # Building
 
     def _build(
-        self, cpus: int, policy: Policy, ignore_msrs: bool | None, hidden: list[Feature]
+        self,
+        cpus: int,
+        policy: Policy,
+        ignore_msrs: bool | None,
+        hidden: list[Feature],
+        log: Sink | None,
     ) -> None:
         kvm = self.kvm
         kvm.require(
@@ -145,7 +162,7 @@ class Machine:
             vcpu.set_cpuid2(guest_cpuid(supported, vcpu.id, cpus, hidden, tsc_deadline=deadline))
             vcpu.setup_mce(mcg_cap)
         if ignore_msrs is None:
-            ignore_msrs = _answers(self.vcpus[0], _UNKNOWN_MSR)
+            ignore_msrs = host_reads(self.vcpus[0], _UNKNOWN_MSR)
         facts = KernelFacts(ignore_msrs=ignore_msrs)
         listed = {*kvm.get_msr_index_list(), *kvm.get_msr_feature_index_list()}
         self.plan = _fitting_plan(policy, facts, self.vcpus[0], listed)
@@ -374,21 +391,13 @@ def _fitting_plan(policy: Policy, facts: KernelFacts, vcpu: Vcpu, listed: set[in
     likely = [n for n in sorted(listed) if any(first <= n <= last for first, last in spans)]
     others = (n for first, last in spans for n in range(first, last + 1) if n not in listed)
     asked = [*likely, *islice(others, _MAX_ASKED)]
-    surprises = [index for index in asked if _answers(vcpu, index)]
+    surprises = [index for index in asked if host_reads(vcpu, index)]
     if surprises:
         plan = compile_policy(policy, facts.knowing(surprises))
     if len(asked) < sum(last - first + 1 for first, last in spans):
-        warning = (
+        message = (
             f"rules for many MSRs rely on this KVM not handling them itself; {len(asked):,} were"
             " tried, the rest is as known of Linux's KVM"
         )
-        plan = replace(plan, warnings=(*plan.warnings, warning))
+        plan = replace(plan, lints=(*plan.lints, Lint(LintId.RELIES_ON_KERNEL, message)))
     return plan
-
-
-def _answers(vcpu: Vcpu, index: int) -> bool:
-    try:
-        vcpu.get_msrs([index])
-    except MsrListError:
-        return False
-    return True

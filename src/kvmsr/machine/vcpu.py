@@ -42,7 +42,7 @@ from kvmsr.machine.result import CRASHED, FAILED, INTERRUPTED, End, EndKind
 from kvmsr.policy import Access, Op, Reason
 from kvmsr.trace import Summary
 
-__all__ = ("Runner", "VcpuThread")
+__all__ = ("Runner", "VcpuThread", "host_reads")
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +63,15 @@ _REASONS: Final = {
 
 _SERVED: Final = (IoOut, IoIn, MmioRead, MmioWrite)
 """What the board answers."""
+
+
+def host_reads(vcpu: Vcpu, index: int) -> bool:
+    """Tell whether KVM knows MSR *index*: whether the host can read it."""
+    try:
+        vcpu.get_msrs([index])
+    except MsrListError:
+        return False
+    return True
 
 
 class Runner(Protocol):
@@ -194,7 +203,10 @@ class VcpuThread(threading.Thread):
             self.vcpu.set_msrs({access.index: access.value})
             return outcome._replace(verdict=Verdict.DONE)
         except MsrListError:
-            return self._runner.dispatcher.refused(access)
+            reason = Reason.UNKNOWN
+            if access.op == Op.WRITE and host_reads(self.vcpu, access.index):
+                reason = Reason.INVALID  # KVM knows it, so it is the value
+            return self._runner.dispatcher.refused(access, outcome, reason)
 
     # Everything else
 

@@ -7,36 +7,37 @@ What the owner of a virtual machine wants, as plain values, and its plan for a K
 """
 
 from kvmsr.policy.access import Access, Fault, Handler, Op, Reason
+from kvmsr.policy.actions import Action, Host, Model, Plain, Python, Value
+from kvmsr.policy.bits import BitKind, Bits
 from kvmsr.policy.filter import Filter, FilterRange
 from kvmsr.policy.kernel import KernelFacts
-from kvmsr.policy.model import (
-    Action,
-    Defaults,
-    Model,
-    Plain,
-    Policy,
-    Python,
-    Rule,
-    Value,
-    on_read,
-    on_write,
-)
+from kvmsr.policy.lint import Lint, LintId
+from kvmsr.policy.model import Defaults, Policy, on_read, on_write
 from kvmsr.policy.parse import load_policy, parse_policy
 from kvmsr.policy.plan import Plan, compile_policy
+from kvmsr.policy.rule import Log, Place, Rule
 from kvmsr.policy.segments import Segment, Table
 from kvmsr.policy.topology import Scope, Topology
+from kvmsr.policy.when import When
 
 __all__ = (
     "Access",
     "Action",
+    "BitKind",
+    "Bits",
     "Defaults",
     "Fault",
     "Filter",
     "FilterRange",
     "Handler",
+    "Host",
     "KernelFacts",
+    "Lint",
+    "LintId",
+    "Log",
     "Model",
     "Op",
+    "Place",
     "Plain",
     "Plan",
     "Policy",
@@ -48,6 +49,7 @@ __all__ = (
     "Table",
     "Topology",
     "Value",
+    "When",
     "compile_policy",
     "load_policy",
     "on_read",

@@ -10,26 +10,21 @@ error names file, line and key.
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import Any, Final, NoReturn
 
 from kvmsr.errors import PolicyError
+from kvmsr.policy.access import Op
+from kvmsr.policy.actions import Action, Host, Model, Python, Value, plain, to_action
+from kvmsr.policy.bits import Bits
 from kvmsr.policy.handlers import HandlerFinder
 from kvmsr.policy.lines import Path, deepest_line, key_lines, show
-from kvmsr.policy.model import (
-    Action,
-    Defaults,
-    Model,
-    Policy,
-    Python,
-    Rule,
-    Value,
-    plain,
-    to_scope,
-)
+from kvmsr.policy.model import Defaults, Policy
 from kvmsr.policy.models import find_model
+from kvmsr.policy.presets import preset_names, preset_text
+from kvmsr.policy.rule import Place, Rule, to_log, to_scope
 from kvmsr.policy.schema import (
     ActionTable,
     DefaultsTable,
@@ -39,24 +34,44 @@ from kvmsr.policy.schema import (
     TopologyTable,
     convert,
 )
-from kvmsr.policy.selector import parse_msrs, shown
+from kvmsr.policy.selector import nearest, parse_msrs, shown
 from kvmsr.policy.topology import Topology
+from kvmsr.policy.when import When
 
-__all__ = ("load_policy", "parse_policy")
+__all__ = ("PRESET", "load_policy", "parse_policy")
 
+
+PRESET: Final = "preset:"
+"""What the names of the policies that come with kvmsr begin with."""
 
 _ONE_OF: Final = " and ".join(
     (", ".join(ActionTable.__struct_fields__[:-1]), ActionTable.__struct_fields__[-1])
 )
 
 
+# Done before the rule is made of all its keys, so that what is wrong is told with the key.
+_CHECKS: Final[dict[str, Callable[[Any], object]]] = {
+    "msr": parse_msrs,
+    "reset": Value,
+    "bits": Bits.parse,
+    "scope": to_scope,
+    "when": When.parse,
+    "log": to_log,
+}
+
+
 def load_policy(file: str | FilePath) -> Policy:
     """
-    Read the policy in *file*.
+    Read the policy in *file*; ``preset:quiet`` and the like are those that come with kvmsr.
 
     :raises PolicyError: with file, line and key, for the first thing that is wrong in it or in a
         policy that it extends.
     """
+    if str(file).startswith(PRESET):
+        try:
+            return _preset(str(file), (), HandlerFinder()).policy()
+        except _NoPresetError as error:
+            raise PolicyError(str(error), file=str(file)) from None
     return _load(FilePath(file), (), HandlerFinder()).policy()
 
 
@@ -68,6 +83,18 @@ def parse_policy(text: str, *, source: str = "policy") -> Policy:
     :raises PolicyError: as :func:`load_policy`.
     """
     return _Reader(text, source, FilePath(), (), HandlerFinder()).policy()
+
+
+class _NoPresetError(PolicyError):
+    """No preset has this name."""
+
+
+def _preset(name: str, above: tuple[FilePath, ...], handlers: HandlerFinder) -> "_Reader":
+    text = preset_text(name.removeprefix(PRESET))
+    if text is None:
+        hint = nearest(name.removeprefix(PRESET), preset_names())
+        raise _NoPresetError(f"there is no preset called {shown(name[len(PRESET) :])}; {hint}")
+    return _Reader(text, name, FilePath(), above, handlers)
 
 
 def _load(file: FilePath, above: tuple[FilePath, ...], handlers: HandlerFinder) -> "_Reader":
@@ -125,6 +152,7 @@ class _Reader:
             self.rules,
             Defaults(**self.said),
             topology=Topology(**self.topology),
+            allow_host_writes=self.header.allow_host_writes,
             name=self.header.name,
             description=self.header.description,
             source=self.source,
@@ -156,8 +184,9 @@ class _Reader:
     def base(self, name: str, number: int) -> "_Reader":
         """Return the policy that entry *number* of extends names."""
         path: Path = ("policy", "extends", number)
-        if name.startswith("preset:"):
-            self.fail(path, f"there is no preset called {name[7:]!r}; this version has none")
+        if name.startswith(PRESET):
+            with self.at(path):
+                return _preset(name, self.above, self.handlers)
         file = self.folder / name
         try:
             is_file, resolved = file.is_file(), file.resolve()
@@ -196,17 +225,26 @@ class _Reader:
     def rule(self, rule: RuleTable, number: int) -> Rule:
         """Return rule *number*."""
         path: Path = ("rule", number)
-        with self.at((*path, "msr")):
-            parse_msrs(rule.msr)
-        with self.at((*path, "reset")):
-            Value(rule.reset or 0)
-        with self.at((*path, "scope")):
-            to_scope(rule.scope)
-        read = self.action(rule.read, (*path, "read"))
-        write = self.action(rule.write, (*path, "write"))
-        where = f"{FilePath(self.source).name}:{self.line(path)}"
+        for key, check in _CHECKS.items():
+            given = getattr(rule, key)
+            if given is not None:
+                with self.at((*path, key)):
+                    check(given)
+        line = self.line(path)
         with self.at(path):
-            return Rule(rule.msr, read, write, reset=rule.reset, scope=rule.scope, where=where)
+            return Rule(
+                rule.msr,
+                self.action(rule.read, (*path, "read")),
+                self.action(rule.write, (*path, "write")),
+                reset=rule.reset,
+                bits=rule.bits,
+                scope=rule.scope,
+                when=rule.when,
+                log=rule.log,
+                where=f"{FilePath(self.source).name}:{line}",
+                place=Place(self.source, line, show(path)),
+            )
+        raise AssertionError  # for the type checker: at() swallows nothing
 
     def action(self, spec: str | dict[str, Any] | None, path: Path) -> Action | None:
         """Return the action that *spec*, at *path*, stands for."""
@@ -221,14 +259,12 @@ class _Reader:
             table = convert(spec, ActionTable)
             if len(named) != 1:
                 raise PolicyError(f"a table needs exactly one of {_ONE_OF}")
-            if table.value is not None:
-                if path[-1] == "write":
-                    raise PolicyError(
-                        "a value can only be read; for writes say ignore, fault or shadow"
-                    )
-                return Value(table.value)
-            assert table.python is not None
-            return Python(self.handlers.find(table.python, self.folder), table.python)
+            if table.python is not None:
+                return Python(self.handlers.find(table.python, self.folder), table.python)
+            if table.host is not None:
+                return Host.parse(table.host)
+            assert table.value is not None
+            return to_action(Value(table.value), Op(str(path[-1])))
         raise AssertionError  # for the type checker: at() swallows nothing
 
     def model(self, spec: dict[str, Any]) -> Model:

@@ -10,19 +10,19 @@ the table in which an access finds its rule.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvmsr.errors import FilterCapacityError, PolicyError
+from kvmsr.errors import FilterCapacityError
 from kvmsr.msr import catalog
 from kvmsr.policy.access import Op, Reason
 from kvmsr.policy.filter import Filter, Misfit, Run, Want, compile_filter
 from kvmsr.policy.kernel import MAX_RANGES, X2APIC, KernelFacts
-from kvmsr.policy.model import Plain, Policy, Rule
+from kvmsr.policy.lint import Lint, lint_policy, refuse_x2apic
+from kvmsr.policy.model import Policy
 from kvmsr.policy.segments import Segment, Table, cut
 from kvmsr.policy.selector import MAX_INDEX, Ranges
 
 __all__ = ("Plan", "compile_policy")
 
 _LISTED = 12
-_TSC_DEADLINE = 0x6E0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Plan:
     :ivar filter: what KVM_X86_SET_MSR_FILTER gets.
     :ivar reads: the segments for reads.
     :ivar writes: the segments for writes.
-    :ivar warnings: what the policy's owner should know, a line each.
+    :ivar lints: what the policy's owner should know.
     """
 
     policy: Policy
@@ -45,11 +45,16 @@ class Plan:
     filter: Filter
     reads: Table
     writes: Table
-    warnings: tuple[str, ...]
+    lints: tuple[Lint, ...]
 
-    def rule(self, op: Op, index: int) -> Rule | None:
-        """Return the rule that wins for *op* on MSR *index*, or None where the defaults hold."""
-        return (self.reads if op == Op.READ else self.writes).find(index).rule
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Return what the policy's owner should know, a line each."""
+        return tuple(map(str, self.lints))
+
+    def segment(self, op: Op, index: int) -> Segment:
+        """Return what holds for *op* on MSR *index*: the rules to try, and what KVM knows."""
+        return (self.reads if op == Op.READ else self.writes).find(index)
 
     def relied_on(self) -> Ranges:
         """
@@ -78,7 +83,7 @@ def compile_policy(policy: Policy, kernel: KernelFacts | None = None) -> Plan:
     :raises PolicyError: for a rule that KVM cannot obey.
     """
     kernel = kernel or KernelFacts()
-    _refuse_x2apic(policy)
+    refuse_x2apic(policy)
     reads, writes = cut(policy, Op.READ, kernel), cut(policy, Op.WRITE, kernel)
     runs = _runs(reads, writes, kernel)
     compiled = compile_filter(runs)
@@ -86,19 +91,17 @@ def compile_policy(policy: Policy, kernel: KernelFacts | None = None) -> Plan:
         raise FilterCapacityError(_say_misfit(compiled, reads, writes), file=policy.source)
     denies = compiled.default_deny or bool(compiled.ranges)
     reasons = {Reason.UNKNOWN, Reason.INVALID} | ({Reason.FILTER} if denies else set())
-    warnings = (
-        *_x2apic_warnings(policy),
-        *_fast_path_warnings(policy),
-        *_ignore_msrs_warnings(kernel),
-    )
-    return Plan(policy, kernel, frozenset(reasons), compiled, reads, writes, warnings)
+    lints = tuple(lint_policy(policy, kernel, reads, writes))
+    return Plan(policy, kernel, frozenset(reasons), compiled, reads, writes, lints)
+
+
+def _op(is_read: bool) -> Op:
+    return Op.READ if is_read else Op.WRITE
 
 
 def _is_ours(segment: Segment, is_read: bool) -> bool:
     """Tell whether a rule wants accesses of *segment* to come to user space."""
-    if segment.rule is None:
-        return False
-    return segment.rule.action(Op.READ if is_read else Op.WRITE) is not Plain.KERNEL
+    return any(rule.asks_for(_op(is_read)) for rule in segment.rules)
 
 
 def _want(segment: Segment, is_read: bool, kernel: KernelFacts) -> tuple[Want, bool]:
@@ -110,8 +113,12 @@ def _want(segment: Segment, is_read: bool, kernel: KernelFacts) -> tuple[Want, b
         return (Want.DENY if ours else Want.ALLOW), not ours
     # KVM does not know it, so it comes to user space either way ...
     if kernel.ignore_msrs:
-        return Want.DENY, False  # ... but for this switch, which swallows it unless denied
-    return Want.ANY, not ours
+        return Want.DENY, False  # ... but for this switch, which swallows it unless denied.
+    # A rule may ask for which reason it comes: then that must be the one that is meant.
+    reasons = [rule.when.reason for rule in segment.rules if rule.when and rule.when.reason]
+    if any(Reason.FILTER in asked for asked in reasons):
+        return Want.DENY, False
+    return (Want.ALLOW, True) if reasons else (Want.ANY, not ours)
 
 
 def _runs(reads: Table, writes: Table, kernel: KernelFacts) -> list[Run]:
@@ -125,52 +132,6 @@ def _runs(reads: Table, writes: Table, kernel: KernelFacts) -> list[Run]:
         write, write_bit = _want(writes.segments[write_number], False, kernel)
         runs.append(Run(start, end - 1, read, write, read_bit, write_bit))
     return runs
-
-
-def _inside_x2apic(rule: Rule) -> bool:
-    return all(X2APIC[0] <= first and last <= X2APIC[1] for first, last in rule.msrs)
-
-
-def _wants_filter(rule: Rule) -> bool:
-    return any(action not in (None, Plain.KERNEL) for action in (rule.read, rule.write))
-
-
-def _refuse_x2apic(policy: Policy) -> None:
-    for rule in policy.rules:
-        if _inside_x2apic(rule) and _wants_filter(rule):
-            raise PolicyError(
-                f"{rule.where}: the x2APIC MSRs 0x800-0x8ff cannot be taken from KVM: no filter"
-                " denies them; hide x2apic from the guest with --cpu-feature -x2apic instead"
-            )
-
-
-def _x2apic_warnings(policy: Policy) -> list[str]:
-    return [
-        f"{rule.where}: 0x800-0x8ff (x2APIC) stay with KVM: no filter denies them"
-        for rule in policy.rules
-        if _wants_filter(rule)
-        and any(first <= X2APIC[1] and X2APIC[0] <= last for first, last in rule.msrs)
-    ]
-
-
-def _fast_path_warnings(policy: Policy) -> list[str]:
-    return [
-        f"{rule.where}: some hosts' KVM does writes to {_TSC_DEADLINE:#x} (IA32_TSC_DEADLINE) at"
-        " once, before it looks at the filter; hide it with --cpu-feature -tsc-deadline"
-        for rule in policy.rules
-        if rule.write not in (None, Plain.KERNEL)
-        and any(first <= _TSC_DEADLINE <= last for first, last in rule.msrs)
-    ]
-
-
-def _ignore_msrs_warnings(kernel: KernelFacts) -> list[str]:
-    if not kernel.ignore_msrs:
-        return []
-    return [
-        "this host has kvm.ignore_msrs=1: MSRs that KVM does not know are denied by the filter, so"
-        " that the policy decides; but of those that only some KVMs handle, the ones without a"
-        " rule read 0 where this KVM does not"
-    ]
 
 
 def _say_misfit(misfit: Misfit, reads: Table, writes: Table) -> str:
@@ -193,7 +154,7 @@ def _rules_over(span: tuple[int, int], tables: Sequence[Table]) -> str:
     found: dict[str, None] = {}
     for table in tables:
         for segment in table.segments:
-            if segment.rule and segment.first <= span[1] and span[0] <= segment.last:
-                found[segment.rule.where] = None
+            if segment.first <= span[1] and span[0] <= segment.last:
+                found.update(dict.fromkeys(rule.where for rule in segment.rules))
     names = list(found)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

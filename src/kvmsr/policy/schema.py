@@ -16,7 +16,17 @@ from kvmsr.errors import PolicyError
 from kvmsr.policy.lines import Path
 from kvmsr.policy.selector import nearest
 
-__all__ = ("ActionTable", "File", "FormError", "RuleTable", "convert")
+__all__ = (
+    "ActionTable",
+    "DefaultsTable",
+    "File",
+    "FormError",
+    "HeaderTable",
+    "RuleTable",
+    "TopologyTable",
+    "WhenTable",
+    "convert",
+)
 
 _T = TypeVar("_T")
 
@@ -27,6 +37,7 @@ class HeaderTable(msgspec.Struct, forbid_unknown_fields=True):
     name: str = ""
     description: str = ""
     extends: list[str] = []
+    allow_host_writes: bool = False
 
 
 class DefaultsTable(msgspec.Struct, forbid_unknown_fields=True):
@@ -44,11 +55,25 @@ class TopologyTable(msgspec.Struct, forbid_unknown_fields=True):
     cores_per_package: int | None = None
 
 
+class WhenTable(msgspec.Struct, forbid_unknown_fields=True):
+    """A rule's condition."""
+
+    vcpu: int | list[int] | None = None
+    cpl: int | list[int] | None = None
+    rip: str | None = None
+    value: int | None = None
+    mask: int | None = None
+    after: int | None = None
+    every: int | None = None
+    reason: str | list[str] | None = None
+
+
 class ActionTable(msgspec.Struct, forbid_unknown_fields=True):
     """An action that needs more said; a model's parameters come in the same table."""
 
     value: int | None = None
     python: str | None = None
+    host: str | int | None = None
     model: str | None = None
 
 
@@ -59,7 +84,10 @@ class RuleTable(msgspec.Struct, forbid_unknown_fields=True):
     read: str | dict[str, Any] | None = None
     write: str | dict[str, Any] | None = None
     reset: int | None = None
+    bits: dict[str, str] | None = None
     scope: str | None = None
+    when: dict[str, Any] | None = None
+    log: str | None = None
 
 
 class File(msgspec.Struct, forbid_unknown_fields=True):

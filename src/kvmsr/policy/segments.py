@@ -8,13 +8,14 @@ All reasoning about a plan goes over these few segments and never over indices o
 """
 
 import heapq
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from kvmsr.policy.access import Op
 from kvmsr.policy.kernel import X2APIC, KernelFacts
-from kvmsr.policy.model import Policy, Rule
+from kvmsr.policy.model import Policy
+from kvmsr.policy.rule import Rule
 from kvmsr.policy.selector import MAX_INDEX
 
 __all__ = ("Segment", "Table", "cut")
@@ -24,13 +25,14 @@ class Segment(NamedTuple):
     """
     MSRs *first* to *last*, all alike for one direction.
 
-    :ivar rule: the rule that wins, or None; always None for x2APIC, which no rule can take.
+    :ivar rules: the rules to try in turn: some with a condition, and at most one without, as the
+        last. None for x2APIC, which no rule can take.
     :ivar known: whether KVM may handle them itself.
     """
 
     first: int
     last: int
-    rule: Rule | None
+    rules: tuple[Rule, ...]
     known: bool
 
 
@@ -56,7 +58,7 @@ class Table:
 
 def cut(policy: Policy, op: Op, kernel: KernelFacts) -> Table:
     """Return the segments of *policy* for *op*."""
-    rules = [rule for rule in policy.rules if rule.action(op) is not None]
+    rules = [rule for rule in policy.rules if rule.action(op) is not None and not rule.never]
     spans = [(f, last, n) for n, rule in enumerate(rules) for f, last in rule.msrs]
     spans.sort()
     known = kernel.ranges(op)
@@ -68,18 +70,32 @@ def cut(policy: Policy, op: Op, kernel: KernelFacts) -> Table:
     starts = sorted(borders)
 
     segments: list[Segment] = []
-    open_: list[tuple[int, int]] = []  # (rule number, last MSR) of the spans begun: lowest wins
+    # The spans begun and not ended, by rule number, and again by where they end.
+    open_: list[int] = []
+    ends: list[tuple[int, int]] = []
     next_span = next_known = 0
     for start, end in zip(starts, [*starts[1:], MAX_INDEX + 1], strict=True):
+        while ends and ends[0][0] < start:
+            del open_[bisect_left(open_, heapq.heappop(ends)[1])]
         while next_span < len(spans) and spans[next_span][0] <= start:
             _, last, number = spans[next_span]
-            heapq.heappush(open_, (number, last))
+            insort(open_, number)
+            heapq.heappush(ends, (last, number))
             next_span += 1
-        while open_ and open_[0][1] < start:
-            heapq.heappop(open_)
         while next_known < len(known) and known[next_known][1] < start:
             next_known += 1
-        rule = rules[open_[0][0]] if open_ and not X2APIC[0] <= start <= X2APIC[1] else None
+        in_x2apic = X2APIC[0] <= start <= X2APIC[1]
+        tried = () if in_x2apic else _tried(rules, open_)
         is_known = next_known < len(known) and known[next_known][0] <= start
-        segments.append(Segment(start, end - 1, rule, is_known))
+        segments.append(Segment(start, end - 1, tried, is_known))
     return Table(segments)
+
+
+def _tried(rules: Sequence[Rule], numbers: Sequence[int]) -> tuple[Rule, ...]:
+    """Return the rules with these numbers, up to the first without a condition."""
+    tried = []
+    for number in numbers:
+        tried.append(rules[number])
+        if rules[number].when is None:
+            break
+    return tuple(tried)

@@ -7,6 +7,7 @@ Which MSRs a rule is for: by number, range, name, or a list of these.
 """
 
 import difflib
+import fnmatch
 import re
 from collections.abc import Iterable
 from typing import Final
@@ -24,13 +25,14 @@ Ranges = tuple[tuple[int, int], ...]
 
 MsrSpec = int | str | Iterable[int | str | tuple[int, int]]
 """
-How a selector is written: 0x35, "0x600-0x63f", "IA32_PAT", or a list of these; in a list, (5, 9) is
-the range from 5 to 9.
+How a selector is written: 0x35, "0x600-0x63f", "IA32_PAT", "IA32_MC*_CTL", or a list of these;
+in a list, (5, 9) is the range from 5 to 9.
 """
 
 # As TOML writes numbers; longer ones are out of range anyway, and Python refuses the longest.
 _NUMBER: Final = r"(?:0[xX][0-9a-fA-F](?:_?[0-9a-fA-F]){0,30}|0|[1-9](?:_?[0-9]){0,30})"
 _NAME: Final = re.compile(r"[A-Za-z_]\w{0,99}")
+_GLOB: Final = re.compile(r"(?=.*[*?\[])(?=.*[A-Za-z])[\w*?\[\]!-]{1,100}")
 _SHOWN: Final = 100  # characters
 _TOLD: Final = 200
 _TEXTS: Final = (str, bytes, bytearray, memoryview)  # they can be iterated, and are no lists
@@ -47,30 +49,50 @@ def parse_msrs(spec: MsrSpec) -> Ranges:
     items = list(spec) if is_list else [spec]  # type: ignore[arg-type]
     if not items:
         raise PolicyError("selects no MSR")
-    return merge(_one(item) for item in items)
+    return merge(span for item in items for span in _one(item))
 
 
-def _one(item: object) -> tuple[int, int]:
+def _one(item: object) -> list[tuple[int, int]]:
     if isinstance(item, tuple) and len(item) == 2 and all(type(end) is int for end in item):
-        return _checked(item[0], item[1], shown(item))
+        return [_checked(item[0], item[1], shown(item))]
     if isinstance(item, bool) or not isinstance(item, (int, str)):
         raise PolicyError(f"{shown(item)} selects no MSR: write a number, a range or a name")
     if isinstance(item, int):
-        return _checked(item, item, shown(item))
+        return [_checked(item, item, shown(item))]
     text = item.strip()
     match = _RANGE.fullmatch(text)
     if match:
         first, last = (int(number, 0) for number in (match[1], match[2] or match[1]))
-        return _checked(first, last, text)
+        return [_checked(first, last, text)]
+    if _GLOB.fullmatch(text):
+        return _glob(text)
     if not _NAME.fullmatch(text):
         raise PolicyError(
-            f"{shown(item)} selects no MSR: write a number (0x35), a range (0x600-0x63f) or a name"
+            f"{shown(item)} selects no MSR: write a number (0x35), a range (0x600-0x63f), a name"
+            " or a pattern of names (IA32_MC*_STATUS)"
         )
     try:
         index = catalog().lookup(text).index
     except UnknownMsrError as error:
         raise PolicyError(str(error)) from None
-    return index, index
+    return [(index, index)]
+
+
+def _glob(pattern: str) -> list[tuple[int, int]]:
+    """Return the MSRs that have a name like *pattern*."""
+    like = re.compile(fnmatch.translate(pattern.lower())).fullmatch
+    found = [
+        (msr.index, msr.index)
+        for msr in catalog()
+        if any(like(name.lower()) for name in (msr.name, *msr.aliases))
+    ]
+    if not found:
+        plain = re.sub(r"\[.*?\]|[*?]", "", pattern)
+        names = {name.lower(): name for msr in catalog() for name in (msr.name, *msr.aliases)}
+        near = difflib.get_close_matches(plain.lower(), names, n=1, cutoff=0.3)
+        hint = f"; the nearest is {names[near[0]]}" if near else ""
+        raise PolicyError(f"no MSR has a name like {shown(pattern)}{hint}")
+    return found
 
 
 def shown(value: object) -> str:

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The access log
+--------------
+
+Which accesses are told while the guest runs. A guest chooses the MSRs, so what is remembered of
+them is limited, and that the limit is reached is told.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from kvmsr.dispatch.outcome import Outcome, Verdict
+from kvmsr.msr import catalog
+from kvmsr.policy import Access, Log, Op
+
+__all__ = ("MAX_MARKS", "AccessLog", "Sink", "describe")
+
+MAX_MARKS: Final = 4096
+
+Act = Callable[[Access], Outcome]
+Sink = Callable[[Access, Outcome, str], None]
+"""Takes an access, what became of it, and a line that says so."""
+
+
+class AccessLog:
+    """
+    Tells accesses.
+
+    Two vCPUs that do the same at the same instant may both be told; no lock is worth that.
+
+    :param sink: takes what is told; None tells nothing.
+    """
+
+    def __init__(self, sink: Sink | None, max_marks: int = MAX_MARKS) -> None:
+        self._sink = sink
+        self._max_marks = max_marks
+        self._seen: set[tuple[str, Op, int]] = set()
+        self._last: dict[tuple[str, Op, int, int], int] = {}
+        self._full = False
+
+    def around(self, act: Act, log: Log | None) -> Act:
+        """Return *act* so that it is told as *log* says; None tells faults once."""
+        if self._sink is None or log is Log.NEVER:
+            return act
+        see = {
+            Log.ONCE: self._once,
+            Log.CHANGE: self._change,
+            Log.ALWAYS: self._tell,
+            None: self._fault_once,
+        }[log]
+
+        def told(access: Access) -> Outcome:
+            outcome = act(access)
+            if outcome.verdict is not Verdict.KERNEL:  # more is to come of it
+                see(access, outcome)
+            return outcome
+
+        return told
+
+    def _tell(self, access: Access, outcome: Outcome) -> None:
+        if self._sink is not None:
+            self._sink(access, outcome, describe(access, outcome))
+
+    def _fault_once(self, access: Access, outcome: Outcome) -> None:
+        if outcome.verdict is Verdict.FAULT:
+            self._once(access, outcome)
+
+    def _once(self, access: Access, outcome: Outcome) -> None:
+        mark = (outcome.rule, access.op, access.index)
+        if mark in self._seen:
+            return
+        if len(self._seen) >= self._max_marks:
+            self._tell_full(access, outcome)
+            return
+        self._seen.add(mark)
+        self._tell(access, outcome)
+
+    def _change(self, access: Access, outcome: Outcome) -> None:
+        mark = (outcome.rule, access.op, access.index, access.vcpu)
+        value = outcome.value if access.op == Op.READ else access.value
+        if outcome.verdict is Verdict.FAULT:
+            value = -1  # no value is like it
+        if self._last.get(mark) == value:
+            return
+        if mark not in self._last and len(self._last) >= self._max_marks:
+            self._tell_full(access, outcome)
+            return
+        self._last[mark] = value
+        self._tell(access, outcome)
+
+    def _tell_full(self, access: Access, outcome: Outcome) -> None:
+        if not self._full and self._sink is not None:
+            self._full = True
+            text = f"{self._max_marks:,} MSRs have been told of: other MSRs no longer are"
+            self._sink(access, outcome, text)
+
+
+def describe(access: Access, outcome: Outcome) -> str:
+    """Return a line that says what became of *access*."""
+    name = catalog().name(access.index)
+    msr = f"MSR {access.index:#x}{f' ({name})' if name else ''}"
+    if access.op == Op.READ:
+        what = f"read of {msr}"
+        became = {Verdict.VALUE: f"{outcome.value:#x}"}
+    else:
+        what = f"write of {access.value:#x} to {msr}"
+        became = {Verdict.DONE: "done"}
+    became |= {Verdict.FAULT: "#GP(0)", Verdict.STOP: "the run stops"}
+    result = became.get(outcome.verdict, outcome.verdict.value)
+    return f"vCPU {access.vcpu}: {what}: {result} ({outcome.rule}; {access.reason})"

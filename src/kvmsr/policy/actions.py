@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Actions
+-------
+
+What may happen to an access, as plain values.
+"""
+
+import enum
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+
+import msgspec
+
+from kvmsr.errors import PolicyError
+from kvmsr.policy.access import Handler, Op
+from kvmsr.policy.models import find_model, fit_parameters
+from kvmsr.policy.registers import ModelClass, is_model_class
+from kvmsr.policy.selector import nearest, shown
+
+__all__ = (
+    "SAME_CPU",
+    "Action",
+    "ActionSpec",
+    "Host",
+    "Model",
+    "Plain",
+    "Python",
+    "Value",
+    "plain",
+    "to_action",
+)
+
+_U64: Final = (1 << 64) - 1
+
+SAME_CPU: Final = "same-cpu"
+
+
+class Plain(enum.StrEnum):
+    """The actions that need nothing more said."""
+
+    KERNEL = "kernel"
+    FAULT = "fault"
+    IGNORE = "ignore"
+    SHADOW = "shadow"
+    STOP = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """Reads give *value*, 0 to 2**64 - 1."""
+
+    value: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.value, bool) or not isinstance(self.value, int):
+            raise PolicyError(f"value {self.value!r} is no integer")
+        if not 0 <= self.value <= _U64:
+            raise PolicyError(f"value {shown(self.value)} does not fit an MSR's 64 bits")
+
+    def __str__(self) -> str:
+        return f"value {self.value:#x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Python:
+    """A function of the owner's answers; *name* is how messages call it."""
+
+    function: Handler
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise PolicyError(f"handler {self.function!r} cannot be called")
+        if not self.name:
+            module = getattr(self.function, "__module__", "")
+            name = getattr(self.function, "__qualname__", "") or shown(self.function)
+            object.__setattr__(self, "name", f"{module}:{name}" if module else name)
+
+    def __str__(self) -> str:
+        return f"python {self.name}"
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Model:
+    """
+    A register model answers: ``Model("topology.core-thread-count")``, ``Model(MyModel, watts=9)``.
+
+    :ivar cls: its class.
+    :ivar parameters: what the policy sets of what the class declares.
+    :ivar name: how policies and messages call it.
+    :raises PolicyError: if there is no such model, or a parameter does not fit.
+    """
+
+    cls: ModelClass
+    parameters: msgspec.Struct
+    name: str = field(compare=False)
+
+    def __init__(self, model: str | ModelClass, /, **parameters: Any) -> None:
+        named = isinstance(model, str)
+        cls = find_model(model) if isinstance(model, str) else model
+        if not is_model_class(cls):
+            raise PolicyError(f"{shown(cls)} is no register model")
+        put = object.__setattr__
+        put(self, "cls", cls)
+        put(self, "parameters", fit_parameters(cls, parameters))
+        put(self, "name", model if named else f"{cls.__module__}:{cls.__qualname__}")
+
+    @classmethod
+    def of(cls, model: ModelClass, name: str, parameters: Mapping[str, Any]) -> Self:
+        """Return the action for a class that policies call *name*."""
+        made = cls(model, **parameters)
+        object.__setattr__(made, "name", name)
+        return made
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    @property
+    def key(self) -> tuple[ModelClass, bytes]:
+        """Return what actions that share a model have in common: its class and parameters."""
+        return self.cls, msgspec.json.encode(self.parameters, order="deterministic")
+
+    def __str__(self) -> str:
+        return f"model {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """
+    The host's own register answers, read and written through the msr device.
+
+    :ivar cpu: the host's CPU; None is the one that the vCPU runs on just then.
+    """
+
+    cpu: int | None = None
+
+    def __post_init__(self) -> None:
+        wrong = isinstance(self.cpu, bool) or not isinstance(self.cpu, int) or self.cpu < 0
+        if self.cpu is not None and wrong:
+            raise PolicyError(f"{shown(self.cpu)} is no CPU: write {SAME_CPU!r}, or its number")
+
+    @classmethod
+    def parse(cls, spec: str | int) -> Self:
+        """
+        Return the action that ``host = spec`` stands for.
+
+        :raises PolicyError: if it is neither ``same-cpu`` nor a number.
+        """
+        if isinstance(spec, str) and spec != SAME_CPU:
+            hint = f"{nearest(spec, [SAME_CPU])}, or a number"
+            raise PolicyError(f"{shown(spec)} is no CPU of the host; {hint}")
+        return cls(None if isinstance(spec, str) else spec)
+
+    def __str__(self) -> str:
+        return f"host {SAME_CPU if self.cpu is None else self.cpu}"
+
+
+Action = Plain | Value | Python | Model | Host
+ActionSpec = Action | str | int | Handler
+"""How an action is written in Python: "fault", Plain.FAULT, 5 or Value(5), or a function."""
+
+
+def to_action(spec: ActionSpec, op: Op) -> Action:
+    """
+    Return the action that *spec* stands for.
+
+    :raises PolicyError: if there is none, or not for *op*.
+    """
+    action: Action
+    if isinstance(spec, (Plain, Value, Python, Model, Host)):
+        action = spec
+    elif isinstance(spec, str):
+        action = plain(spec)
+    elif isinstance(spec, int) and not isinstance(spec, bool):
+        action = Value(spec)
+    elif callable(spec):
+        action = Python(spec)
+    else:
+        raise PolicyError(f"{spec!r} is no action")
+    if isinstance(action, Value) and op == Op.WRITE:
+        raise PolicyError("a value can only be read; for writes say ignore, fault or shadow")
+    return action
+
+
+def plain(word: str, allowed: Collection[Plain] = tuple(Plain)) -> Plain:
+    """
+    Return the plain action called *word*.
+
+    :raises PolicyError: if it is not one of *allowed*.
+    """
+    for action in allowed:
+        if action.value == word:
+            return action
+    if not isinstance(word, str):
+        raise PolicyError(f"{shown(word)} is no action; there are {', '.join(allowed)}")
+    hint = nearest(word, allowed)
+    if "did you mean" in hint:
+        hint += f" There are {', '.join(allowed)}"
+    raise PolicyError(f"{shown(word)} is no action here; {hint}")

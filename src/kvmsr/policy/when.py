@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Conditions
+----------
+
+When a rule holds. A rule whose condition fails is skipped, and the next one is tried.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from kvmsr.errors import PolicyError
+from kvmsr.policy.access import Reason
+from kvmsr.policy.schema import FormError, WhenTable, convert
+from kvmsr.policy.selector import nearest, shown
+
+__all__ = ("When",)
+
+_U64: Final = (1 << 64) - 1
+_HEX: Final = r"(0[xX][0-9a-fA-F_]{1,30}|\d{1,30})"
+_RIP: Final = re.compile(rf"{_HEX}(?:\s*-\s*{_HEX})?")
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class When:
+    """
+    A condition; what is None holds always, and all that is given must hold.
+
+    :ivar vcpu: the vCPUs.
+    :ivar cpl: the privilege levels. KVM itself faults accesses of any but 0, so 0 always holds.
+    :ivar rip: where the guest's instruction is: first and last address.
+    :ivar value: what is written, under *mask*; for writes alone.
+    :ivar mask: which bits of it count; all if None.
+    :ivar after: from which match on, counted from 1, over all MSRs and vCPUs of the rule, each
+        direction by itself; only accesses for which all else holds are counted.
+    :ivar every: each how many matches: the n-th, 2n-th, and so on; with *after*, counted from
+        there on, itself included.
+    :ivar reason: why KVM gave the access up.
+    """
+
+    vcpu: tuple[int, ...] | None
+    cpl: tuple[int, ...] | None
+    rip: tuple[int, int] | None
+    value: int | None
+    mask: int | None
+    after: int | None
+    every: int | None
+    reason: tuple[Reason, ...] | None
+
+    def __init__(
+        self,
+        *,
+        vcpu: int | Iterable[int] | None = None,
+        cpl: int | Iterable[int] | None = None,
+        rip: str | tuple[int, int] | None = None,
+        value: int | None = None,
+        mask: int | None = None,
+        after: int | None = None,
+        every: int | None = None,
+        reason: str | Iterable[str] | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "vcpu", _numbers("vcpu", vcpu, _U64))
+        put(self, "cpl", _numbers("cpl", cpl, 3))
+        put(self, "rip", _rip(rip))
+        put(self, "value", _number("value", value, 0))
+        put(self, "mask", _number("mask", mask, 0))
+        put(self, "after", _number("after", after, 1))
+        put(self, "every", _number("every", every, 1))
+        put(self, "reason", _reasons(reason))
+        if all(getattr(self, field.name) is None for field in fields(self)):
+            raise PolicyError("a condition without any key: leave it away")
+        if mask is not None and value is None:
+            raise FormError("a mask needs a value to compare with", ("mask",))
+        if value is not None and mask is not None and value & ~mask:
+            message = f"{value:#x} has bits outside the mask {mask:#x}: it never holds"
+            raise FormError(message, ("value",))
+
+    @classmethod
+    def parse(cls, spec: Mapping[str, Any]) -> "When":
+        """
+        Return the condition that a policy file's table stands for.
+
+        :raises FormError: saying which key is wrong.
+        """
+        table = convert(dict(spec), WhenTable)
+        return cls(**{key: getattr(table, key) for key in table.__struct_fields__})
+
+    def spec(self) -> dict[str, Any]:
+        """Return the condition as a policy file has it."""
+        said: dict[str, Any] = {}
+        for field in fields(self):
+            given = getattr(self, field.name)
+            if field.name == "rip" and given is not None:
+                given = f"{given[0]:#x}-{given[1]:#x}"
+            elif isinstance(given, tuple):
+                given = [str(g) if isinstance(g, Reason) else g for g in given]
+            if given is not None:
+                said[field.name] = given
+        return said
+
+    def __str__(self) -> str:
+        return ", ".join(f"{key} = {_shown(key, value)}" for key, value in self.spec().items())
+
+    @property
+    def never(self) -> str:
+        """Return why it can never hold, or ""."""
+        if self.cpl is not None and 0 not in self.cpl:
+            return "KVM faults accesses of any CPL but 0 by itself"
+        return ""
+
+    def takes(self, reason: Reason) -> bool:
+        """Tell whether it may hold for an access that KVM gave up for *reason*."""
+        return self.reason is None or reason in self.reason
+
+    def why_not(self, vcpu: int, value: int, reason: Reason) -> str:
+        """Return why it fails for an access, or ""; *rip*, *after* and *every* not looked at."""
+        if self.vcpu is not None and vcpu not in self.vcpu:
+            return f"the vCPU is {vcpu}"
+        if not self.takes(reason):
+            return f"the reason is {reason}"
+        if self.value is not None and value & (_U64 if self.mask is None else self.mask) != (
+            self.value
+        ):
+            return f"the value is {value:#x}"
+        return self.never
+
+    def holds_at(self, rip: int) -> bool:
+        """Tell whether it holds with the instruction at *rip*."""
+        return self.rip is None or self.rip[0] <= rip <= self.rip[1]
+
+    @property
+    def counts(self) -> bool:
+        """Tell whether it depends on how many matches there were."""
+        return self.after is not None or self.every is not None
+
+    def holds_for(self, count: int) -> bool:
+        """Tell whether it holds for match number *count*, from 1."""
+        every = self.every or 1
+        first = self.after if self.after is not None else every
+        return count >= first and (count - first) % every == 0
+
+
+def _number(key: str, given: Any, least: int) -> int | None:
+    if given is None:
+        return None
+    if isinstance(given, bool) or not isinstance(given, int) or not least <= given <= _U64:
+        raise FormError(f"{shown(given)}: it must be {least} or more, and fit 64 bits", (key,))
+    return given
+
+
+def _numbers(key: str, given: Any, most: int) -> tuple[int, ...] | None:
+    if given is None:
+        return None
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        given = [given]
+    numbers = set()
+    for one in given:
+        if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one <= most:
+            limit = f"0 to {most}" if most < _U64 else "0 or more"
+            raise FormError(f"{shown(one)}: it must be {limit}", (key,))
+        numbers.add(one)
+    if not numbers:
+        raise FormError("an empty list: it never holds", (key,))
+    return tuple(sorted(numbers))
+
+
+def _rip(given: Any) -> tuple[int, int] | None:
+    if given is None:
+        return None
+    if isinstance(given, tuple) and len(given) == 2 and all(type(end) is int for end in given):
+        first, last = given
+    else:
+        match = _RIP.fullmatch(given.strip()) if isinstance(given, str) else None
+        try:
+            assert match is not None
+            first, last = (int(end, 0) for end in (match[1], match[2] or match[1]))
+        except (AssertionError, ValueError):
+            message = f'{shown(given)} is no range of addresses: write "0x1000-0x1fff"'
+            raise FormError(message, ("rip",)) from None
+    if not 0 <= first <= last <= _U64:
+        raise FormError(f"{shown(given)} is no range of 64-bit addresses", ("rip",))
+    return first, last
+
+
+def _reasons(given: Any) -> tuple[Reason, ...] | None:
+    if given is None:
+        return None
+    words = [given] if isinstance(given, str) else list(given)
+    if not words:
+        raise FormError("an empty list: it never holds", ("reason",))
+    for word in words:
+        if word not in list(Reason):
+            message = f"{shown(word)} is no reason; {nearest(word, Reason)}"
+            raise FormError(message, ("reason",))
+    return tuple(reason for reason in Reason if reason in words)
+
+
+def _shown(key: str, value: Any) -> str:
+    return f"{value:#x}" if key in ("value", "mask") else str(value).replace("'", "")
