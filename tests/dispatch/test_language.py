@@ -264,7 +264,7 @@ def test_kernel_means_that_no_later_rule_is_asked():
 def test_no_two_scopes_share_a_register():
     scopes = ["thread", "core", "package", "vm"]
     rules = [
-        Rule(KNOWN, "shadow", "shadow", scope=scope, when={"rip": (n, n)})
+        Rule(KNOWN, "shadow", "shadow", scope=scope, when={"rip": str(n)})
         for n, scope in enumerate(scopes)
     ]
     rip = [0]
