@@ -22,6 +22,7 @@ from kvmsr.machine import acpi
 from kvmsr.machine.board import Board, BoardEvents
 from kvmsr.machine.cpuid import Feature, guest_cpuid
 from kvmsr.machine.cpustate import apply_start
+from kvmsr.machine.hostmsr import DeviceMsrs, host_msrs
 from kvmsr.machine.layout import ACPI_BASE, FOUR_GIB, IDENTITY_MAP, TSS_PAGES, Layout
 from kvmsr.machine.loaders import Boot, Guest, Loaded, load
 from kvmsr.machine.result import INTERRUPTED, TIMEOUT, End, EndKind, RunResult
@@ -111,6 +112,7 @@ class Machine:
         self._loaded: Loaded | None = None
         self._image = ""
         self._memories: list[Memory] = []
+        self._host: DeviceMsrs | None = None
         self._threads: list[VcpuThread] = []
         self.kvm = Kvm(backend)
         try:
@@ -166,7 +168,15 @@ class Machine:
         facts = KernelFacts(ignore_msrs=ignore_msrs)
         listed = {*kvm.get_msr_index_list(), *kvm.get_msr_feature_index_list()}
         self.plan = _fitting_plan(policy, facts, self.vcpus[0], listed)
-        self.dispatcher = Dispatcher(self.plan, vcpus=cpus, clock=lambda: self.vm.get_clock().clock)
+        self._host = host_msrs(policy)
+        self.dispatcher = Dispatcher(
+            self.plan,
+            vcpus=cpus,
+            clock=lambda: self.vm.get_clock().clock,
+            rip=lambda number: self.vcpus[number].get_regs().rip,
+            host=self._host,
+            log=log,
+        )
         self._install(self.plan)
         self._threads = [VcpuThread(self, vcpu) for vcpu in self.vcpus]
 
@@ -339,6 +349,8 @@ class Machine:
         if hasattr(self, "vm"):
             self.vm.close()
         self.kvm.close()
+        if self._host is not None:
+            self._host.close()
         for memory in self._memories:
             memory.close()
         self._memories = []

@@ -9,6 +9,7 @@ What the owner of a virtual machine wants, as plain values, and its plan for a K
 from kvmsr.policy.access import Access, Fault, Handler, Op, Reason
 from kvmsr.policy.actions import Action, Host, Model, Plain, Python, Value
 from kvmsr.policy.bits import BitKind, Bits
+from kvmsr.policy.explain import Case, Effect, Explanation, explain
 from kvmsr.policy.filter import Filter, FilterRange
 from kvmsr.policy.kernel import KernelFacts
 from kvmsr.policy.lint import Lint, LintId
@@ -25,7 +26,10 @@ __all__ = (
     "Action",
     "BitKind",
     "Bits",
+    "Case",
     "Defaults",
+    "Effect",
+    "Explanation",
     "Fault",
     "Filter",
     "FilterRange",
@@ -51,6 +55,7 @@ __all__ = (
     "Value",
     "When",
     "compile_policy",
+    "explain",
     "load_policy",
     "on_read",
     "on_write",
