@@ -23,6 +23,7 @@ __all__ = ("cli", "main")
 # imports none of them.
 _COMMANDS: Final = {
     "run": "Run a guest and show every MSR it touched.",
+    "policy": "Check, show and explain policies.",
     "doctor": "Tell what this host offers, and what is missing.",
     "demo": "Run a small guest under a small policy, or boot a Linux kernel (--kernel).",
     "completion": "Print the completion script of a shell.",

@@ -16,9 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+import click
+
 from kvmsr.errors import UsageError
 
-__all__ = ("Line", "guest_input", "guest_output")
+__all__ = ("Line", "access_log", "guest_input", "guest_output")
 
 _BACKLOG: Final = 1024
 _PAUSE_MS: Final = 20
@@ -55,6 +57,33 @@ def guest_output(serial: str, *, to_stderr: bool) -> Iterator[Callable[[bytes], 
     with file:
         fd = file.fileno()
         yield lambda data: _write(fd, data)
+
+
+@contextmanager
+def access_log(file: str) -> Iterator[Callable[[object, object, str], None]]:
+    """
+    Give a function that puts out lines about accesses.
+
+    :param file: a file, or ``-`` for standard error.
+    :raises UsageError: if the file cannot be written.
+    """
+    if file == "-":
+        yield lambda access, outcome, line: click.echo(f"kvmsr: {line}", err=True)
+        return
+    try:
+        opened = Path(file).open("wb", buffering=0)  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise UsageError(f"--log {file}: cannot write it: {error.strerror}") from None
+    with opened:
+        fd = opened.fileno()
+
+        def tell(access: object, outcome: object, line: str) -> None:
+            try:
+                _write(fd, f"{line}\n".encode())
+            except OSError as error:
+                raise UsageError(f"--log {file}: {error.strerror}") from None
+
+        yield tell
 
 
 def _write(fd: int, data: bytes) -> None:

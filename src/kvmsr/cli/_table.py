@@ -15,9 +15,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from kvmsr.machine import EndKind, RunResult
+from kvmsr.policy import Policy
+from kvmsr.policy.toml import action_text, msr_names, policy_tables
 from kvmsr.trace import Row
 
-__all__ = ("print_result",)
+__all__ = ("print_policy", "print_result")
 
 _WIDE: Final = 200
 _GOOD: Final = (EndKind.DEBUG_EXIT, EndKind.HALT, EndKind.RESET, EndKind.SHUTDOWN)
@@ -90,3 +92,44 @@ def _outcome(row: Row) -> str:
     if len(present) == 1:
         return present[0][0]
     return ", ".join(f"{name} {count:,}" for name, count in present)
+
+
+def print_policy(policy: Policy) -> None:
+    """Print a table of the rules of *policy* and a line for each default, to standard output."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
+    say = partial(console.print, soft_wrap=True)
+    for text in (policy.name, policy.description):
+        if text:
+            say(escape(text))
+    table = Table(title="Rules, in the order in which they are tried", title_justify="left")
+    for column in ("rule", "MSRs", "read", "write", "says more"):
+        table.add_column(column, overflow="fold")
+    for rule, more in zip(policy.rules, policy_tables(policy)["rule"], strict=True):
+        spans = ", ".join(f"{a:#x}" if a == b else f"{a:#x}-{b:#x}" for a, b in rule.msrs[:4])
+        if len(rule.msrs) > 4:
+            spans += f" and {len(rule.msrs) - 4} more"
+        names = msr_names(rule.msrs, 2)
+        said = {key: more[key] for key in ("reset", "bits", "scope", "when", "log") if key in more}
+        table.add_row(
+            escape(rule.where),
+            escape(f"{spans} {names}".strip()),
+            escape(action_text(rule.read)),
+            escape(action_text(rule.write)),
+            escape(
+                ", ".join(
+                    f"{k} = {v:#x}" if k == "reset" else f"{k} = {v}" for k, v in said.items()
+                )
+            ),
+        )
+    if policy.rules:
+        console.print(table)
+    defaults = policy.defaults
+    say(
+        f"defaults: unknown = {defaults.unknown}, invalid = {defaults.invalid},"
+        f" on_error = {defaults.on_error}"
+    )
+    topology = policy.topology
+    cores = "every core in one package"
+    if topology.cores_per_package is not None:
+        cores = f"{topology.cores_per_package} cores a package"
+    say(f"topology: {topology.threads_per_core} threads a core, {cores}")

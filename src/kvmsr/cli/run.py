@@ -21,7 +21,7 @@ import click
 
 from kvmsr import backend as backends
 from kvmsr.backend.soft import DEFAULT_PROFILE
-from kvmsr.cli._console import guest_input, guest_output
+from kvmsr.cli._console import access_log, guest_input, guest_output
 from kvmsr.cli._progress import progress
 from kvmsr.errors import GuestMemoryError, UsageError
 from kvmsr.machine import Boot, Machine, RunResult, find_features
@@ -75,7 +75,9 @@ Examples:
 @click.option(
     "--real-time", is_flag=True, help="On the soft backend: a guest that sleeps takes its time."
 )
-@click.option("--policy", type=_PATH, help="What to do at MSR accesses: a TOML file.")
+@click.option(
+    "--policy", type=_PATH, help="What to do at MSR accesses: a TOML file, or preset:NAME."
+)
 @click.option("--cpus", type=int, default=1, show_default=True, help="How many vCPUs.")
 @click.option("--memory", callback=_size, default="256M", show_default=True, help="How much RAM.")
 @click.option("--append", default="", help="The kernel's command line.")
@@ -108,6 +110,13 @@ Examples:
     show_default=True,
     help="Where the guest's serial line goes; - is the terminal.",
 )
+@click.option(
+    "--log",
+    default="-",
+    metavar="FILE|-",
+    show_default=True,
+    help="Where accesses go that the policy wants told; - is standard error.",
+)
 @click.option("--timeout", type=float, metavar="S", help="End the run after S seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def command(
@@ -125,6 +134,7 @@ def command(
     cpu: str,
     cpu_features: tuple[str, ...],
     serial: str,
+    log: str,
     timeout: float | None,
     as_json: bool,
 ) -> int:
@@ -145,6 +155,7 @@ def command(
         boot,
         rules,
         serial=serial,
+        log=log,
         timeout=timeout,
         as_json=as_json,
         note=f"on the soft backend: {why_soft}" if why_soft else "",
@@ -161,6 +172,7 @@ def run_guest(
     policy: Policy,
     *,
     serial: str = "-",
+    log: str = "-",
     timeout: float | None = None,
     as_json: bool = False,
     note: str = "",
@@ -169,12 +181,14 @@ def run_guest(
     """
     Run a guest on the terminal, print what came of it, and return that.
 
+    :param log: where accesses go that the policy wants told; ``-`` is standard error.
     :param note: a line for the notes of the result; people with a terminal see it at once, too.
     :param machine: what :class:`~kvmsr.machine.Machine` takes.
     """
     with ExitStack() as stack:
         output = stack.enter_context(guest_output(serial, to_stderr=as_json))
-        guest = stack.enter_context(Machine(policy=policy, output=output, **machine))
+        sink = stack.enter_context(access_log(log))
+        guest = stack.enter_context(Machine(policy=policy, output=output, log=sink, **machine))
         guest.load(boot)
         stack.enter_context(_terminated_as_interrupted())
         stack.enter_context(guest_input(guest.board.uart))

@@ -17,10 +17,10 @@ from kvmsr.policy.rule import Rule
 from kvmsr.policy.selector import MsrSpec
 from kvmsr.policy.topology import Topology
 
-__all__ = ("Defaults", "Policy", "on_read", "on_write")
+__all__ = ("ON_ERROR", "ON_UNKNOWN", "Defaults", "Policy", "on_read", "on_write")
 
-_ON_UNKNOWN: Final = (Plain.FAULT, Plain.IGNORE, Plain.SHADOW, Plain.STOP)
-_ON_ERROR: Final = (Plain.FAULT, Plain.IGNORE, Plain.STOP)
+ON_UNKNOWN: Final = (Plain.FAULT, Plain.IGNORE, Plain.SHADOW, Plain.STOP)
+ON_ERROR: Final = (Plain.FAULT, Plain.IGNORE, Plain.STOP)
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -41,9 +41,9 @@ class Defaults:
         self, unknown: str = "fault", invalid: str = "fault", on_error: str = "fault"
     ) -> None:
         put = object.__setattr__
-        put(self, "unknown", plain(unknown, _ON_UNKNOWN))
-        put(self, "invalid", plain(invalid, _ON_UNKNOWN))
-        put(self, "on_error", plain(on_error, _ON_ERROR))
+        put(self, "unknown", plain(unknown, ON_UNKNOWN))
+        put(self, "invalid", plain(invalid, ON_UNKNOWN))
+        put(self, "on_error", plain(on_error, ON_ERROR))
 
 
 @dataclass(frozen=True, slots=True, init=False)
