@@ -192,10 +192,12 @@ def show(file: str, as_toml: bool, as_json: bool) -> None:
 @click.argument("msr", type=_Msr())
 @click.option("--policy", "file", type=_PolicyFile(), help="The policy; by default none.")
 @click.option("--write", "value", type=_Number(), help="A write of this value; else a read.")
-@click.option("--vcpu", type=int, default=0, show_default=True, help="On which vCPU.")
+@click.option("--vcpu", type=click.IntRange(0), default=0, show_default=True, help="On which vCPU.")
 @click.option("--cpl", type=click.IntRange(0, 3), default=0, show_default=True, help="The CPL.")
 @click.option("--rip", type=_Number(), help="Where the guest is; by default where a rule asks.")
-@click.option("--count", type=int, default=1, show_default=True, help="Which match it is.")
+@click.option(
+    "--count", type=click.IntRange(1), default=1, show_default=True, help="Which match it is."
+)
 @_IGNORE
 @_JSON
 def explain_(

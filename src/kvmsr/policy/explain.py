@@ -139,7 +139,7 @@ class Explanation:
                     "steps": [
                         {
                             "where": step.where,
-                            **step.place._asdict(),
+                            **step.place.as_dict(),
                             "action": step.action,
                             "skipped": step.skipped,
                         }
@@ -221,10 +221,10 @@ def filter_says(filter_: Filter, op: Op, index: int) -> FilterSays:
 def _kernel(asked: _Asked, segment: Segment) -> str:
     what = "reads" if asked.op == Op.READ else "writes"
     if segment.known:
-        return f"some KVMs handle {what} of it; of what they do not, they say unknown or invalid"
+        return f"some KVMs handle {what}; what they do not, they give up as unknown or invalid"
     if asked.plan.kernel.ignore_msrs:
-        return f"no KVM knows {what} of it, and kvm.ignore_msrs=1 would swallow them"
-    return f"no KVM knows {what} of it: they come to user space as unknown"
+        return f"no KVM handles {what}, and kvm.ignore_msrs=1 would swallow them"
+    return f"no KVM handles {what}: they come to user space as unknown"
 
 
 def _cases(asked: _Asked, segment: Segment, says: FilterSays) -> Iterator[Case]:

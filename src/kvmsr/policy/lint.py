@@ -81,7 +81,7 @@ class Lint:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the lint as JSON has it."""
-        return {"id": str(self.id), **self.place._asdict(), "message": self.message}
+        return {"id": str(self.id), **self.place.as_dict(), "message": self.message}
 
 
 def lint_policy(policy: Policy, kernel: KernelFacts, reads: Table, writes: Table) -> Iterator[Lint]:
@@ -112,22 +112,19 @@ def refuse_x2apic(policy: Policy) -> None:
     for rule in policy.rules:
         inside = all(X2APIC[0] <= first and last <= X2APIC[1] for first, last in rule.msrs)
         if inside and _takes_from_kvm(rule):
-            file, line, key = rule.place
+            file, line, key, _ = rule.place.at("msr")
             raise PolicyError(
                 f"{'' if file else f'{rule.where}: '}the x2APIC MSRs 0x800-0x8ff cannot be taken"
                 " from KVM: no filter denies them; hide x2apic from the guest with --cpu-feature"
                 " -x2apic instead",
                 file=file,
                 line=line,
-                key=f"{key}.msr" if key else "",
+                key=key,
             )
 
 
 def _lint(rule: Rule, id_: LintId, message: str, key: str = "") -> Lint:
-    place = rule.place
-    if key and place.key:
-        place = place._replace(key=f"{place.key}.{key}")
-    return Lint(id_, message, place, rule.where)
+    return Lint(id_, message, rule.place.at(key) if key else rule.place, rule.where)
 
 
 def _takes_from_kvm(rule: Rule) -> bool:

@@ -91,13 +91,13 @@ class Policy:
 def _refuse_host_writes(rules: Iterable[Rule]) -> None:
     for rule in rules:
         if isinstance(rule.write, Host):
-            file, line, key = rule.place
+            file, line, key, _ = rule.place.at("write")
             raise PolicyError(
                 "guests do not write the host's registers unless [policy] says"
                 " allow_host_writes = true, in the file that is run itself",
                 file=file,
                 line=line,
-                key=f"{key or rule.where}.write",
+                key=key or f"{rule.where}.write",
             )
 
 

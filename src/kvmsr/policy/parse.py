@@ -242,9 +242,18 @@ class _Reader:
                 when=rule.when,
                 log=rule.log,
                 where=f"{FilePath(self.source).name}:{line}",
-                place=Place(self.source, line, show(path)),
+                place=Place(self.source, line, show(path), self.inside(path)),
             )
         raise AssertionError  # for the type checker: at() swallows nothing
+
+    def inside(self, path: Path) -> tuple[tuple[str, int], ...]:
+        """Return the lines of the keys in the table at *path*."""
+        depth = len(path)
+        return tuple(
+            (show(key[depth:]), line)
+            for key, line in self.lines.items()
+            if len(key) > depth and key[:depth] == path
+        )
 
     def action(self, spec: str | dict[str, Any] | None, path: Path) -> Action | None:
         """Return the action that *spec*, at *path*, stands for."""

@@ -44,11 +44,23 @@ class Place(NamedTuple):
     :ivar file: the file, or "" if it came from none.
     :ivar line: the line in it, from 1; 0 where there is none.
     :ivar key: the key, ``rule[2]`` say.
+    :ivar inside: the lines of the keys in it.
     """
 
     file: str = ""
     line: int = 0
     key: str = ""
+    inside: tuple[tuple[str, int], ...] = ()
+
+    def at(self, key: str) -> "Place":
+        """Return the place of *key* in it; ``when.cpl`` is where ``when`` is, if need be."""
+        lines = dict(self.inside)
+        line = lines.get(key) or lines.get(key.partition(".")[0]) or self.line
+        return Place(self.file, line, f"{self.key}.{key}" if self.key else "")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the place as JSON has it."""
+        return {"file": self.file, "line": self.line, "key": self.key}
 
 
 NOWHERE: Final = Place()

@@ -172,5 +172,6 @@ def _struct_in(hint: Any) -> Any:
 
 def _path(text: str) -> Path:
     """Read msgspec's ``.rule[2].read``."""
-    parts = re.findall(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]", text)
-    return tuple(name or (int(number) if number.isdecimal() else number) for name, number in parts)
+    # A key of a free table is told as [...]: of those the table itself is named.
+    parts = re.findall(r"\.([^.\[]+)|\[(\d+)\]", text.split("[...]")[0])
+    return tuple(int(number) if number else name for name, number in parts)

@@ -66,7 +66,7 @@ def as_json(policy: Policy) -> dict[str, Any]:
     """Return *policy* as its tables, with numbers as in "0x35", and where each rule was written."""
     tables = policy_tables(policy)
     for rule, table in zip(policy.rules, tables["rule"], strict=True):
-        table.update(where=rule.where, **rule.place._asdict())
+        table.update(where=rule.where, **rule.place.as_dict())
     hexed: dict[str, Any] = _hexed(tables)
     return hexed
 

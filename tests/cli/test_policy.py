@@ -1,0 +1,191 @@
+"""kvmsr policy, as its users meet it."""
+
+import json
+import tomllib
+
+import pytest
+from click.testing import CliRunner
+
+from kvmsr.cli import cli
+from kvmsr.cli.policy import command
+from kvmsr.policy import load_policy
+from tests.cli.test_cli import LIST, kvmsr
+
+POLICY = """\
+[[rule]]
+msr = "IA32_PAT"
+read = { value = 6 }
+write = "ignore"
+when = { vcpu = 1 }
+
+[[rule]]
+msr = ["IA32_PAT", 0x35]
+read = "fault"
+write = "shadow"
+bits = { "0-7" = "rw", "*" = "fault" }
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "p.toml"
+    path.write_text(POLICY)
+    return path
+
+
+def in_process(*words, status=0):
+    """Run a command here: quicker than a process of its own."""
+    result = CliRunner().invoke(cli, list(map(str, words)), standalone_mode=False)
+    if result.exception is not None:
+        raise result.exception
+    assert (result.return_value or 0) == status, result.output
+    return result.output
+
+
+@pytest.mark.parametrize("name", ["check", "show", "explain", "filter", "schema", "presets"])
+def test_each_has_help_with_an_example_and_json(name):
+    result = CliRunner().invoke(command, [name, "--help"])
+    assert "Example: kvmsr policy" in result.output
+    assert "--json" in result.output
+
+
+def test_check_tells_errors_and_lints_with_file_line_and_key(file, tmp_path):
+    bad = tmp_path / "bad.toml"
+    bad.write_text("[[rule]]\nmsr = 1\nraed = 'fault'")
+    odd = tmp_path / "odd.toml"
+    odd.write_text('[[rule]]\nmsr = 0x6e0\n\nwrite = "ignore"')
+    out, _ = kvmsr("policy", "check", file, bad, odd, "--no-ignore-msrs", status=3)
+    lines = out.splitlines()
+    assert lines[0] == f"{file}: 2 rules, 1 of KVM's 16 filter ranges, 0 lints"
+    assert lines[1] == f"error: {bad}:3: rule[0].raed: unknown key; did you mean 'read'?"
+    assert lines[2].startswith(f"lint: {odd}:4: rule[0].write: some hosts' KVM")
+    assert lines[2].endswith("[tsc-deadline]")
+    told = json.loads(in_process("policy", "check", bad, odd, "--json", status=3))
+    assert told["ok"] is False
+    assert told["policies"][0]["error"]["key"] == "rule[0].raed"
+    assert told["policies"][1]["lints"][0]["id"] == "tsc-deadline"
+    in_process("policy", "check", odd)
+    in_process("policy", "check", odd, "--strict", status=3)
+
+
+def test_check_tells_what_does_not_fit(tmp_path):
+    file = tmp_path / "wide.toml"
+    # Islands to be denied, each beside one that must not be.
+    islands = [
+        f'[[rule]]\nmsr = {(n << 16) + k:#x}\nread = "fault"\nwhen = {{ reason = "{reason}" }}'
+        for n in range(1, 40)
+        for k, reason in enumerate(("filter", "unknown"))
+    ]
+    file.write_text("\n".join(islands))
+    told = json.loads(in_process("policy", "check", file, "--json", status=3))
+    error = told["policies"][0]["error"]
+    assert "more filter ranges than KVM's 16" in error["text"]
+    assert "0x110000 (wide.toml:129)" in error["text"]
+
+
+def test_show_resolves(file, tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text('[policy]\nextends = ["preset:quiet", "p.toml"]')
+    table, _ = kvmsr("policy", "show", mine)
+    assert "0x277 IA32_PAT" in table
+    assert "unknown = ignore" in table
+    text = in_process("policy", "show", mine, "--toml")
+    (tmp_path / "again.toml").write_text(text)
+    assert load_policy(tmp_path / "again.toml").rules == load_policy(mine).rules
+    assert tomllib.loads(text)["defaults"]["unknown"] == "ignore"
+    told = json.loads(in_process("policy", "show", mine, "--json"))
+    assert told["rule"][0]["msr"] == "0x277"
+    assert told["rule"][0]["line"] == 1
+
+
+def test_explain_tells_rule_filter_kernel_and_guest(file):
+    out, _ = kvmsr("policy", "explain", "IA32_PAT", "--policy", file, "--write", "0x106")
+    assert out.splitlines() == [
+        "write of 0x106 to MSR 0x277 (IA32_PAT) on vCPU 0",
+        "  KVM:     some KVMs handle writes; what they do not, they give up as unknown or invalid",
+        "  filter:  range 0 (0x277-0x277), bit 0 is 0: denied",
+        "  it comes to user space (filter): the guest sees #GP(0): reserved bits 0x100 change",
+        "    p.toml:1 write = ignore: skipped: the vCPU is 0 (when vcpu = [1])",
+        "    p.toml:7 write = shadow: decides",
+    ]
+    words = ["policy", "explain", "0x277", "--policy", file, "--vcpu", 1, "--json"]
+    told = json.loads(in_process(*words))
+    assert told["filter"]["denied"] is True
+    case = told["cases"][0]
+    assert (case["effect"], case["value"], case["reason"]) == ("value", "0x6", "filter")
+    assert case["steps"][0]["line"] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "piece"),
+    [
+        (["0x802"], "never filtered"),
+        (["0x35"], "no KVM handles reads"),
+        (["0x10"], "if KVM completes it: the guest sees what KVM answers"),
+        (["5", "--cpl", "3"], "by KVM itself: the CPL is 3"),
+        (["0x35", "--ignore-msrs"], "would swallow them"),
+    ],
+)
+def test_explain_knows_what_kvm_does(words, piece):
+    assert piece in in_process("policy", "explain", *words)
+
+
+def test_filter_shows_what_kvm_gets(file):
+    out = in_process("policy", "filter", file)
+    assert "range 0: 0x277-0x277, reads and writes: denies 1 of 1 MSRs" in out
+    told = json.loads(in_process("policy", "filter", file, "--json"))
+    (one,) = told["ranges"]
+    assert (one["base"], one["nmsrs"], one["flags"], one["bitmap"][:2]) == ("0x277", 1, 3, "00")
+
+
+def test_schema_and_presets():
+    assert json.loads(in_process("policy", "schema"))["title"] == "kvmsr policy"
+    assert "preset:quiet: " in in_process("policy", "presets")
+    assert in_process("policy", "presets", "quiet").startswith("# What the host-global")
+    names = [p["name"] for p in json.loads(in_process("policy", "presets", "--json"))["presets"]]
+    assert names == ["linux", "macos", "quiet", "strict", "windows"]
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "piece"),
+    [
+        (["explain", "IA32_PATT"], 2, "did you mean IA32_PAT"),
+        (["explain", "0x100000000"], 2, "out of range"),
+        (["explain", "1", "--write", "x"], 2, "is no number"),
+        (["explain", "1", "--vcpu", "-1"], 2, "vcpu"),
+        (["explain", "1", "--count", "0"], 2, "count"),
+        (["explain", "1", "--policy", "nope.toml"], 3, "cannot read the policy"),
+        (["show", "preset:qiet"], 3, "did you mean 'quiet'"),
+        (["presets", "qiet"], 3, "did you mean 'quiet'"),
+        (["filter", "/"], 3, "cannot read the policy"),
+    ],
+)
+def test_what_is_wrong_is_one_line(words, status, piece):
+    _, err = kvmsr("policy", *words, status=status)
+    assert piece in err
+
+
+def test_completion_knows_presets_and_names():
+    from click.shell_completion import ShellComplete
+
+    def complete(words, incomplete):
+        found = ShellComplete(cli, {}, "kvmsr", "_X").get_completions(words, incomplete)
+        return [item.value for item in found]
+
+    assert complete(["policy"], "ex") == ["explain"]
+    assert "preset:quiet" in complete(["policy", "show"], "preset:q")
+    assert "IA32_PAT" in complete(["policy", "explain"], "ia32_pa")
+    assert complete(["policy", "presets"], "w") == ["windows"]
+
+
+def test_accesses_are_told_on_standard_error_or_in_a_file(tmp_path):
+    log = tmp_path / "log"
+    words = ["run", LIST, "--append", "35 35", "--policy", "preset:quiet"]
+    _, err = kvmsr(*words)
+    line = "vCPU 0: read of MSR 0x35 (MSR_CORE_THREAD_COUNT): 0x0 (defaults.unknown; unknown)"
+    assert err == f"kvmsr: {line}\n"
+    _, err = kvmsr(*words, "--log", log)
+    assert (err, log.read_text()) == ("", f"{line}\n")
+    _, err = kvmsr(*words, "--log", "/nope/log", status=2)
+    assert err == "kvmsr: --log /nope/log: cannot write it: No such file or directory\n"
+    _, err = kvmsr(*words, "--log", "/dev/full", status=2)
