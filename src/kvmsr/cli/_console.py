@@ -12,7 +12,7 @@ import sys
 import termios
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -20,10 +20,11 @@ import click
 
 from kvmsr.errors import UsageError
 
-__all__ = ("Line", "access_log", "guest_input", "guest_output")
+__all__ = ("Line", "Teller", "access_log", "guest_input", "guest_output")
 
 _BACKLOG: Final = 1024
 _PAUSE_MS: Final = 20
+_MAX_WAITING: Final = 100
 
 
 class Line(Protocol):
@@ -59,16 +60,72 @@ def guest_output(serial: str, *, to_stderr: bool) -> Iterator[Callable[[bytes], 
         yield lambda data: _write(fd, data)
 
 
-@contextmanager
-def access_log(file: str) -> Iterator[Callable[[object, object, str], None]]:
+class Teller:
     """
-    Give a function that puts out lines about accesses.
+    Puts lines about accesses on standard error, where the guest's console may be as well: so each
+    waits until the guest has ended its line, or has gone on for too long without.
 
-    :param file: a file, or ``-`` for standard error.
+    :param output: puts out what the guest sends.
+    :param shared: whether that goes to the terminal, too.
+    """
+
+    def __init__(self, output: Callable[[bytes], None], *, shared: bool) -> None:
+        self._output = output
+        self._shared = shared
+        self._in_line = False
+        self._waiting: list[str] = []
+        self._writing = threading.Lock()  # vCPUs tell, and one of them is the guest's console
+
+    def output(self, data: bytes) -> None:
+        """Put out what the guest sends."""
+        if not self._shared:
+            self._output(data)
+            return
+        with self._writing:
+            self._output(data)
+            self._in_line = not data.endswith(b"\n")
+            if self._waiting and not self._in_line:
+                self._tell()
+
+    def tell(self, access: object, outcome: object, line: str) -> None:
+        """Tell of an access."""
+        with self._writing:
+            self._waiting.append(line)
+            if not self._in_line or len(self._waiting) > _MAX_WAITING:
+                self._tell()
+
+    def end(self) -> None:
+        """Tell what is left."""
+        with self._writing:
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._waiting:
+            lines = "".join(f"kvmsr: {line}\n" for line in self._waiting)
+            self._waiting.clear()
+            with suppress(OSError):  # nobody listens any more
+                click.echo(f"\n{lines}" if self._in_line else lines, err=True, nl=False)
+            self._in_line = False
+
+
+@contextmanager
+def access_log(
+    file: str, output: Callable[[bytes], None], *, shared: bool
+) -> Iterator[tuple[Callable[[bytes], None], Callable[[object, object, str], None]]]:
+    """
+    Give a function that puts out what the guest sends, and one that tells of accesses.
+
+    :param file: where accesses are told: a file, or ``-`` for standard error.
+    :param output: puts out what the guest sends.
+    :param shared: whether that goes to the terminal.
     :raises UsageError: if the file cannot be written.
     """
     if file == "-":
-        yield lambda access, outcome, line: click.echo(f"kvmsr: {line}", err=True)
+        teller = Teller(output, shared=shared)
+        try:
+            yield teller.output, teller.tell
+        finally:
+            teller.end()
         return
     try:
         opened = Path(file).open("wb", buffering=0)  # noqa: SIM115 - closed below
@@ -83,7 +140,7 @@ def access_log(file: str) -> Iterator[Callable[[object, object, str], None]]:
             except OSError as error:
                 raise UsageError(f"--log {file}: {error.strerror}") from None
 
-        yield tell
+        yield output, tell
 
 
 def _write(fd: int, data: bytes) -> None:

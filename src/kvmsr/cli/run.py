@@ -187,8 +187,8 @@ def run_guest(
     """
     with ExitStack() as stack:
         output = stack.enter_context(guest_output(serial, to_stderr=as_json))
-        sink = stack.enter_context(access_log(log))
-        guest = stack.enter_context(Machine(policy=policy, output=output, log=sink, **machine))
+        output, tell = stack.enter_context(access_log(log, output, shared=serial == "-"))
+        guest = stack.enter_context(Machine(policy=policy, output=output, log=tell, **machine))
         guest.load(boot)
         stack.enter_context(_terminated_as_interrupted())
         stack.enter_context(guest_input(guest.board.uart))
