@@ -57,7 +57,7 @@ def test_check_tells_errors_and_lints_with_file_line_and_key(file, tmp_path):
     out, _ = kvmsr("policy", "check", file, bad, odd, "--no-ignore-msrs", status=3)
     lines = out.splitlines()
     assert lines[0] == f"{file}: 2 rules, 1 of KVM's 16 filter ranges, 0 lints"
-    assert lines[1] == f"error: {bad}:3: rule[0].raed: unknown key; did you mean 'read'?"
+    assert lines[1] == f"error: {bad}:3: rule[0].raed: unknown key; did you mean 'read'? [invalid]"
     assert lines[2].startswith(f"lint: {odd}:4: rule[0].write: some hosts' KVM")
     assert lines[2].endswith("[tsc-deadline]")
     told = json.loads(in_process("policy", "check", bad, odd, "--json", status=3))
@@ -79,6 +79,7 @@ def test_check_tells_what_does_not_fit(tmp_path):
     file.write_text("\n".join(islands))
     told = json.loads(in_process("policy", "check", file, "--json", status=3))
     error = told["policies"][0]["error"]
+    assert error["id"] == "too-many-ranges"
     assert "more filter ranges than KVM's 16" in error["text"]
     assert "0x110000 (wide.toml:129)" in error["text"]
 

@@ -1,6 +1,7 @@
 """Conditions, scope, bits, host and log, against a reference that walks the policy rule by rule."""
 
 import errno
+import json
 from collections import Counter
 
 import pytest
@@ -293,6 +294,21 @@ def test_state_of_shadows_survives():
     other.shadows.restore(one.shadows.state())
     other.handle(Access(0, Op.WRITE, 1, 3, Reason.UNKNOWN))  # bit 0 has had its write
     assert other.handle(Access(0, Op.READ, 1, 0, Reason.UNKNOWN)).value == 2
+
+
+def test_counting_goes_on_in_another_run():
+    rule = Rule(1, read=7, when={"every": 3})
+    access = Access(0, Op.READ, 1, 0, Reason.UNKNOWN)
+    one = Dispatcher(compile_policy(Policy([rule])))
+    one.handle(access)
+    one.handle(access)
+    state = json.loads(json.dumps(one.state()))
+    other = Dispatcher(compile_policy(Policy([rule])))
+    other.restore(state)
+    assert one.state() == state  # asking does not count
+    assert [other.handle(access).value for _ in range(4)] == [7, 0, 0, 7]
+    with pytest.raises(PolicyError, match="another policy's conditions"):
+        Dispatcher(compile_policy(Policy())).restore(state)
 
 
 def test_a_register_with_bits_that_finds_no_room_faults():

@@ -12,7 +12,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from kvmsr.errors import PolicyError, UnknownMsrError, UsageError
+from kvmsr.errors import FilterCapacityError, PolicyError, UnknownMsrError, UsageError
 from kvmsr.machine.host import ignore_msrs
 from kvmsr.msr import catalog
 from kvmsr.policy import (
@@ -137,7 +137,7 @@ def check(files: tuple[str, ...], strict: bool, ignoring: bool | None, as_json: 
         return PolicyError.exit_status if bad else 0
     for one in found:
         if one["error"]:
-            click.echo(f"error: {one['error']['text']}")
+            click.echo(f"error: {one['error']['text']} [{one['error']['id']}]")
         for lint in one["lints"]:
             place = f"{lint['file'] or one['file']}:" + (f"{lint['line']}:" if lint["line"] else "")
             key = f" {lint['key']}:" if lint["key"] else ""
@@ -156,6 +156,7 @@ def _checked(file: str, kernel: KernelFacts) -> dict[str, Any]:
         plan = compile_policy(load_policy(file), kernel)
     except PolicyError as error:
         one["error"] = {
+            "id": "too-many-ranges" if isinstance(error, FilterCapacityError) else "invalid",
             "file": error.file or file,
             "line": error.line,
             "key": error.key,

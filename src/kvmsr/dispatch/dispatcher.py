@@ -7,15 +7,15 @@ Plan and register state at run time: an access goes in, an outcome comes out.
 """
 
 import errno
-import itertools
 import operator
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
+from kvmsr.dispatch.conditions import Conditions, Test
 from kvmsr.dispatch.host import HostMsrs
 from kvmsr.dispatch.log import AccessLog, Sink
 from kvmsr.dispatch.models import Instances
@@ -57,7 +57,6 @@ _VALUE, _DONE, _FAULT = Verdict.VALUE, Verdict.DONE, Verdict.FAULT
 _outcome: Callable[..., Outcome] = tuple.__new__
 
 _Act = Callable[[Access], Outcome]
-_Test = Callable[[Access], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +90,7 @@ class Dispatcher:
     :param host: the host's registers, for ``host`` actions.
     :param log: takes accesses that policies want told: the access, its outcome, and a line.
     :ivar plan: the plan.
+    :ivar conditions: the rules' conditions.
     :ivar models: the register models.
     :ivar shadows: what guests have written to shadowed MSRs.
     :ivar failures: the first handler failures, 32 at most.
@@ -108,7 +108,7 @@ class Dispatcher:
         log: Sink | None = None,
     ) -> None:
         self.plan = plan
-        self._rip = rip
+        self.conditions = Conditions(rip)
         self._host = host
         self._log = AccessLog(log)
         self.models = Instances(plan.policy.topology, vcpus, clock)
@@ -120,11 +120,11 @@ class Dispatcher:
         # chooses the MSRs.
         self._reads: dict[int, _Act] = {}
         self._writes: dict[int, _Act] = {}
-        self._by_rule: dict[tuple[int, Op], tuple[_Test, _Act]] = {}
-        for rule in plan.policy.rules:
+        self._by_rule: dict[tuple[int, Op], tuple[Test, _Act]] = {}
+        for number, rule in enumerate(plan.policy.rules):
             for op in Op:
                 if rule.action(op) is not None:
-                    self._by_rule[id(rule), op] = self._prepare(rule, op)
+                    self._by_rule[id(rule), op] = self._prepare(rule, number, op)
         told = self._log.around
         self._defaults = {
             Reason.UNKNOWN: told(self._default("unknown"), Log.ONCE),
@@ -159,6 +159,24 @@ class Dispatcher:
                     return act(access)
         return self._defaults[reason](access)
 
+    def state(self) -> dict[str, Any]:
+        """Return what must survive a snapshot, as JSON knows it; no vCPU may run meanwhile."""
+        return {
+            "shadows": self.shadows.state(),
+            "models": self.models.state(),
+            "conditions": self.conditions.state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """
+        Become what :meth:`state` told; no vCPU may run meanwhile.
+
+        :raises PolicyError: if that was under another policy.
+        """
+        self.conditions.restore(state["conditions"])
+        self.models.restore(state["models"])
+        self.shadows.restore(state["shadows"])
+
     # Finding what to do
 
     def _find(self, op: Op, index: int) -> _Act:
@@ -183,33 +201,14 @@ class Dispatcher:
 
         return act
 
-    def _prepare(self, rule: Rule, op: Op) -> tuple[_Test, _Act]:
+    def _prepare(self, rule: Rule, number: int, op: Op) -> tuple[Test, _Act]:
         """Return what tells whether *rule* holds for an access, and what it then does."""
         log = rule.log
         action = rule.action(op)
         if log is None and (isinstance(action, Value) or action is Plain.IGNORE):
             log = Log.NEVER  # they do not fault
-        return self._test(rule), self._log.around(self._act(rule, op), log)
-
-    def _test(self, rule: Rule) -> _Test:
-        when = rule.when
-        if when is None:
-            return lambda access: True
-        why_not, holds_at, holds_for = when.why_not, when.holds_at, when.holds_for
-        count = itertools.count(1)  # one step of it cannot be torn apart by another thread
-        counts, rip = when.counts, self._rip
-        asks_rip = when.rip is not None
-        if asks_rip and rip is None:
-            raise UsageError(f"{rule.where} asks for RIP: give Dispatcher(rip=…)")
-
-        def holds(access: Access) -> bool:
-            if why_not(access.vcpu, access.value, access.reason):
-                return False
-            if asks_rip and not holds_at(rip(access.vcpu)):  # type: ignore[misc]
-                return False
-            return not counts or holds_for(next(count))
-
-        return holds
+        test = self.conditions.test(rule, number, op)
+        return test, self._log.around(self._act(rule, op), log)
 
     def _act(self, rule: Rule, op: Op) -> _Act:
         action = rule.action(op)
