@@ -177,7 +177,7 @@ def test_an_msr_that_this_kvm_turns_out_to_know_is_taken_from_it(monkeypatch):
 
 def test_of_too_many_msrs_to_ask_about_the_likely_ones_come_first(monkeypatch):
     monkeypatch.setattr("kvmsr.machine.machine.KernelFacts", lambda **kw: KernelFacts((), **kw))
-    monkeypatch.setattr("kvmsr.machine.machine._MAX_ASKED", 100)
+    monkeypatch.setattr("kvmsr.machine.fitting._MAX_ASKED", 100)
     policy = Policy([Rule("0xC0000000-0xC0001FFF", read=5), Rule(0x277, read=6)])
     with Machine(memory=64 << 20, policy=policy) as machine:
         known = {r.first for r in machine.plan.kernel.handled}

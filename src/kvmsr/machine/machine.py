@@ -9,34 +9,24 @@ A virtual machine of our own: memory, vCPUs, board, and a dispatcher that decide
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
-from itertools import islice
 from typing import Final, Self
 
-from kvmsr.abi import PIT_SPEAKER_DUMMY, Cap, Chip, MsrExitReason, MsrFilterFlag, RoutingType, vm
+from kvmsr.abi import PIT_SPEAKER_DUMMY, Cap, Chip, RoutingType, vm
 from kvmsr.backend import Backend, Memory
 from kvmsr.dispatch import Dispatcher, Sink
 from kvmsr.errors import HostError, UsageError
-from kvmsr.kvm import Kvm, MsrFilterRange, Vcpu
+from kvmsr.kvm import Kvm
 from kvmsr.machine import acpi
 from kvmsr.machine.board import Board, BoardEvents
 from kvmsr.machine.cpuid import Feature, guest_cpuid
 from kvmsr.machine.cpustate import apply_start
+from kvmsr.machine.fitting import fitting_plan, install
 from kvmsr.machine.hostmsr import DeviceMsrs, host_msrs
 from kvmsr.machine.layout import ACPI_BASE, FOUR_GIB, IDENTITY_MAP, TSS_PAGES, Layout
 from kvmsr.machine.loaders import Boot, Guest, Loaded, load
 from kvmsr.machine.result import INTERRUPTED, TIMEOUT, End, EndKind, RunResult
 from kvmsr.machine.vcpu import VcpuThread, host_reads
-from kvmsr.policy import (
-    FilterRange,
-    KernelFacts,
-    Lint,
-    LintId,
-    Plan,
-    Policy,
-    Reason,
-    compile_policy,
-)
+from kvmsr.policy import KernelFacts, Policy
 from kvmsr.trace import Summary
 
 __all__ = ("Machine",)
@@ -47,21 +37,12 @@ _MCE_BANKS: Final = 10
 _MCE_FEATURES: Final = 1 << 8 | 1 << 24  # MCG_CTL, and software error recovery
 _MTRR_DEF_TYPE: Final = 0x2FF
 _MTRR_ENABLED_WRITE_BACK: Final = 1 << 11 | 6
-_MAX_ASKED: Final = 16_384
-"""How many MSRs KVM is asked about before a policy is installed; a few microseconds each."""
-
 _UNKNOWN_MSR: Final = 0x474F4F00
 """No KVM handles it: a host that can read it all the same has ``kvm.ignore_msrs`` on."""
 
 _SHORTEST_WATCH: Final = 0.02
 _LONGEST_WATCH: Final = 0.5
 _GRACE: Final = 5.0
-
-_MASK: Final = {
-    Reason.UNKNOWN: MsrExitReason.UNKNOWN,
-    Reason.INVALID: MsrExitReason.INVAL,
-    Reason.FILTER: MsrExitReason.FILTER,
-}
 
 Output = Callable[[bytes], None]
 
@@ -167,7 +148,7 @@ class Machine:
             ignore_msrs = host_reads(self.vcpus[0], _UNKNOWN_MSR)
         facts = KernelFacts(ignore_msrs=ignore_msrs)
         listed = {*kvm.get_msr_index_list(), *kvm.get_msr_feature_index_list()}
-        self.plan = _fitting_plan(policy, facts, self.vcpus[0], listed)
+        self.plan = fitting_plan(policy, facts, self.vcpus[0], listed)
         self._host = host_msrs(policy)
         self.dispatcher = Dispatcher(
             self.plan,
@@ -177,21 +158,13 @@ class Machine:
             host=self._host,
             log=log,
         )
-        self._install(self.plan)
+        install(self.plan, self.vm)
         self._threads = [VcpuThread(self, vcpu) for vcpu in self.vcpus]
 
     def _add_memory(self, slot: int, address: int, size: int) -> None:
         memory = Memory(size)
         self._memories.append(memory)
         self.vm.set_user_memory_region(slot, address, memory)
-
-    def _install(self, plan: Plan) -> None:
-        mask = MsrExitReason(0)
-        for reason in plan.reasons:
-            mask |= _MASK[reason]
-        self.vm.enable_user_space_msr(mask)
-        ranges = [_filter_range(given) for given in plan.filter.ranges]
-        self.vm.set_msr_filter(ranges, default_deny=plan.filter.default_deny)
 
     def load(self, boot: Boot) -> Loaded:
         """
@@ -381,35 +354,3 @@ def _routes() -> list[vm.IrqRoutingEntry]:
         if gsi != 2:
             connect(gsi, Chip.IOAPIC, gsi or 2)
     return routes
-
-
-def _filter_range(given: FilterRange) -> MsrFilterRange:
-    flags = (MsrFilterFlag.READ if given.reads else MsrFilterFlag(0)) | (
-        MsrFilterFlag.WRITE if given.writes else MsrFilterFlag(0)
-    )
-    return MsrFilterRange(given.base, given.count, flags, given.bitmap)
-
-
-def _fitting_plan(policy: Policy, facts: KernelFacts, vcpu: Vcpu, listed: set[int]) -> Plan:
-    """
-    Return the plan for *policy* on this very KVM.
-
-    A plan saves filter ranges where no KVM is known to handle an MSR. This KVM may be newer than
-    that knowledge, so it is asked: an MSR that the host can read is one that KVM handles. First
-    come those that it lists, then the narrow rules, for somebody has thought of these MSRs.
-    """
-    plan = compile_policy(policy, facts)
-    spans = sorted(plan.relied_on(), key=lambda span: span[1] - span[0])
-    likely = [n for n in sorted(listed) if any(first <= n <= last for first, last in spans)]
-    others = (n for first, last in spans for n in range(first, last + 1) if n not in listed)
-    asked = [*likely, *islice(others, _MAX_ASKED)]
-    surprises = [index for index in asked if host_reads(vcpu, index)]
-    if surprises:
-        plan = compile_policy(policy, facts.knowing(surprises))
-    if len(asked) < sum(last - first + 1 for first, last in spans):
-        message = (
-            f"rules for many MSRs rely on this KVM not handling them itself; {len(asked):,} were"
-            " tried, the rest is as known of Linux's KVM"
-        )
-        plan = replace(plan, lints=(*plan.lints, Lint(LintId.RELIES_ON_KERNEL, message)))
-    return plan

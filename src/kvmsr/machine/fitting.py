@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+A plan for this KVM
+-------------------
+
+Compiles a policy for the very KVM that runs the guest, and gives it the filter.
+"""
+
+from dataclasses import replace
+from itertools import islice
+from typing import Final
+
+from kvmsr.abi import MsrExitReason, MsrFilterFlag
+from kvmsr.kvm import MsrFilterRange, Vcpu, Vm
+from kvmsr.machine.vcpu import host_reads
+from kvmsr.policy import (
+    FilterRange,
+    KernelFacts,
+    Lint,
+    LintId,
+    Plan,
+    Policy,
+    Reason,
+    compile_policy,
+)
+
+__all__ = ("fitting_plan", "install")
+
+_MAX_ASKED: Final = 16_384
+"""How many MSRs KVM is asked about before a policy is installed; a few microseconds each."""
+
+_MASK: Final = {
+    Reason.UNKNOWN: MsrExitReason.UNKNOWN,
+    Reason.INVALID: MsrExitReason.INVAL,
+    Reason.FILTER: MsrExitReason.FILTER,
+}
+
+
+def install(plan: Plan, vm: Vm) -> None:
+    """Have KVM hand over what *plan* asks for."""
+    mask = MsrExitReason(0)
+    for reason in plan.reasons:
+        mask |= _MASK[reason]
+    vm.enable_user_space_msr(mask)
+    ranges = [_filter_range(given) for given in plan.filter.ranges]
+    vm.set_msr_filter(ranges, default_deny=plan.filter.default_deny)
+
+
+def _filter_range(given: FilterRange) -> MsrFilterRange:
+    flags = (MsrFilterFlag.READ if given.reads else MsrFilterFlag(0)) | (
+        MsrFilterFlag.WRITE if given.writes else MsrFilterFlag(0)
+    )
+    return MsrFilterRange(given.base, given.count, flags, given.bitmap)
+
+
+def fitting_plan(policy: Policy, facts: KernelFacts, vcpu: Vcpu, listed: set[int]) -> Plan:
+    """
+    Return the plan for *policy* on this very KVM.
+
+    A plan saves filter ranges where no KVM is known to handle an MSR. This KVM may be newer than
+    that knowledge, so it is asked: an MSR that the host can read is one that KVM handles. First
+    come those that it lists, then the narrow rules, for somebody has thought of these MSRs.
+    """
+    plan = compile_policy(policy, facts)
+    spans = sorted(plan.relied_on(), key=lambda span: span[1] - span[0])
+    likely = [n for n in sorted(listed) if any(first <= n <= last for first, last in spans)]
+    others = (n for first, last in spans for n in range(first, last + 1) if n not in listed)
+    asked = [*likely, *islice(others, _MAX_ASKED)]
+    surprises = [index for index in asked if host_reads(vcpu, index)]
+    if surprises:
+        plan = compile_policy(policy, facts.knowing(surprises))
+    if len(asked) < sum(last - first + 1 for first, last in spans):
+        message = (
+            f"rules for many MSRs rely on this KVM not handling them itself; {len(asked):,} were"
+            " tried, the rest is as known of Linux's KVM"
+        )
+        plan = replace(plan, lints=(*plan.lints, Lint(LintId.RELIES_ON_KERNEL, message)))
+    return plan
