@@ -62,7 +62,8 @@ def test_the_table_is_what_comes_out(row, tmp_path):
     done = subprocess.run(
         [
             sys.executable, "-m", "kvmsr", "run", "--backend", "soft", "--timeout", str(PATIENCE),
-            "--json", "--serial", log, *shlex.split(row.options), image,
+            "--json", "--serial", log, "--log", tmp_path / "accesses",
+            *shlex.split(row.options), image,
         ],
         capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=2 * PATIENCE, check=False,
     )  # fmt: skip

@@ -26,7 +26,10 @@ def kvmsr(*words, tmp_path, timeout=300, backend="kvm"):
     """Run a guest; return the summary and what it sent."""
     log = tmp_path / "serial"
     done = subprocess.run(
-        [*KVMSR, "run", "--backend", backend, *map(str, words), "--json", "--serial", log],
+        [
+            *(*KVMSR, "run", "--backend", backend, *map(str, words), "--json"),
+            *("--serial", log, "--log", tmp_path / "accesses"),
+        ],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
@@ -53,6 +56,21 @@ def test_debians_kernel_boots_to_its_end_on_the_soft_backend(kernel, tmp_path, h
     assert "kernel BUG at" not in console
     assert "Oops" not in console
     assert {access["index"] for access in told["accesses"]} >= {"0x8b", "0xc0010015"}
+
+
+@pytest.mark.parametrize("preset", ["linux", "quiet"])
+def test_the_preset_for_linux_spares_it_its_complaints(kernel, tmp_path, preset):
+    told, console = kvmsr(
+        kernel, "--policy", f"preset:{preset}", "--memory", "512M", "--timeout", "200",
+        "--append", "console=ttyS0 panic=-1",
+        tmp_path=tmp_path, backend="soft",
+    )  # fmt: skip
+    assert "VFS: Unable to mount root fs" in console
+    complains = "[Firmware Bug]: TSC doesn't count with P0 frequency!" in console
+    assert complains == (preset == "quiet")
+    assert any(a["rule"].startswith("preset:linux:") for a in told["accesses"]) == (not complains)
+    lines = (tmp_path / "accesses").read_text().splitlines()
+    assert all(line.startswith("vCPU 0: ") for line in lines)
 
 
 @pytest.mark.slow

@@ -79,7 +79,7 @@ def boot(kernel, work, tmp_path):
         words = [
             "run", kernel, "--backend", "soft", "--memory", "512M", "--initrd", initrd,
             "--append", "console=ttyS0 quiet panic=-1", "--policy", policy, "--timeout", "200",
-            "--json", "--serial", log, *options,
+            "--json", "--serial", log, "--log", tmp_path / "accesses", *options,
         ]  # fmt: skip
         done = subprocess.run(
             [*KVMSR, *map(str, words)],

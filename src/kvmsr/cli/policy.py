@@ -10,9 +10,9 @@ import json
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
-from kvmsr.errors import FilterCapacityError, PolicyError, UnknownMsrError, UsageError
+from kvmsr.cli._parameters import MsrIndex, Number, PolicyFile, Preset
+from kvmsr.errors import FilterCapacityError, PolicyError
 from kvmsr.machine.host import ignore_msrs
 from kvmsr.msr import catalog
 from kvmsr.policy import (
@@ -30,71 +30,7 @@ from kvmsr.policy.presets import preset_names, preset_text
 __all__ = ("command",)
 
 
-class _PolicyFile(click.ParamType[str]):
-    """A file, or ``preset:NAME``."""
-
-    name = "FILE"
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        """Offer the presets, and files."""
-        presets = [f"{PRESET}{name}" for name in preset_names()]
-        fitting = [CompletionItem(name) for name in presets if name.startswith(incomplete)]
-        return [*fitting, CompletionItem(incomplete, type="file")]
-
-
-class _Number(click.ParamType[int]):
-    """A number of 64 bits, as 0x35 or 53."""
-
-    name = "NUMBER"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read it."""
-        if isinstance(value, int):
-            return value
-        try:
-            number = int(value, 0)
-        except ValueError:
-            self.fail(f"{value!r} is no number: write 0x35 or 53", param, ctx)
-        if not 0 <= number < 1 << 64:
-            self.fail(f"{value} does not fit 64 bits", param, ctx)
-        return number
-
-
-class _Msr(click.ParamType[int]):
-    """An MSR, by number or name."""
-
-    name = "MSR"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Find it."""
-        if isinstance(value, int):
-            return value
-        try:
-            index = int(value, 0)
-        except ValueError:
-            try:
-                return catalog().lookup(value).index
-            except UnknownMsrError as error:
-                raise UsageError(str(error)) from None
-        if not 0 <= index < 1 << 32:
-            self.fail(f"{value} is out of range: MSRs go from 0 to 0xffffffff", param, ctx)
-        return index
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        """Offer names."""
-        wanted = incomplete.lower()
-        return [
-            CompletionItem(msr.name, help=f"{msr.index:#x}")
-            for msr in catalog()
-            if msr.name.lower().startswith(wanted)
-        ]
-
-
-_FILE = click.argument("file", type=_PolicyFile())
+_FILE = click.argument("file", type=PolicyFile())
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 _IGNORE = click.option(
     "--ignore-msrs/--no-ignore-msrs",
@@ -118,16 +54,16 @@ def _print_json(what: object) -> None:
 
 
 @command.command(epilog="Example: kvmsr policy check --strict *.toml")
-@click.argument("files", type=_PolicyFile(), nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", type=PolicyFile(), nargs=-1, required=True, metavar="FILE...")
 @click.option("--strict", is_flag=True, help="Fail on lints, too.")
 @_IGNORE
 @_JSON
 def check(files: tuple[str, ...], strict: bool, ignoring: bool | None, as_json: bool) -> int:
     """
-    Tell what is wrong with policies, and what their owner may not mean.
+    Tell what is wrong with policies.
 
-    A line each: file, line, key, what it is, and for a lint its identifier. The exit status is 3
-    where a policy cannot be used.
+    And what their owner may not mean: lints. A line each: file, line, key, what it is, and its
+    identifier. The exit status is 3 where a policy cannot be used.
     """
     kernel = _facts(ignoring)
     found = [_checked(file, kernel) for file in files]
@@ -174,7 +110,11 @@ def _checked(file: str, kernel: KernelFacts) -> dict[str, Any]:
 @click.option("--toml", "as_toml", is_flag=True, help="Print it as a policy file.")
 @_JSON
 def show(file: str, as_toml: bool, as_json: bool) -> None:
-    """Show a policy with all that it extends, in the order in which rules are tried."""
+    """
+    Show a policy, resolved.
+
+    With all that it extends, and the rules in the order in which they are tried.
+    """
     from kvmsr.policy.toml import as_json as json_form
     from kvmsr.policy.toml import to_toml
 
@@ -190,12 +130,12 @@ def show(file: str, as_toml: bool, as_json: bool) -> None:
 
 
 @command.command("explain", epilog="Example: kvmsr policy explain 0x1a0 --write 0x850089")
-@click.argument("msr", type=_Msr())
-@click.option("--policy", "file", type=_PolicyFile(), help="The policy; by default none.")
-@click.option("--write", "value", type=_Number(), help="A write of this value; else a read.")
+@click.argument("msr", type=MsrIndex())
+@click.option("--policy", "file", type=PolicyFile(), help="The policy; by default none.")
+@click.option("--write", "value", type=Number(), help="A write of this value; else a read.")
 @click.option("--vcpu", type=click.IntRange(0), default=0, show_default=True, help="On which vCPU.")
 @click.option("--cpl", type=click.IntRange(0, 3), default=0, show_default=True, help="The CPL.")
-@click.option("--rip", type=_Number(), help="Where the guest is; by default where a rule asks.")
+@click.option("--rip", type=Number(), help="Where the guest is; by default where a rule asks.")
 @click.option(
     "--count", type=click.IntRange(1), default=1, show_default=True, help="Which match it is."
 )
@@ -251,7 +191,12 @@ def explain_(
 @_IGNORE
 @_JSON
 def filter_(file: str, ignoring: bool | None, as_json: bool) -> None:
-    """Show the filter as KVM gets it: default, ranges and bitmaps (KVM_X86_SET_MSR_FILTER)."""
+    """
+    Show the filter as KVM gets it.
+
+    Which reasons KVM hands over, the default, and of each range which MSRs it denies; as JSON with
+    the bitmaps (KVM_X86_SET_MSR_FILTER).
+    """
     plan = compile_policy(load_policy(file), _facts(ignoring))
     if as_json:
         _print_json(_filter_dict(plan))
@@ -306,26 +251,22 @@ def _runs_denied(base: int, count: int, bitmap: bytes) -> list[tuple[int, int]]:
 @command.command(epilog="Example: kvmsr policy schema > policy.schema.json")
 @click.option("--json", "as_json", is_flag=True, help="It is JSON anyway.")
 def schema(as_json: bool) -> None:
-    """Print the JSON schema of policy files, for editors."""
+    """Print the JSON schema, for editors."""
     from kvmsr.policy.jsonschema import json_schema
 
     _print_json(json_schema())
 
 
-class _Preset(click.ParamType[str]):
-    name = "NAME"
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        return [CompletionItem(name) for name in preset_names() if name.startswith(incomplete)]
-
-
 @command.command(epilog="Example: kvmsr policy presets quiet > mine.toml")
-@click.argument("name", type=_Preset(), required=False)
+@click.argument("name", type=Preset(), required=False)
 @_JSON
 def presets(name: str | None, as_json: bool) -> None:
-    """List the policies that come with kvmsr, or print the file of one, comments and all."""
+    """
+    List the presets, or print one.
+
+    They are policies that come with kvmsr: a file may extend preset:NAME, and preset:NAME stands
+    wherever a file does. The comments of each tell why.
+    """
     if name is not None:
         load_policy(f"{PRESET}{name}")  # tells the nearest name if there is none
         text = preset_text(name) or ""

@@ -22,6 +22,7 @@ import click
 from kvmsr import backend as backends
 from kvmsr.backend.soft import DEFAULT_PROFILE
 from kvmsr.cli._console import access_log, guest_input, guest_output
+from kvmsr.cli._parameters import PolicyFile
 from kvmsr.cli._progress import progress
 from kvmsr.errors import GuestMemoryError, UsageError
 from kvmsr.machine import Boot, Machine, RunResult, find_features
@@ -76,7 +77,7 @@ Examples:
     "--real-time", is_flag=True, help="On the soft backend: a guest that sleeps takes its time."
 )
 @click.option(
-    "--policy", type=_PATH, help="What to do at MSR accesses: a TOML file, or preset:NAME."
+    "--policy", type=PolicyFile(), help="What to do at MSR accesses: a TOML file, or preset:NAME."
 )
 @click.option("--cpus", type=int, default=1, show_default=True, help="How many vCPUs.")
 @click.option("--memory", callback=_size, default="256M", show_default=True, help="How much RAM.")
@@ -124,7 +125,7 @@ def command(
     backend: str,
     soft_profile: str,
     real_time: bool,
-    policy: Path | None,
+    policy: str | None,
     cpus: int,
     memory: int,
     append: str,

@@ -16,7 +16,7 @@ __all__ = ("Scope", "Topology")
 
 
 class Scope(enum.StrEnum):
-    """What has one register of its own (Intel SDM volume 4: the column "Scope")."""
+    """What has one register of its own (Intel SDM volume 4: "Scope"), narrow ones first."""
 
     THREAD = "thread"
     CORE = "core"

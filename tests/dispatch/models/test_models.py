@@ -9,6 +9,7 @@ from msgspec import Meta
 from kvmsr.dispatch import Dispatcher, Verdict
 from kvmsr.dispatch.models import Field, Register, RegisterModel, Scope, Topology
 from kvmsr.errors import PolicyError
+from kvmsr.machine import Boot, Machine
 from kvmsr.policy import (
     Access,
     Defaults,
@@ -228,6 +229,54 @@ def test_what_is_no_model_is_told():
 def test_two_registers_cannot_be_the_same_msr():
     with pytest.raises(TypeError, match="0x10 is both a and b"):
         type("Twice", (RegisterModel,), {"a": Register(0x10), "b": Register("0x8-0x10")})
+
+
+def test_no_register_is_wider_than_its_model():
+    body = {"scope": Scope.CORE, "it": Register(0x10, scope="package")}
+    with pytest.raises(TypeError, match="it has the scope package, wider than the model's, core"):
+        type("Wide", (RegisterModel,), body)
+
+
+def test_models_of_one_name_in_two_folders_keep_apart(tmp_path):
+    for folder, index in (("a", 1), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        text = (
+            f"from kvmsr.dispatch.models import *\nclass M(RegisterModel):\n it = Register({index})"
+        )
+        (tmp_path / folder / "mine.py").write_text(text)
+        action = '{ model = "mine:M" }'
+        rule = f"[[rule]]\nmsr = {index}\nread = {action}\nwrite = {action}"
+        (tmp_path / folder / "p.toml").write_text(rule)
+    (tmp_path / "all.toml").write_text('[policy]\nextends = ["a/p.toml", "b/p.toml"]')
+    plan = compile_policy(load_policy(tmp_path / "all.toml"))
+    one, other = Dispatcher(plan), Dispatcher(plan)
+    one.handle(write(1, 11))
+    one.handle(write(2, 22))
+    other.restore(one.state())
+    assert [other.handle(read(index)).value for index in (1, 2)] == [11, 22]
+
+
+class Uptime(RegisterModel):
+    nanoseconds = Register(0x1234, "ro")
+
+    def read(self, register, access):
+        return self.now()
+
+
+def test_the_clock_is_the_guests(any_backend, tmp_path):
+    # mov $0x1234, %ecx; rdmsr; mov $0xffff, %cx; loop .; mov $0x1234, %ecx; rdmsr; out %al, $0xf4
+    load = b"\x66\xb9\x34\x12\0\0"
+    (tmp_path / "guest.bin").write_bytes(
+        load + b"\x0f\x32" + b"\xb9\xff\xff\xe2\xfe" + load + b"\x0f\x32\xe6\xf4"
+    )
+    policy = Policy([Rule(0x1234, read=Model(Uptime))])
+    with Machine(any_backend, memory=2 << 20, policy=policy) as machine:
+        machine.load(Boot(tmp_path / "guest.bin", mode=16))
+        begun = machine.vm.get_clock().clock
+        result = machine.run(timeout=30)
+        ended = machine.vm.get_clock().clock
+    (row,) = result.summary
+    assert begun <= row.first_value < row.last_value <= ended
 
 
 def test_a_subclass_may_add_and_replace_registers():

@@ -9,7 +9,7 @@ each register.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import msgspec
 
@@ -18,6 +18,9 @@ from kvmsr.policy.registers import Register
 from kvmsr.policy.topology import Scope, Topology
 
 __all__ = ("RegisterModel", "Site")
+
+
+_WIDTH: Final = {scope: width for width, scope in enumerate(Scope)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,11 @@ class RegisterModel:
                 other = registers.setdefault(index, register)
                 if other is not register:
                     raise TypeError(f"{index:#x} is both {other.name} and {register.name}")
+            if register.scope is not None and _WIDTH[register.scope] > _WIDTH[cls.scope]:
+                raise TypeError(
+                    f"{register.name} has the scope {register.scope}, wider than the model's,"
+                    f" {cls.scope}: no instance of it could keep it"
+                )
         cls.registers = registers
 
     def __init__(self, parameters: Any, site: Site) -> None:

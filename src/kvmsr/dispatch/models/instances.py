@@ -121,7 +121,9 @@ class Instances:
                 members = self._topology.members(cls.scope, unit, max(self._vcpus, vcpu + 1))
                 site = Site(self._topology, unit, members, self._clock, self._note)
                 found = self._found[key] = cls(action.parameters, site), threading.Lock()
-                self._names[key] = f"{action.name} {action.key[1].decode()} {cls.scope} {unit}"
+                name = f"{action.name} {action.key[1].decode()} {cls.scope} {unit}"
+                same = sum(other.startswith(name) for other in self._names.values())
+                self._names[key] = f"{name} ({same})" if same else name  # of two mine.py, say
         return found
 
     def _note(self, text: str) -> None:
