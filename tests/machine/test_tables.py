@@ -6,7 +6,7 @@ import pytest
 
 from kvmsr.errors import GuestMemoryError, UsageError
 from kvmsr.kvm import CpuidEntry, CpuidTable
-from kvmsr.machine import acpi, find_features, host
+from kvmsr.machine import acpi, find_features
 from kvmsr.machine.cpuid import features, guest_cpuid
 from kvmsr.machine.layout import Layout
 
@@ -127,20 +127,6 @@ def test_names_lead_to_bits():
 def test_a_wrong_feature_is_told(word, piece):
     with pytest.raises(UsageError, match=piece):
         find_features([word])
-
-
-# The host
-
-
-def test_what_the_host_says_of_itself(tmp_path):
-    assert host.ignore_msrs(tmp_path) is None
-    assert host.vendor_module(tmp_path) == ""
-    (tmp_path / "kvm_amd").mkdir()
-    (tmp_path / "kvm/parameters").mkdir(parents=True)
-    for text, on in (("Y\n", True), ("N\n", False), ("1", True)):
-        (tmp_path / "kvm/parameters/ignore_msrs").write_text(text)
-        assert host.ignore_msrs(tmp_path) is on
-    assert host.vendor_module(tmp_path) == "kvm_amd"
 
 
 # Memory

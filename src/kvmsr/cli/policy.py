@@ -13,7 +13,7 @@ import click
 
 from kvmsr.cli._parameters import MsrIndex, Number, PolicyFile, Preset
 from kvmsr.errors import FilterCapacityError, PolicyError
-from kvmsr.machine.host import ignore_msrs
+from kvmsr.kvm.module import ignore_msrs
 from kvmsr.msr import catalog
 from kvmsr.policy import (
     KernelFacts,

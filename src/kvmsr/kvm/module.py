@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The host
---------
+The kernel's module
+-------------------
 
 What the running kernel tells about KVM outside of /dev/kvm.
 """
