@@ -150,7 +150,8 @@ class Dispatcher:
         """
         access = access._replace(reason=reason)
         for rule in self.plan.segment(access.op, access.index).rules:
-            if rule.when is None or rule.where == passed.rule:
+            passes = rule.action(access.op) is Plain.KERNEL and rule.where == passed.rule
+            if rule.when is None or passes:
                 break
             # The others have been asked already, and would count the access twice.
             if not rule.when.takes(Reason.FILTER):

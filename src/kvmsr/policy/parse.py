@@ -132,6 +132,7 @@ class _Reader:
         self.above = above
         self.handlers = handlers
         self.lines: dict[Path, int] = {}
+        self.inside_of: dict[Path, list[Path]] = {}
         tree = self.tree(text)
         self.header = tree.policy
         self.rules = [self.rule(rule, number) for number, rule in enumerate(tree.rule)]
@@ -176,6 +177,9 @@ class _Reader:
                 line=text.count("\n", 0, found.start()) + 1 if found else 0,
             ) from None
         self.lines = key_lines(text)
+        for key in self.lines:
+            if len(key) > 2:  # what is in an element of [[rule]]
+                self.inside_of.setdefault(key[:2], []).append(key)
         with self.at(()):
             return convert(raw, File)
 
@@ -247,13 +251,9 @@ class _Reader:
         raise AssertionError  # for the type checker: at() swallows nothing
 
     def inside(self, path: Path) -> tuple[tuple[str, int], ...]:
-        """Return the lines of the keys in the table at *path*."""
+        """Return the lines of the keys in the rule at *path*."""
         depth = len(path)
-        return tuple(
-            (show(key[depth:]), line)
-            for key, line in self.lines.items()
-            if len(key) > depth and key[:depth] == path
-        )
+        return tuple((show(key[depth:]), self.lines[key]) for key in self.inside_of.get(path, ()))
 
     def action(self, spec: str | dict[str, Any] | None, path: Path) -> Action | None:
         """Return the action that *spec*, at *path*, stands for."""
