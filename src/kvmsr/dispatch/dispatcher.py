@@ -88,6 +88,8 @@ class Dispatcher:
     :param rip: gives a vCPU's RIP, called in its thread; for conditions that ask where the guest
         is.
     :param host: the host's registers, for ``host`` actions.
+    :param memory: gives so many bytes of the guest's memory, for the models that look there; None
+        where there is none.
     :param log: takes accesses that policies want told: the access, its outcome, and a line.
     :ivar plan: the plan.
     :ivar conditions: the rules' conditions.
@@ -106,12 +108,13 @@ class Dispatcher:
         rip: Callable[[int], int] | None = None,
         host: HostMsrs | None = None,
         log: Sink | None = None,
+        memory: Callable[[int, int], bytes | None] = lambda address, size: None,
     ) -> None:
         self.plan = plan
         self.conditions = Conditions(rip)
         self._host = host
         self._log = AccessLog(log)
-        self.models = Instances(plan.policy.topology, vcpus, clock)
+        self.models = Instances(plan.policy.topology, vcpus, clock, memory)
         self.shadows = Shadows()
         self.failures: list[HandlerFailure] = []
         self.failure_count = 0

@@ -157,9 +157,16 @@ class Machine:
             rip=lambda number: self.vcpus[number].get_regs().rip,
             host=self._host,
             log=log,
+            memory=self._read_memory,
         )
         install(self.plan, self.vm)
         self._threads = [VcpuThread(self, vcpu) for vcpu in self.vcpus]
+
+    def _read_memory(self, address: int, size: int) -> bytes | None:
+        try:
+            return bytes(self.vm.memory_at(address, size))
+        except UsageError:
+            return None
 
     def _add_memory(self, slot: int, address: int, size: int) -> None:
         memory = Memory(size)

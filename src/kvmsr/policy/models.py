@@ -24,6 +24,20 @@ __all__ = ("BUILT_IN", "find_model", "fit_parameters")
 _ROOM: Final = "kvmsr.dispatch.models"
 
 BUILT_IN: Final[Mapping[str, str]] = {
+    "amd.boot": f"{_ROOM}.amd:AmdBoot",
+    "amd.pstates": f"{_ROOM}.amd:AmdPstates",
+    "aperf-mperf": f"{_ROOM}.frequency:AperfMperf",
+    "feature-control": f"{_ROOM}.firmware:FeatureControl",
+    "frequency": f"{_ROOM}.frequency:Frequency",
+    "hyperv.crash": f"{_ROOM}.hyperv:Crash",
+    "mce": f"{_ROOM}.mce:MachineCheck",
+    "microcode.amd": f"{_ROOM}.firmware:AmdMicrocode",
+    "microcode.intel": f"{_ROOM}.firmware:IntelMicrocode",
+    "mitigations": f"{_ROOM}.mitigations:Mitigations",
+    "rapl.amd": f"{_ROOM}.rapl:AmdRapl",
+    "rapl.intel": f"{_ROOM}.rapl:IntelRapl",
+    "smi-count": f"{_ROOM}.firmware:SmiCount",
+    "thermal": f"{_ROOM}.thermal:Thermal",
     "topology.core-thread-count": f"{_ROOM}.topology:CoreThreadCount",
 }
 """The models that come with kvmsr: what policies call them, and where they are."""

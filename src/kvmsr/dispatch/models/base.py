@@ -33,6 +33,8 @@ class Site:
     :ivar vcpus: the vCPUs in that unit.
     :ivar clock: gives the guest's time in nanoseconds, never less than before.
     :ivar note: takes a line that the user shall read at the end of the run.
+    :ivar memory: gives so many bytes at an address of the guest's memory; None where there is none,
+        or nobody can read it.
     """
 
     topology: Topology
@@ -40,6 +42,7 @@ class Site:
     vcpus: tuple[int, ...]
     clock: Callable[[], int]
     note: Callable[[str], None]
+    memory: Callable[[int, int], bytes | None] = lambda address, size: None
 
 
 class RegisterModel:
@@ -154,6 +157,10 @@ class RegisterModel:
     def set(self, register: Register, access: Access, value: int) -> None:
         """Let *register* hold *value*, whatever its bits are for the guest."""
         self._values[self._key(register, access)] = value & (1 << 64) - 1
+
+    def was_written(self, register: Register, access: Access) -> bool:
+        """Tell whether the guest has written it, since reset."""
+        return self._key(register, access) in self._written
 
     def now(self) -> int:
         """Return the guest's time in nanoseconds, never less than before."""

@@ -33,16 +33,22 @@ class Instances:
     :param topology: which vCPUs share registers.
     :param vcpus: how many vCPUs there are.
     :param clock: gives the guest's time in nanoseconds; by default the host's monotonic clock.
+    :param memory: gives so many bytes at an address of the guest's memory; None: there is none.
     :ivar notes: what models want the user to know, a line each; the first 100.
     """
 
     def __init__(
-        self, topology: Topology, vcpus: int, clock: Callable[[], int] = time.monotonic_ns
+        self,
+        topology: Topology,
+        vcpus: int,
+        clock: Callable[[], int] = time.monotonic_ns,
+        memory: Callable[[int, int], bytes | None] = lambda address, size: None,
     ) -> None:
         self.notes: list[str] = []
         self._topology = topology
         self._vcpus = vcpus
         self._clock = clock
+        self._memory = memory
         self._found: dict[_Key, tuple[RegisterModel, threading.Lock]] = {}
         self._names: dict[_Key, str] = {}
         self._making = threading.Lock()
@@ -119,7 +125,7 @@ class Instances:
             found = self._found.get(key)
             if found is None:
                 members = self._topology.members(cls.scope, unit, max(self._vcpus, vcpu + 1))
-                site = Site(self._topology, unit, members, self._clock, self._note)
+                site = Site(self._topology, unit, members, self._clock, self._note, self._memory)
                 found = self._found[key] = cls(action.parameters, site), threading.Lock()
                 name = f"{action.name} {action.key[1].decode()} {cls.scope} {unit}"
                 same = sum(other.startswith(name) for other in self._names.values())

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+RAPL
+----
+
+Energy counters of Intel's and AMD's: 32 bits, in units that a register of its own tells.
+
+(Intel SDM volume 3, 15.10 "Platform specific power management support"; AMD PPR, Core::X86::Msr::
+RAPL_PWR_UNIT and its neighbours. The names of the units are the power of two by which a watt, a
+joule or a second is divided.)
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+from kvmsr.dispatch.models.base import RegisterModel
+from kvmsr.dispatch.models.energy import ConstantWatts, CpuTime, Powercap, Source
+from kvmsr.policy import Access
+from kvmsr.policy.registers import Field, Register
+from kvmsr.policy.topology import Scope
+
+__all__ = ("AmdRapl", "IntelRapl")
+
+_Watts = Annotated[float, Meta(ge=0, le=10_000)]
+
+
+class _Rapl(RegisterModel):
+    """
+    What both vendors have: a source of energy, and counters in its unit.
+
+    *source* is where the energy comes from: ``constant`` (the watts that the other parameters say),
+    ``cpu-time`` (*watts* while this process computes, and the others as idle power all the time) or
+    ``powercap`` (the host's own counters, where they may be read).
+    """
+
+    class Parameters(RegisterModel.Parameters, frozen=True, kw_only=True):
+        """Watts are of the whole package."""
+
+        source: Literal["constant", "cpu-time", "powercap"] = "constant"
+        watts: _Watts = 15.0
+        idle_watts: _Watts = 0.0
+        cores_watts: _Watts | None = None
+        graphics_watts: _Watts = 0.0
+        memory_watts: _Watts = 0.0
+        energy_unit: Annotated[int, Meta(ge=1, le=31)] = 14
+
+    def setup(self) -> None:
+        """Make the source."""
+        self._source = self._make_source()
+        self._before = dict.fromkeys(("package", "cores", "graphics", "memory"), 0.0)
+
+    def _make_source(self) -> Source:
+        given = self.parameters
+        if given.source == "powercap":
+            return Powercap()
+        others = {"graphics": given.graphics_watts, "memory": given.memory_watts}
+        if given.source == "cpu-time":
+            idle = {"package": given.idle_watts, "cores": given.cores_watts or 0.0}
+            return CpuTime(given.watts, idle | others, self.now)
+        cores = given.watts if given.cores_watts is None else given.cores_watts
+        return ConstantWatts({"package": given.watts, "cores": cores} | others, self.now)
+
+    def joules(self, domain: str) -> float:
+        """Return what a domain has used since the guest's start."""
+        return self._before[domain] + self._source.joules(domain)
+
+    def counter(self, joules: float) -> int:
+        """Return a counter's value."""
+        return int(joules * 2**self.parameters.energy_unit) & 0xFFFF_FFFF
+
+    def state(self) -> dict[str, Any]:
+        """Return the registers, and the energy used so far."""
+        return super().state() | {
+            "joules": {domain: self.joules(domain) for domain in self._before}
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Count on from there."""
+        super().restore(state)
+        self._source = self._make_source()
+        self._before = dict(state["joules"])
+
+
+class IntelRapl(_Rapl):
+    """RAPL of an Intel package: energy of package, cores, graphics and memory, and power limits."""
+
+    class Parameters(_Rapl.Parameters, frozen=True, kw_only=True):
+        """*tdp* and the limits are in watts."""
+
+        tdp: Annotated[float, Meta(ge=1, le=4000)] = 65.0
+        locked: bool = False
+
+    scope = Scope.PACKAGE
+
+    unit = Register(
+        "MSR_RAPL_POWER_UNIT", "ro",
+        power=Field("0-3", reset=3), energy=Field("8-12"), time=Field("16-19", reset=10),
+    )  # fmt: skip
+    limit = Register(
+        "MSR_PKG_POWER_LIMIT", others="fault",
+        power1=Field("0-14"), enable1=Field(15), clamp1=Field(16), window1=Field("17-23"),
+        power2=Field("32-46"), enable2=Field(47), clamp2=Field(48), window2=Field("49-55"),
+        lock=Field(63, "lock"),
+    )  # fmt: skip
+    info = Register(
+        "MSR_PKG_POWER_INFO", "ro",
+        tdp=Field("0-14"), minimum=Field("16-30"), maximum=Field("32-46"), window=Field("48-53"),
+    )  # fmt: skip
+    package = Register("MSR_PKG_ENERGY_STATUS", "ro")
+    cores = Register("MSR_PP0_ENERGY_STATUS", "ro")
+    graphics = Register("MSR_PP1_ENERGY_STATUS", "ro")
+    memory = Register("MSR_DRAM_ENERGY_STATUS", "ro")
+
+    def read(self, register: Register, access: Access) -> int:
+        """Return energy in units, and units."""
+        given = self.parameters
+        if register is self.unit:
+            return register.pack(register.reset, energy=given.energy_unit)
+        eighths = int(given.tdp * 8)
+        if register is self.info:
+            return register.pack(tdp=eighths, maximum=min(2 * eighths, 0x7FFF))
+        if register is self.limit:
+            return self._limit(register, access, eighths)
+        return self.counter(self.joules(register.name))
+
+    def _limit(self, register: Register, access: Access, eighths: int) -> int:
+        if register.bits.lock & self.get(register, access) or self.was_written(register, access):
+            return self.get(register, access)
+        lock = int(self.parameters.locked)
+        return register.pack(power1=eighths, enable1=1, window1=0x6E, lock=lock)
+
+    def write(self, register: Register, access: Access) -> None:
+        """Take a limit, unless they are locked; it limits nothing."""
+        if register is self.limit and not self.was_written(register, access):
+            self.set(register, access, self.read(register, access))
+        super().write(register, access)
+
+
+class AmdRapl(_Rapl):
+    """RAPL of an AMD package: energy of the package, and of each core."""
+
+    class Parameters(_Rapl.Parameters, frozen=True, kw_only=True):
+        """As Intel's, with AMD's usual unit."""
+
+        energy_unit: Annotated[int, Meta(ge=1, le=31)] = 16
+
+    scope = Scope.PACKAGE
+
+    unit = Register(
+        "MSR_AMD_RAPL_POWER_UNIT", "ro",
+        power=Field("0-3", reset=3), energy=Field("8-12"), time=Field("16-19", reset=10),
+    )  # fmt: skip
+    package = Register("MSR_AMD_PKG_ENERGY_STATUS", "ro")
+    core = Register("MSR_AMD_CORE_ENERGY_STATUS", "ro", scope="core")
+
+    def read(self, register: Register, access: Access) -> int:
+        """Return energy in units: of a core, its share of all cores'."""
+        if register is self.unit:
+            return register.pack(register.reset, energy=self.parameters.energy_unit)
+        if register is self.package:
+            return self.counter(self.joules("package"))
+        topology = self.site.topology
+        cores = {topology.unit(Scope.CORE, vcpu) for vcpu in self.site.vcpus}
+        return self.counter(self.joules("cores") / max(len(cores), 1))
