@@ -12,6 +12,8 @@ Every error that kvmsr raises on purpose::
     ├── PolicyError               a policy that cannot be read, or that says what cannot be
     │   └── FilterCapacityError   a policy that needs more filter ranges than KVM takes
     ├── UnknownMsrError           no MSR has this name
+    ├── FieldError                a field or a value that an MSR does not have
+    ├── CatalogError              a source of the MSR catalog that is not as it must be
     ├── ImageError                a guest image that cannot be loaded
     ├── HostError                 the host lacks something
     │   ├── BackendError          no backend can be opened
@@ -32,8 +34,10 @@ __all__ = (
     "BackendError",
     "BrokenInvariantError",
     "CapabilityError",
+    "CatalogError",
     "ExitAnsweredError",
     "ExitUnansweredError",
+    "FieldError",
     "FilterCapacityError",
     "GuestMemoryError",
     "HostError",
@@ -130,6 +134,16 @@ class UnknownMsrError(KvmsrError):
         self.nearest = nearest
         hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
         super().__init__(f"no MSR is called {name!r}{hint}")
+
+
+class FieldError(KvmsrError):
+    """A field or a value that an MSR does not have."""
+
+    exit_status = 2
+
+
+class CatalogError(KvmsrError):
+    """A file of the MSR catalog's sources that is not as it must be."""
 
 
 class ImageError(KvmsrError):

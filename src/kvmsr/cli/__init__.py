@@ -24,6 +24,9 @@ __all__ = ("cli", "main")
 _COMMANDS: Final = {
     "run": "Run a guest and show every MSR it touched.",
     "policy": "Check, show and explain policies.",
+    "msr": "Tell what an MSR is, and what KVM does with it.",
+    "decode": "Show the fields of an MSR's value, and reserved bits that are set.",
+    "encode": "Put an MSR's value together: fields by number, or by what they mean.",
     "doctor": "Tell what this host offers, and what is missing.",
     "demo": "Run a small guest under a small policy, or boot a Linux kernel (--kernel).",
     "completion": "Print the completion script of a shell.",

@@ -3,55 +3,69 @@
 The catalog
 -----------
 
-What is known about MSRs: their names, and which of them KVM may handle itself.
+What is known about MSRs, by index and by name, and which of them KVM may handle itself.
 """
 
 import difflib
+import fnmatch
 import functools
+import re
 import tomllib
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from kvmsr.errors import UnknownMsrError
+from kvmsr.msr.entry import Msr
 
-__all__ = ("Catalog", "HandledRange", "Msr", "catalog", "handled")
+__all__ = ("Catalog", "HandledRange", "catalog", "handled")
 
-_FILES: Final = ("intel.toml", "amd.toml", "kvm.toml", "hyperv.toml")
-
-
-class Msr(NamedTuple):
-    """
-    One MSR.
-
-    :ivar index: 0 to 2**32 - 1.
-    :ivar name: its canonical name.
-    :ivar aliases: its other names.
-    """
-
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
-    name: str
-    aliases: tuple[str, ...]
+_PREFIXES: Final = (
+    "msr_ia32_",
+    "ia32_",
+    "msr_amd64_",
+    "msr_amd_",
+    "hv_x64_msr_",
+    "msr_kvm_",
+    "msr_",
+)
+_RANGES: Final = (
+    (0x00000000, 0x00001FFF, "the architectural range of Intel's and AMD's MSRs"),
+    (0x40000000, 0x400000FF, "Hyper-V's synthetic MSRs, which a hypervisor offers"),
+    (0x40000100, 0x40000FFF, "a range for hypervisors: Hyper-V's crash registers and others"),
+    (0x4B564D00, 0x4B564DFF, "KVM's paravirtual MSRs"),
+    (0xC0000000, 0xC0001FFF, "AMD's architectural range, which Intel shares in part"),
+    (0xC0010000, 0xC0011FFF, "AMD's model-specific range"),
+)
 
 
 class HandledRange(NamedTuple):
-    """MSRs *first* to *last* that some KVM handles itself, for reads, for writes, or for both."""
+    """
+    MSRs *first* to *last* that some KVM handles itself, for reads, for writes, or for both.
+
+    :ivar what: what they are, in a word or two.
+    """
 
     first: int
     last: int
     reads: bool
     writes: bool
+    what: str = ""
 
 
 class Catalog:
     """MSRs by index and by name; names are looked up without regard to case."""
 
-    def __init__(self, msrs: Iterator[Msr]) -> None:
+    def __init__(self, msrs: Iterable[Msr]) -> None:
         self._by_index: dict[int, Msr] = {}
         self._by_name: dict[str, Msr] = {}
         for msr in msrs:
             self._by_index.setdefault(msr.index, msr)
-            for name in (msr.name, *msr.aliases):
+            self._by_name.setdefault(msr.name.lower(), msr)
+            for name in msr.aliases:
                 self._by_name.setdefault(name.lower(), msr)
 
     def __getitem__(self, index: int) -> Msr:
@@ -67,48 +81,95 @@ class Catalog:
     def __len__(self) -> int:
         return len(self._by_index)
 
+    def get(self, index: int) -> Msr | None:
+        """Return MSR *index*, or None if it has no name here."""
+        return self._by_index.get(index)
+
     def name(self, index: int) -> str:
         """Return the canonical name of MSR *index*, or "" if it has none here."""
         msr = self._by_index.get(index)
         return msr.name if msr else ""
 
+    def names(self) -> list[str]:
+        """Return all names and aliases, in small letters."""
+        return list(self._by_name)
+
     def lookup(self, name: str) -> Msr:
         """
-        Return the MSR called *name*.
+        Return the MSR called *name*; IA32_, MSR_ and the like before it may be left out.
 
         :raises UnknownMsrError: naming those that look like it.
         """
-        msr = self._by_name.get(name.lower())
+        wanted = name.strip().lower()
+        msr = self._by_name.get(wanted)
         if msr is None:
-            near = difflib.get_close_matches(name.lower(), self._by_name, n=3, cutoff=0.6)
-            nearest = [self._by_name[found].name for found in near]
-            raise UnknownMsrError(name, list(dict.fromkeys(nearest)))
+            msr = next(
+                (self._by_name[p + wanted] for p in _PREFIXES if p + wanted in self._by_name), None
+            )
+        if msr is None:
+            raise UnknownMsrError(name, self._nearest(wanted))
         return msr
 
+    def _nearest(self, name: str) -> list[str]:
+        near = difflib.get_close_matches(name, self._by_name, n=3, cutoff=0.6)
+        bare = {_bare(other): other for other in self._by_name}
+        near += [bare[n] for n in difflib.get_close_matches(_bare(name), bare, n=3, cutoff=0.7)]
+        return list(dict.fromkeys(self._by_name[found].name for found in near))[:3]
 
-def _table(file: str) -> Any:
-    return tomllib.loads(resources.files("kvmsr.msr").joinpath("data", file).read_text("utf-8"))
+    def match(self, pattern: str) -> list[Msr]:
+        """
+        Return the MSRs one of whose names is like *pattern*, by index.
+
+        :param pattern: with ``*``, ``?`` and ``[…]`` as in a shell.
+        """
+        like = re.compile(fnmatch.translate(pattern.lower())).fullmatch
+        found = {msr.index: msr for name, msr in self._by_name.items() if like(name)}
+        return [found[index] for index in sorted(found)]
+
+    def search(self, words: str) -> list[Msr]:
+        """Return the MSRs whose names, meaning or fields have all of *words* in them, by index."""
+        wanted = words.lower().split()
+        return [
+            msr
+            for _, msr in sorted(self._by_index.items())
+            if all(word in _text(msr) for word in wanted)
+        ]
+
+    def neighbourhood(self, index: int) -> str:
+        """Return in words where MSR *index* lies among those that are known."""
+        order = sorted(self._by_index)
+        at = bisect_left(order, index)
+        below = self._by_index[order[at - 1]] if at else None
+        above = self._by_index[order[at]] if at < len(order) else None
+        area = next((text for first, last, text in _RANGES if first <= index <= last), "")
+        near = [
+            f"{msr.name} ({msr.index:#x})"
+            for msr in (below, above)
+            if msr is not None and abs(msr.index - index) <= 0x100
+        ]
+        parts = []
+        if len(near) == 2:
+            parts.append(f"between {near[0]} and {near[1]}")
+        elif near:
+            parts.append(f"near {near[0]}")
+        parts.append(f"in {area}" if area else "in no range that CPUs or hypervisors use")
+        return ", ".join(parts)
 
 
-def _read() -> Iterator[Msr]:
-    for file in _FILES:
-        for entry in _table(file)["msr"]:
-            yield from _expand(entry)
+def _bare(name: str) -> str:
+    return next((name[len(p) :] for p in _PREFIXES if name.startswith(p)), name)
 
 
-def _expand(entry: dict[str, Any]) -> Iterator[Msr]:
-    for n in range(entry.get("count", 1)):
-        index = entry["index"] + n * entry.get("stride", 1)
-        names = (entry["name"], *entry.get("aliases", ()))
-        number = str(entry.get("from", 0) + n)
-        name, *aliases = (text.replace("{n}", number) for text in names)
-        yield Msr(index, name, tuple(aliases))
+def _text(msr: Msr) -> str:
+    fields = (part for field in msr.fields for part in (field.name, field.about))
+    return " ".join((msr.name, *msr.aliases, msr.about, *fields)).lower()
 
 
 @functools.cache
 def catalog() -> Catalog:
     """Return the catalog that comes with kvmsr, read on first use."""
-    return Catalog(_read())
+    data = resources.files("kvmsr.msr").joinpath("data", "catalog.json").read_bytes()
+    return Catalog(msgspec.json.decode(data, type=tuple[Msr, ...]))
 
 
 @functools.cache
@@ -119,7 +180,11 @@ def handled() -> tuple[HandledRange, ...]:
     Of every other MSR each KVM from Linux 5.10 on says that it does not know it; the source is in
     the data file ``handled.toml``.
     """
+    text = resources.files("kvmsr.msr").joinpath("data", "handled.toml").read_text("utf-8")
+    rows: Any = tomllib.loads(text)["handled"]
     return tuple(
-        HandledRange(row["first"], row["last"], "r" in row["access"], "w" in row["access"])
-        for row in _table("handled.toml")["handled"]
+        HandledRange(
+            row["first"], row["last"], "r" in row["access"], "w" in row["access"], row["what"]
+        )
+        for row in rows
     )

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The catalog's sources
+---------------------
+
+The files that people keep, and the catalog that is made of them.
+
+``data/names/*.toml`` list MSRs: index, name, aliases, and with ``count`` and ``stride`` whole
+banks, in whose names ``{n}`` is the number. ``data/details/*.toml`` say more of some of them, by
+name. Both begin with what holds for the whole file. Reading them takes a while, so the package has
+all of it in ``data/catalog.json``, which ``tools/build_catalog.py`` makes and a test compares.
+"""
+
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from kvmsr.errors import CatalogError
+from kvmsr.msr.entry import CATEGORIES, Field, Msr
+
+__all__ = ("read_sources",)
+
+_VENDORS: Final = ("intel", "amd", "kvm", "hyperv")
+_SCOPES: Final = ("", "thread", "core", "package", "vm")
+_ACCESS: Final = ("", "rw", "ro", "wo")
+_KINDS: Final = ("rw", "ro", "wo", "fault", "w1c", "w0c", "w1s", "once", "lock", "rc")
+
+
+class _Field(msgspec.Struct, forbid_unknown_fields=True):
+    bits: str | int
+    name: str
+    about: str = ""
+    kind: str = "rw"
+    values: dict[str, str] = {}
+    scale: float = 1.0
+    unit: str = ""
+
+
+class _Shared(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    vendors: tuple[str, ...] = ()
+    models: str = ""
+    scope: str = ""
+    access: str = ""
+    category: str = ""
+    sources: tuple[str, ...] = ()
+
+
+class _Name(_Shared, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    index: int
+    name: str
+    aliases: tuple[str, ...] = ()
+    count: int = 1
+    stride: int = 1
+    first: int = msgspec.field(default=0, name="from")
+
+
+class _Detail(_Shared, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    msr: str
+    about: str
+    reset: int | None = None
+    fields: tuple[_Field, ...] = ()
+    rest: str = ""
+    kvm: str = ""
+
+
+class _Names(msgspec.Struct, forbid_unknown_fields=True):
+    msr: tuple[_Name, ...]
+    file: _Shared = _Shared()
+
+
+class _Details(msgspec.Struct, forbid_unknown_fields=True):
+    msr: tuple[_Detail, ...]
+    file: _Shared = _Shared()
+
+
+def read_sources(folder: Path) -> tuple[Msr, ...]:
+    """
+    Return the catalog that the files under *folder* describe, by index.
+
+    :raises CatalogError: naming file and entry, if one is not as it must be.
+    """
+    details: dict[str, tuple[_Detail, _Shared, str]] = {}
+    for path in sorted((folder / "details").glob("*.toml")):
+        found = _parse(path, _Details)
+        for detail in found.msr:
+            if details.setdefault(detail.msr, (detail, found.file, path.name))[0] is not detail:
+                raise CatalogError(f"{path.name}: {detail.msr} has details twice")
+    made: dict[int, Msr] = {}
+    named: set[str] = set()
+    for path in sorted((folder / "names").glob("*.toml")):
+        names = _parse(path, _Names)
+        for name in names.msr:
+            named.add(name.name)
+            detail = details.get(name.name)
+            for msr in _expand(name, names.file, detail, path.name):
+                if made.setdefault(msr.index, msr) is not msr:
+                    other = made[msr.index].name
+                    raise CatalogError(f"{path.name}: {msr.index:#x} is {msr.name} and {other}")
+    if not named >= set(details):
+        nameless = ", ".join(sorted(set(details) - named))
+        raise CatalogError(f"details of what has no name: {nameless}")
+    return tuple(msr for _, msr in sorted(made.items()))
+
+
+def _parse(path: Path, kind: Any) -> Any:
+    try:
+        return msgspec.convert(tomllib.loads(path.read_text("utf-8")), kind)
+    except (msgspec.ValidationError, tomllib.TOMLDecodeError) as error:
+        raise CatalogError(f"{path.name}: {error}") from None
+
+
+def _expand(
+    name: _Name, file: _Shared, detail: tuple[_Detail, _Shared, str] | None, where: str
+) -> Iterator[Msr]:
+    shared: dict[str, Any] = _given(file) | _given(name)
+    more: dict[str, Any] = {}
+    if detail is not None:
+        given, detail_file, where = detail
+        shared |= _given(detail_file) | _given(given)
+        more = {
+            "about": given.about, "reset": given.reset, "rest": given.rest, "kvm": given.kvm,
+            "fields": _fields(given, where),
+        }  # fmt: skip
+    _check(f"{where}: {name.name}", shared)
+    for number in range(name.count):
+        index = name.index + number * name.stride
+        names = [
+            text.replace("{n}", str(name.first + number)) for text in (name.name, *name.aliases)
+        ]
+        yield Msr(index, names[0], tuple(names[1:]), **shared, **more)
+
+
+def _given(part: _Shared) -> dict[str, Any]:
+    return {key: getattr(part, key) for key in _Shared.__struct_fields__ if getattr(part, key)}
+
+
+def _fields(detail: _Detail, where: str) -> tuple[Field, ...]:
+    made: list[Field] = []
+    for field in detail.fields:
+        high, _, low = str(field.bits).partition("-" if "-" in str(field.bits) else ":")
+        ends = sorted((int(high), int(low or high)))
+        if ends[1] > 63 or field.kind not in _KINDS:
+            raise CatalogError(f"{where}: {detail.msr}.{field.name}: bits or kind are none")
+        values = {int(number, 0): meaning for number, meaning in field.values.items()}
+        new = Field(
+            field.name, ends[0], ends[1], field.about, field.kind, values, field.scale, field.unit
+        )
+        for other in made:
+            if other.mask & new.mask or other.name == new.name:
+                raise CatalogError(f"{where}: {detail.msr}: {other.name} and {new.name} overlap")
+        made.append(new)
+    if detail.rest not in ("", "reserved"):
+        raise CatalogError(f"{where}: {detail.msr}: rest is {detail.rest!r}")
+    return tuple(sorted(made, key=lambda field: field.low))
+
+
+def _check(what: str, shared: dict[str, Any]) -> None:
+    for key, known in (("scope", _SCOPES), ("access", _ACCESS), ("category", ("", *CATEGORIES))):
+        if shared.get(key, "") not in known:
+            raise CatalogError(f"{what}: {key} is {shared[key]!r}; there are {', '.join(known)}")
+    if not shared.get("vendors") or not set(shared["vendors"]) <= set(_VENDORS):
+        raise CatalogError(f"{what}: vendors must be some of {', '.join(_VENDORS)}")
+    if not shared.get("sources"):
+        raise CatalogError(f"{what}: it has no sources")

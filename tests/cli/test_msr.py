@@ -1,0 +1,63 @@
+"""kvmsr msr, decode and encode."""
+
+import json
+
+import pytest
+
+from tests.cli.test_cli import kvmsr
+
+
+def test_an_msr_is_told_by_index_and_by_name():
+    by_index, _ = kvmsr("msr", "0x3a")
+    by_name, _ = kvmsr("msr", "feature_control")
+    assert by_index == by_name
+    assert "0x3a IA32_FEATURE_CONTROL" in by_index
+    assert "14:8 │ senter_local" in by_index
+    told, _ = kvmsr("msr", "0x3a", "--json")
+    assert json.loads(told)["fields"][0]["name"] == "lock"
+
+
+def test_an_unknown_index_has_a_neighbourhood():
+    out, _ = kvmsr("msr", "0x1b3")
+    assert "between IA32_PACKAGE_THERM_INTERRUPT (0x1b2) and IA32_XFD (0x1c4)" in out
+    told, _ = kvmsr("msr", "0x99999999", "--json")
+    assert json.loads(told)["where"] == "in no range that CPUs or hypervisors use"
+
+
+def test_searching_lists_what_has_all_the_words():
+    out, _ = kvmsr("msr", "--search", "thermal status")
+    assert "IA32_THERM_STATUS" in out
+    assert "IA32_MISC_ENABLE" not in out
+    told, _ = kvmsr("msr", "--search", "thermal", "--json")
+    assert {"0x19c", "0x1a2", "0x1b1"} <= {row["index"] for row in json.loads(told)}
+    out, _ = kvmsr("msr", "--search", "no such thing")
+    assert out.startswith("no MSR has 'no such thing'")
+
+
+def test_values_are_taken_apart_and_put_together():
+    out, _ = kvmsr("decode", "0x3a", "0x800005")
+    assert "set, and reserved: 0x800000 (bits 23)" in out
+    told, _ = kvmsr("decode", "IA32_PAT", "0x0007040600070406", "--json")
+    assert json.loads(told)["fields"][0] == {
+        "name": "pa0", "bits": "2:0", "value": 6, "meaning": "WB",
+    }  # fmt: skip
+    assert kvmsr("encode", "IA32_MTRR_DEF_TYPE", "type=WB", "enable=1")[0] == "0x806\n"
+    assert kvmsr("encode", "0x2ff", "type=0", "--from", "0x806")[0] == "0x800\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["msr", "IA32_PATT"], 3, "no MSR is called 'IA32_PATT'; did you mean IA32_PAT"),
+        (["msr", "0x1ffffffff"], 2, "MSR 0x1ffffffff is out of range"),
+        (["msr", "0x1g"], 2, "MSR '0x1g' is no number"),
+        (["decode", "0x99", "1"], 2, "0x99 has no name here, "),
+        (["decode", "0x3a", "x"], 2, "the value 'x' is no number"),
+        (["encode", "0x3a", "lock"], 2, "'lock' sets no field: write lock=VALUE"),
+        (["encode", "0x3a", "lick=1"], 2, "IA32_FEATURE_CONTROL has no field 'lick'"),
+    ],
+)
+def test_what_cannot_be_is_one_line(words, status, message):
+    _, err = kvmsr(*words, status=status)
+    assert err.count("\n") == 1
+    assert err.startswith(f"kvmsr: {message}")

@@ -1,0 +1,26 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""
+Make the catalog that the package carries, src/kvmsr/msr/data/catalog.json, of the files beside it
+that people keep.
+
+    tools/build_catalog.py
+"""
+
+from pathlib import Path
+
+import msgspec
+
+from kvmsr.msr.source import read_sources
+
+DATA = Path(__file__).parent.parent / "src/kvmsr/msr/data"
+
+
+def build() -> bytes:
+    """Return the catalog, an MSR a line."""
+    lines = [msgspec.json.encode(msr) for msr in read_sources(DATA)]
+    return b"[\n" + b",\n".join(lines) + b"\n]\n"
+
+
+if __name__ == "__main__":
+    (DATA / "catalog.json").write_bytes(build())
