@@ -1,4 +1,4 @@
-"""MSRs that people have asked about in public threads: name, meaning, and what KVM does with them."""
+"""MSRs that people have asked about in public: name, meaning, and what KVM does with them."""
 
 import pytest
 
