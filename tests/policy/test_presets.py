@@ -7,7 +7,7 @@ from kvmsr.policy import KernelFacts, Op, Plain, compile_policy, explain, load_p
 from kvmsr.policy.lint import LintId
 from kvmsr.policy.presets import preset_names, preset_text
 
-NAMES = ["linux", "macos", "quiet", "strict", "windows"]
+NAMES = ["linux", "macos", "power-meter", "quiet", "strict", "windows"]
 
 
 def test_these_are_there():

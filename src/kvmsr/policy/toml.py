@@ -133,7 +133,9 @@ def _action(action: Action) -> Any:
     if isinstance(action, Host):
         return {"host": SAME_CPU if action.cpu is None else action.cpu}
     assert isinstance(action, Model)
-    return {"model": action.name, **msgspec.to_builtins(action.parameters)}
+    # By way of JSON, which has lists and no tuples; and TOML has no null.
+    given = msgspec.json.decode(msgspec.json.encode(action.parameters))
+    return {"model": action.name, **{key: v for key, v in given.items() if v is not None}}
 
 
 def _keys(table: Mapping[str, Any]) -> list[str]:

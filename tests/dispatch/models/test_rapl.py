@@ -124,5 +124,5 @@ def test_the_count_goes_on_in_another_life():
 def test_odd_parameters_are_refused():
     with pytest.raises(PolicyError, match=r"expected float >= 0\.0"):
         intel(watts=-1)
-    with pytest.raises(FormError, match="Invalid enum value .sun."):
+    with pytest.raises(FormError, match=r"Invalid enum value .sun."):
         intel(source="sun")

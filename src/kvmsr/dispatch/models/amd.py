@@ -82,12 +82,14 @@ class AmdBoot(RegisterModel):
 
         locked_smm: bool = True
 
-    scope = Scope.CORE
+    scope = Scope.PACKAGE
 
-    hwcr = Register("MSR_K7_HWCR", smm_lock=Field(0, "ro"), tsc_at_p0=Field(24, reset=1))
-    nb_cfg = Register("MSR_AMD64_NB_CFG", scope="package")
+    hwcr = Register(
+        "MSR_K7_HWCR", scope="core", smm_lock=Field(0, "ro"), tsc_at_p0=Field(24, reset=1)
+    )
+    nb_cfg = Register("MSR_AMD64_NB_CFG")
     int_pending = Register("MSR_K8_INT_PENDING_MSG")
-    de_cfg = Register("MSR_AMD64_DE_CFG", serializing_lfence=Field(1, reset=1))
+    de_cfg = Register("MSR_AMD64_DE_CFG", scope="core", serializing_lfence=Field(1, reset=1))
 
     def get(self, register: Register, access: Access) -> int:
         """Return what a register holds."""

@@ -125,7 +125,7 @@ class Frequency(AperfMperf):
         "IA32_PERF_CTL", others="ro", ratio=Field("8-15"), no_turbo=Field(32)
     )  # fmt: skip
     bias = Register("IA32_ENERGY_PERF_BIAS", others="fault", bias=Field("0-3"))
-    enable = Register("IA32_PM_ENABLE", others="fault", scope="package", hwp=Field(0, "w1s"))
+    enable = Register("IA32_PM_ENABLE", others="fault", hwp=Field(0, "w1s"))
     capabilities = Register(
         "IA32_HWP_CAPABILITIES", "ro",
         highest=Field("0-7"), guaranteed=Field("8-15"), efficient=Field("16-23"),
