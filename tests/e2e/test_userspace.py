@@ -36,6 +36,23 @@ read = { value = 0x1122334455667788 }
 write = "fault"
 """
 
+METERS = """
+[[rule]]
+msr = ["0x606", "0x610-0x611", "0x614", "0x619", "0x639", "0x641"]
+read = { model = "rapl.intel", watts = 42.0, cores_watts = 30.0 }
+write = { model = "rapl.intel", watts = 42.0, cores_watts = 30.0 }
+
+[[rule]]
+msr = "0xc0010299-0xc001029b"
+read = { model = "rapl.amd", watts = 42.0 }
+write = "fault"
+
+[[rule]]
+msr = [0xe7, 0xe8, 0xc00000e7, 0xc00000e8]
+read = { model = "aperf-mperf", base_mhz = 2000, mhz = 3400 }
+write = { model = "aperf-mperf", base_mhz = 2000, mhz = 3400 }
+"""
+
 START = """#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev
 /bin/busybox mount -t proc none /proc
@@ -74,7 +91,7 @@ def boot(kernel, work, tmp_path):
         archive.add(Path("/init"), (START + script + END).encode(), executable=True)
         initrd, policy = tmp_path / "initrd", tmp_path / "policy.toml"
         initrd.write_bytes(archive.finish())
-        policy.write_text(POLICY)
+        policy.write_text(POLICY + METERS)
         log = tmp_path / "serial"
         words = [
             "run", kernel, "--backend", "soft", "--memory", "512M", "--initrd", initrd,
@@ -138,3 +155,31 @@ def test_unless_time_is_to_be_real(boot):
     before, after = map(float, re.findall(r"^([0-9.]+)$", console, re.MULTILINE))
     assert after - before >= 3
     assert told["wall_s"] > after - before
+
+
+READ_METERS = f"""{CLOCKS}
+for n in 0x606 0x611 0x639 0xc0010299 0xc001029b 0xe7 0xe8; do /work rdmsr $n; done
+"""
+
+
+def test_meters_rise_as_the_policy_says(boot):
+    """Energy by the watts, and turbostat's arithmetic by the megahertz, in the guest's own time."""
+    _, console = boot(
+        f"/bin/busybox insmod /msr.ko\n{READ_METERS}/bin/busybox sleep 20\n{READ_METERS}"
+    )
+    moments = [float(text) for text in re.findall(r"^([0-9.]+)$", console, re.MULTILINE)]
+    seconds = moments[1] - moments[0]
+    values = [
+        {int(index, 0): int(value, 0) for index, value in re.findall(r"rdmsr (\S+) = (\S+)", part)}
+        for part in re.split(r"^[0-9.]+$", console, flags=re.MULTILINE)[1:]
+    ]
+    rise = {index: (values[1][index] - values[0][index]) % 2**32 for index in values[0]}
+    for unit, counter, watts in (
+        (0x606, 0x611, 42),
+        (0x606, 0x639, 30),
+        (0xC0010299, 0xC001029B, 42),
+    ):
+        joules = rise[counter] / 2 ** (values[0][unit] >> 8 & 0x1F)
+        assert joules / seconds == pytest.approx(watts, rel=0.02)
+    wide = {index: values[1][index] - values[0][index] for index in (0xE7, 0xE8)}
+    assert 2000 * wide[0xE8] / wide[0xE7] == pytest.approx(3400, rel=0.02)
