@@ -23,7 +23,7 @@ __all__ = ("cli", "main")
 # imports none of them.
 _COMMANDS: Final = {
     "run": "Run a guest and show every MSR it touched.",
-    "policy": "Check, show and explain policies.",
+    "policy": "Check, show, explain, import and export policies.",
     "msr": "Tell what an MSR is, and what KVM does with it.",
     "decode": "Show the fields of an MSR's value, and reserved bits that are set.",
     "encode": "Put an MSR's value together: fields by number, or by what they mean.",

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from kvmsr.cli._parameters import MsrIndex, Number, PolicyFile, Preset
+from kvmsr.cli.policy_files import export, import_
 from kvmsr.errors import FilterCapacityError, PolicyError
 from kvmsr.kvm.module import ignore_msrs
 from kvmsr.msr import catalog
@@ -42,7 +43,7 @@ _IGNORE = click.option(
 
 @click.group(epilog="Example: kvmsr policy explain IA32_PAT --policy windows.toml --write 0x6")
 def command() -> None:
-    """Check, show and explain policies."""
+    """Check, show, explain, import and export policies."""
 
 
 def _facts(ignoring: bool | None) -> KernelFacts:
@@ -282,3 +283,7 @@ def presets(name: str | None, as_json: bool) -> None:
         return
     for one, says in found.items():
         click.echo(f"{PRESET}{one}: {says}")
+
+
+command.add_command(import_)
+command.add_command(export)

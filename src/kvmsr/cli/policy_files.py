@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+kvmsr policy import and export
+------------------------------
+
+Other programs' files as policies, and policies as such files.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from kvmsr.cli._parameters import PolicyFile
+from kvmsr.errors import PolicyError, UsageError
+from kvmsr.policy import load_policy
+from kvmsr.policy.formats import FORMATS, Imported, as_policy, export_policy, import_text
+
+__all__ = ("export", "import_")
+
+_MAX_SIZE = 16 << 20
+_WIDE = 160
+_WRITABLE = [name for name, form in FORMATS.items() if form.write is not None]
+
+
+@click.command("import", epilog="Example: sudo dmesg | kvmsr policy import - -o quiet-vm.toml")
+@click.argument("file", type=click.Path())
+@click.option("--format", "form", type=click.Choice(list(FORMATS)), help="By default, found out.")
+@click.option("-o", "--output", type=click.Path(), help="Where the policy goes; by default shown.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+def import_(file: str, form: str | None, output: str | None, as_json: bool) -> None:
+    """Tell what a file of another program's says of MSRs, and propose a policy.
+
+    It takes Firecracker's CPU templates, crosvm's --userspace-msr options, Bochs' msrs.def,
+    msr-safe's allow lists, and lines of kernel logs and traces.
+    """
+    imported = import_text(_read(file), "standard input" if file == "-" else file, form)
+    policy = as_policy(imported, "imported" if file == "-" else Path(file).stem)
+    if output is not None:
+        try:
+            Path(output).write_text(policy)
+        except OSError as error:
+            raise UsageError(f"{output} cannot be written: {error.strerror}") from None
+    if as_json:
+        click.echo(json.dumps(_as_dict(imported, policy), indent=2))
+        return
+    _print(imported)
+    if output is None:
+        click.echo(policy, nl=False)
+
+
+def _read(file: str) -> str:
+    try:
+        if file == "-":
+            data = sys.stdin.buffer.read(_MAX_SIZE + 1)
+        else:
+            with Path(file).open("rb") as stream:
+                data = stream.read(_MAX_SIZE + 1)
+    except OSError as error:
+        raise PolicyError(f"cannot be read: {error.strerror}", file=file) from None
+    if len(data) > _MAX_SIZE:
+        raise PolicyError(f"is larger than {_MAX_SIZE >> 20} MiB: cut it down", file=file)
+    return data.decode("utf-8", "replace")
+
+
+def _as_dict(imported: Imported, policy: str) -> dict[str, object]:
+    return {
+        "format": imported.format,
+        "statements": [
+            {
+                "line": each.line,
+                "index": None if each.index is None else f"{each.index:#x}",
+                "name": each.name,
+                "said": each.said,
+                "becomes": each.becomes,
+                "lost": each.lost,
+            }
+            for each in imported.statements
+        ],
+        "policy": policy,
+    }
+
+
+def _print(imported: Imported) -> None:
+    console = Console(highlight=False, stderr=True, width=None if sys.stderr.isatty() else _WIDE)
+    count = len(imported.statements)
+    console.print(f"{imported.format}: {count} statements, {len(imported.rules)} rules")
+    table = Table("line", "MSR", "name", "what it says", "becomes", "what is lost")
+    for each in imported.statements:
+        index = "" if each.index is None else f"{each.index:#x}"
+        texts = (each.said, each.becomes, each.lost)
+        table.add_row(str(each.line), index, each.name, *map(escape, texts))
+    console.print(table)
+
+
+@click.command(epilog="Example: kvmsr policy export mine.toml --format msr-safe > allowlist")
+@click.argument("file", type=PolicyFile())
+@click.option("--format", "form", type=click.Choice(_WRITABLE), required=True, help="The format.")
+def export(file: str, form: str) -> int:
+    """Write a policy as a file of another program's.
+
+    What that format cannot say is listed on standard error, and makes the exit status 1.
+    """
+    text, left = export_policy(load_policy(file), form)
+    click.echo(text, nl=False)
+    for rule in left:
+        click.echo(f"kvmsr: {form} cannot say this: {rule.where}", err=True)
+    return 1 if left else 0
