@@ -144,7 +144,7 @@ def test_schema_and_presets():
     assert "preset:quiet: " in in_process("policy", "presets")
     assert in_process("policy", "presets", "quiet").startswith("# What the host-global")
     names = [p["name"] for p in json.loads(in_process("policy", "presets", "--json"))["presets"]]
-    assert names == ["linux", "macos", "quiet", "strict", "windows"]
+    assert names == ["linux", "macos", "power-meter", "quiet", "strict", "windows"]
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_completion_knows_presets_and_names():
         found = ShellComplete(cli, {}, "kvmsr", "_X").get_completions(words, incomplete)
         return [item.value for item in found]
 
-    assert complete(["policy"], "ex") == ["explain"]
+    assert complete(["policy"], "expl") == ["explain"]
     assert "preset:quiet" in complete(["policy", "show"], "preset:q")
     assert "IA32_PAT" in complete(["policy", "explain"], "ia32_pa")
     assert complete(["policy", "presets"], "w") == ["windows"]
