@@ -48,11 +48,11 @@ def test_values_are_taken_apart_and_put_together():
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
-        (["msr", "IA32_PATT"], 3, "no MSR is called 'IA32_PATT'; did you mean IA32_PAT"),
-        (["msr", "0x1ffffffff"], 2, "MSR 0x1ffffffff is out of range"),
-        (["msr", "0x1g"], 2, "MSR '0x1g' is no number"),
+        (["msr", "IA32_PATT"], 2, "no MSR is called 'IA32_PATT'; did you mean IA32_PAT"),
+        (["msr", "0x1ffffffff"], 2, "0x1ffffffff is out of range: MSRs go"),
+        (["msr", "0x1g"], 2, "no MSR is called '0x1g'"),
         (["decode", "0x99", "1"], 2, "0x99 has no name here, "),
-        (["decode", "0x3a", "x"], 2, "the value 'x' is no number"),
+        (["decode", "0x3a", "x"], 2, "'x' is no number: write 0x35 or 53"),
         (["encode", "0x3a", "lock"], 2, "'lock' sets no field: write lock=VALUE"),
         (["encode", "0x3a", "lick=1"], 2, "IA32_FEATURE_CONTROL has no field 'lick'"),
     ],

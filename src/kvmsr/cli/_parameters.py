@@ -45,9 +45,9 @@ class Number(click.ParamType[int]):
         try:
             number = int(value, 0)
         except ValueError:
-            self.fail(f"{value!r} is no number: write 0x35 or 53", param, ctx)
+            raise UsageError(f"{value!r} is no number: write 0x35 or 53") from None
         if not 0 <= number < 1 << 64:
-            self.fail(f"{value} does not fit 64 bits", param, ctx)
+            raise UsageError(f"{value} is out of range: it does not fit 64 bits")
         return number
 
 
@@ -68,7 +68,7 @@ class MsrIndex(click.ParamType[int]):
             except UnknownMsrError as error:
                 raise UsageError(str(error)) from None
         if not 0 <= index < 1 << 32:
-            self.fail(f"{value} is out of range: MSRs go from 0 to 0xffffffff", param, ctx)
+            raise UsageError(f"{value} is out of range: MSRs go from 0 to 0xffffffff")
         return index
 
     def shell_complete(

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kvmsr.cli._msr import MSR, find_msr, parse_number
+from kvmsr.cli._parameters import MsrIndex, Number
 from kvmsr.errors import FieldError
 from kvmsr.msr import Decoded, catalog, decode
 
@@ -24,17 +24,16 @@ _WIDE = 160
 
 
 @click.command(epilog="Example: kvmsr decode IA32_MISC_ENABLE 0x850089")
-@click.argument("msr", type=MSR, metavar="INDEX|NAME")
-@click.argument("value")
+@click.argument("index", type=MsrIndex(), metavar="INDEX|NAME")
+@click.argument("value", type=Number(), metavar="VALUE")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(msr: str, value: str, as_json: bool) -> int:
+def command(index: int, value: int, as_json: bool) -> int:
     """Show the fields of an MSR's value, and reserved bits that are set."""
-    index, entry = find_msr(msr)
-    number = parse_number(value, "the value")
+    entry = catalog().get(index)
     if entry is None:
         where = catalog().neighbourhood(index)
         raise FieldError(f"{index:#x} has no name here, {where}: nothing is known of its bits")
-    decoded = decode(entry, number)
+    decoded = decode(entry, value)
     if as_json:
         click.echo(json.dumps(_as_dict(decoded), indent=2))
     else:

@@ -10,7 +10,7 @@ import json
 
 import click
 
-from kvmsr.cli._msr import MSR, find_msr, parse_number
+from kvmsr.cli._parameters import MsrIndex, Number
 from kvmsr.errors import FieldError
 from kvmsr.msr import catalog, encode
 
@@ -18,13 +18,15 @@ __all__ = ("command",)
 
 
 @click.command(epilog="Example: kvmsr encode IA32_MTRR_DEF_TYPE type=WB enable=1")
-@click.argument("msr", type=MSR, metavar="INDEX|NAME")
+@click.argument("index", type=MsrIndex(), metavar="INDEX|NAME")
 @click.argument("fields", nargs=-1, metavar="FIELD=VALUE…")
-@click.option("--from", "start", default="0", help="The value to change; 0 if not given.")
+@click.option(
+    "--from", "start", type=Number(), default=0, help="The value to change; 0 if not given."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(msr: str, fields: tuple[str, ...], start: str, as_json: bool) -> int:
+def command(index: int, fields: tuple[str, ...], start: int, as_json: bool) -> int:
     """Put an MSR's value together: fields by number, or by what they mean."""
-    index, entry = find_msr(msr)
+    entry = catalog().get(index)
     if entry is None:
         where = catalog().neighbourhood(index)
         raise FieldError(f"{index:#x} has no name here, {where}: nothing is known of its bits")
@@ -34,7 +36,7 @@ def command(msr: str, fields: tuple[str, ...], start: str, as_json: bool) -> int
         if not equals:
             raise FieldError(f"{text!r} sets no field: write {name}=VALUE")
         wanted[name] = number
-    value = encode(entry, wanted, parse_number(start, "the value"))
+    value = encode(entry, wanted, start)
     if as_json:
         told = {"index": f"{entry.index:#x}", "name": entry.name, "value": f"{value:#x}"}
         click.echo(json.dumps(told, indent=2))

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kvmsr.cli._msr import MSR, find_msr
+from kvmsr.cli._parameters import MsrIndex
 from kvmsr.msr import Msr, catalog, handled
 
 __all__ = ("about_kvm", "command")
@@ -27,17 +27,17 @@ _WIDE = 160
 @click.command(
     epilog="Examples: kvmsr msr 0x1a0; kvmsr msr feature_control; kvmsr msr --search thermal"
 )
-@click.argument("msr", required=False, type=MSR, metavar="[INDEX|NAME]")
+@click.argument("index", required=False, type=MsrIndex(), metavar="[INDEX|NAME]")
 @click.option("--search", metavar="WORDS", help="List the MSRs that have all these words.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(msr: str | None, search: str | None, as_json: bool) -> int:
+def command(index: int | None, search: str | None, as_json: bool) -> int:
     """Tell what an MSR is, and what KVM does with it."""
-    if (msr is None) == (search is None):
+    if (index is None) == (search is None):
         raise click.UsageError("name one MSR, or give --search WORDS")
     if search is not None:
         return _list(catalog().search(search), search, as_json)
-    assert msr is not None
-    index, entry = find_msr(msr)
+    assert index is not None
+    entry = catalog().get(index)
     if as_json:
         told = msgspec.to_builtins(entry) if entry else {"index": index, "name": ""}
         told |= {"index": f"{index:#x}", "kvm": about_kvm(index, entry)}

@@ -7,7 +7,6 @@ Which MSRs a rule is for: by number, range, name, or a list of these.
 """
 
 import difflib
-import fnmatch
 import re
 from collections.abc import Iterable
 from typing import Final
@@ -80,12 +79,7 @@ def _one(item: object) -> list[tuple[int, int]]:
 
 def _glob(pattern: str) -> list[tuple[int, int]]:
     """Return the MSRs that have a name like *pattern*."""
-    like = re.compile(fnmatch.translate(pattern.lower())).fullmatch
-    found = [
-        (msr.index, msr.index)
-        for msr in catalog()
-        if any(like(name.lower()) for name in (msr.name, *msr.aliases))
-    ]
+    found = [(msr.index, msr.index) for msr in catalog().match(pattern)]
     if not found:
         plain = re.sub(r"\[.*?\]|[*?]", "", pattern)
         names = {name.lower(): name for msr in catalog() for name in (msr.name, *msr.aliases)}
