@@ -51,6 +51,7 @@ conformance: $(READY) $(PEERS)/.tried
 bench: $(READY)
 	$(BIN)/python bench/access.py
 	$(BIN)/python bench/soft.py
+	$(BIN)/python bench/boot.py
 
 guests:
 	$(MAKE) -C guests

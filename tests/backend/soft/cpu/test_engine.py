@@ -159,7 +159,7 @@ def test_an_instruction_that_reads_more_than_is_known_is_undone(box: Box) -> Non
     assert box.engine.regs[16] == CODE
     box.engine.step_over({SIZE + 0x200: b"12345678", SIZE + 0x208: b"abcdefgh"})
     assert box.engine.access is None
-    xmm0 = box.engine.read_register(box.engine.register("XMM0"))
+    xmm0 = box.engine.read_register(box.engine.register("XMM0"), 16)
     assert xmm0.to_bytes(16, "little") == b"12345678abcdefgh"
 
 

@@ -18,6 +18,8 @@ from kvmsr.errors import BackendError
 
 __all__ = ("Core",)
 
+_ARCH_X86, _MODE_64 = 4, 8
+_CTL_WRITE, _CTL_USE_EXITS, _CTL_CPU_MODEL = 1, 4, 7
 _SVME: Final = 1 << 12
 _LMA: Final = 1 << 10
 _EFER: Final = 0xC000_0080
@@ -40,17 +42,14 @@ class Core:
     def __init__(self) -> None:
         self._library = lib.library()
         install()
-        unicorn, constants = self._library.unicorn, self._library.constants
-        try:
-            self._uc: Any = unicorn.Uc(
-                unicorn.UC_ARCH_X86, unicorn.UC_MODE_64, cpu=constants.UC_CPU_X86_EPYC_ROME
-            )
-        except unicorn.UcError as error:
-            raise BackendError(f"Unicorn does not start a CPU: {error}") from None
+        constants = self._library.constants
+        handle = ctypes.c_void_p()
+        self._check(self._library.open(_ARCH_X86, _MODE_64, ctypes.byref(handle)), "start a CPU")
+        self._handle = handle
+        self._control(_CTL_CPU_MODEL, constants.UC_CPU_X86_EPYC_ROME)
         # No address ends the run: one would have to be looked up after each.
-        self._uc.ctl_exits_enabled(True)
-        self._handle = ctypes.c_void_p(_value(self._uc._uch))
-        self._uc.reg_read(constants.UC_X86_REG_RIP)  # the CPU is made at the first use
+        self._control(_CTL_USE_EXITS, 1)
+        self.read_register(constants.UC_X86_REG_RIP, 8)  # the CPU is made at the first use
         self.state = state = State(self._handle.value or 0)
         self.regs: Any = state.regs
         self._byte = ctypes.c_uint8()
@@ -67,7 +66,20 @@ class Core:
     def close(self) -> None:
         """Give the engine back."""
         self._keep.clear()
-        self._uc = None
+        if self._handle:
+            self._library.close(self._handle)
+            self._handle = ctypes.c_void_p()
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            self._library.close(self._handle)
+
+    def _control(self, what: int, value: int) -> None:
+        number = _CTL_WRITE << 30 | 1 << 26 | what
+        self._check(
+            self._library.ctl(self._handle, ctypes.c_int(number - (1 << 32)), ctypes.c_int(value)),
+            f"set {what}",
+        )
 
     # Hooks and errors
 
@@ -259,17 +271,20 @@ class Core:
         """Return Unicorn's number of a register."""
         return int(getattr(self._library.constants, f"UC_X86_REG_{name}"))
 
-    def read_register(self, number: int) -> Any:
-        """Return a register by Unicorn's number and in its form; slow."""
-        return self._uc.reg_read(number)
+    def read_register(self, number: int, size: int) -> int:
+        """Return a register of *size* bytes, by Unicorn's number; slow."""
+        value = ctypes.create_string_buffer(16)
+        self._check(self._library.reg_read(self._handle, number, value), f"read {number}")
+        return int.from_bytes(value.raw[:size], "little")
 
-    def write_register(self, number: int, value: Any) -> None:
-        """Set a register by Unicorn's number and in its form; slow."""
-        self._uc.reg_write(number, value)
+    def write_register(self, number: int, value: int) -> None:
+        """Set a register by Unicorn's number; slow."""
+        data = ctypes.create_string_buffer(value.to_bytes(16, "little"), 16)
+        self._check(self._library.reg_write(self._handle, number, data), f"write {number}")
 
     def write_register_msr(self, index: int, value: int) -> None:
         """Set an MSR through Unicorn's own call; not inside a VMRUN."""
-        self._uc.msr_write(index, value)
+        self.write_register(self._library.constants.UC_X86_REG_MSR, value << 64 | index)
 
     @property
     def shadow(self) -> bool:
@@ -280,7 +295,3 @@ class Core:
     def shadow(self, value: bool) -> None:
         flags = self.state.hflags
         flags.value = flags.value & ~_HF_INHIBIT_IRQ | (_HF_INHIBIT_IRQ if value else 0)
-
-
-def _value(handle: Any) -> int:
-    return int(getattr(handle, "value", handle))

@@ -120,8 +120,8 @@ class Engine(Core):
 
     def _enter(self) -> tuple[int, int, int, int]:
         """Return the flags and control registers from which a VMRUN can be executed."""
-        self._uc.msr_write(_EFER, 0x1D00)
-        self._uc.msr_write(_VM_HSAVE_PA, _HSAVE)
+        self.write_register_msr(_EFER, 0x1D00)
+        self.write_register_msr(_VM_HSAVE_PA, _HSAVE)
         state = self.state
         # Without PAE the CR0.PG of what is loaded would be ignored.
         state.cr[4] |= 1 << 5

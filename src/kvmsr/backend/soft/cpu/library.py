@@ -4,14 +4,14 @@ Unicorn's library
 -----------------
 
 The functions that are called directly, with their types: Unicorn's own binding wraps each call in
-several microseconds of Python, and leaves some out.
+several microseconds of Python, leaves some out, and takes a tenth of a second to import.
 """
 
 import ctypes
-import importlib
+import importlib.util
 from ctypes import CFUNCTYPE, POINTER, c_bool, c_int, c_int64, c_size_t, c_uint32, c_uint64
 from ctypes import c_void_p as pointer
-from importlib import metadata
+from pathlib import Path
 from typing import Any, Final
 
 from kvmsr.errors import BackendError
@@ -50,25 +50,31 @@ class Library:
     """
 
     def __init__(self) -> None:
+        package = importlib.util.find_spec("unicorn")
+        if package is None or not package.submodule_search_locations:
+            raise BackendError(f"the soft backend needs Unicorn: pip install unicorn=={VERSION}")
+        folder = Path(package.submodule_search_locations[0])
+        self.path = str(folder / "lib" / "libunicorn.so.2")
         try:
-            self.unicorn: Any = importlib.import_module("unicorn")
-            self.constants: Any = importlib.import_module("unicorn.x86_const")
-            binding: Any = importlib.import_module("unicorn.unicorn_py3.unicorn")
-        except ImportError:
-            raise BackendError(
-                f"the soft backend needs Unicorn: pip install unicorn=={VERSION}"
-            ) from None
-        found = metadata.version("unicorn")
+            self._library = ctypes.CDLL(self.path)
+        except OSError as error:
+            raise BackendError(f"Unicorn's library cannot be loaded: {error}") from None
+        self.constants = _constants(folder / "x86_const.py")
+        number = self._define("uc_version", c_uint32, pointer, pointer)(None, None)
+        found = ".".join(str(number >> shift & 0xFF) for shift in (24, 16, 8))
         if found != VERSION:
             raise BackendError(
                 f"the soft backend needs Unicorn {VERSION} and finds {found}: it uses insides of"
                 f" the library that differ between versions; pip install unicorn=={VERSION}"
             )
-        library: Any = binding.uclib
-        self.path: str = library._name
-        self._library = library
         define = self._define
-        self.hook_add = library.uc_hook_add  # takes a variable number of arguments
+        # These two take a variable number of arguments.
+        self.hook_add = self._library.uc_hook_add
+        self.ctl = self._library.uc_ctl
+        self.open = define("uc_open", c_int, c_int, c_int, POINTER(pointer))
+        self.close = define("uc_close", c_int, pointer)
+        self.reg_read = define("uc_reg_read", c_int, pointer, c_int, pointer)
+        self.reg_write = define("uc_reg_write", c_int, pointer, c_int, pointer)
         self.hook_del = define("uc_hook_del", c_int, pointer, c_size_t)
         self.emu_start = define(
             "uc_emu_start", c_int, pointer, c_uint64, c_uint64, c_uint64, c_size_t
@@ -108,6 +114,15 @@ class Library:
     def _define(self, name: str, result: Any, *arguments: Any) -> Any:
         # A prototype of our own, so that the binding's is left alone.
         return ctypes.CFUNCTYPE(result, *arguments)((name, self._library))
+
+
+def _constants(file: Path) -> Any:
+    """Return the numbers of registers; by the file, since the package takes long to import."""
+    spec = importlib.util.spec_from_file_location("kvmsr._unicorn_x86_const", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 _loaded: Library | None = None

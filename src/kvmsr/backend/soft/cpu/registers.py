@@ -135,18 +135,18 @@ def _put(cache: SegmentCache, segment: Any) -> None:
 def get_fpu(engine: Engine, fpu: Any) -> None:
     """Fill *fpu*, a struct kvm_fpu."""
     read = engine.read_register
-    top = read(engine.register("FPSW")) >> 11 & 7
+    top = read(engine.register("FPSW"), 2) >> 11 & 7
     for number in range(8):
-        mantissa, exponent = read(engine.register(f"FP{top + number & 7}"))
-        fpu.fpr[number][:] = mantissa.to_bytes(8, "little") + exponent.to_bytes(8, "little")
+        value = read(engine.register(f"FP{top + number & 7}"), 10)
+        fpu.fpr[number][:] = value.to_bytes(16, "little")
     for number in range(16):
-        fpu.xmm[number][:] = read(engine.register(f"XMM{number}")).to_bytes(16, "little")
+        fpu.xmm[number][:] = read(engine.register(f"XMM{number}"), 16).to_bytes(16, "little")
     fpu.fcw, fpu.fsw, fpu.mxcsr = (
-        read(engine.register("FPCW")),
-        read(engine.register("FPSW")),
-        read(engine.register("MXCSR")),
+        read(engine.register("FPCW"), 2),
+        read(engine.register("FPSW"), 2),
+        read(engine.register("MXCSR"), 4),
     )
-    tags = read(engine.register("FPTAG"))
+    tags = read(engine.register("FPTAG"), 2)
     fpu.ftwx = sum(1 << number for number in range(8) if tags >> 2 * number & 3 != 3)
 
 
@@ -157,8 +157,7 @@ def set_fpu(engine: Engine, fpu: Any) -> None:
     write(engine.register("FPCW"), fpu.fcw)
     write(engine.register("FPTAG"), sum((0 if fpu.ftwx >> n & 1 else 3) << 2 * n for n in range(8)))
     for number in range(8):
-        raw = bytes(fpu.fpr[number])
-        value = int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:10], "little")
+        value = int.from_bytes(bytes(fpu.fpr[number])[:10], "little")
         write(engine.register(f"FP{(fpu.fsw >> 11) + number & 7}"), value)
     for number in range(16):
         write(engine.register(f"XMM{number}"), int.from_bytes(bytes(fpu.xmm[number]), "little"))
