@@ -103,7 +103,8 @@ def test_explain_tells_rule_filter_kernel_and_guest(file):
     out, _ = kvmsr("policy", "explain", "IA32_PAT", "--policy", file, "--write", "0x106")
     assert out.splitlines() == [
         "write of 0x106 to MSR 0x277 (IA32_PAT) on vCPU 0",
-        "  KVM:     some KVMs handle writes; what they do not, they give up as unknown or invalid",
+        "  KVM:     some KVMs handle writes; what they do not, they give up as unknown or invalid."
+        " Keeps it; mainline refuses undefined types",
         "  filter:  range 0 (0x277-0x277), bit 0 is 0: denied",
         "  it comes to user space (filter): the guest sees #GP(0): reserved bits 0x100 change",
         "    p.toml:1 write = ignore: skipped: the vCPU is 0 (when vcpu = [1])",

@@ -221,7 +221,11 @@ def filter_says(filter_: Filter, op: Op, index: int) -> FilterSays:
 def _kernel(asked: _Asked, segment: Segment) -> str:
     what = "reads" if asked.op == Op.READ else "writes"
     if segment.known:
-        return f"some KVMs handle {what}; what they do not, they give up as unknown or invalid"
+        entry = catalog().get(asked.index)
+        more = f". {entry.kvm.rstrip('.')}" if entry is not None and entry.kvm else ""
+        return (
+            f"some KVMs handle {what}; what they do not, they give up as unknown or invalid{more}"
+        )
     if asked.plan.kernel.ignore_msrs:
         return f"no KVM handles {what}, and kvm.ignore_msrs=1 would swallow them"
     return f"no KVM handles {what}: they come to user space as unknown"

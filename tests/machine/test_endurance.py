@@ -1,0 +1,46 @@
+"""What a long run leaves behind: nothing."""
+
+import resource
+import struct
+from pathlib import Path
+
+import pytest
+
+from kvmsr import backend
+from kvmsr.machine import Boot, Machine
+from kvmsr.policy import Policy, Rule
+
+ACCESSES = 1_000_000
+# mov $ACCESSES, %edi; mov $0x35, %ecx; 1: rdmsr; dec %edi; jnz 1b; mov $0, %al; out %al, $0xf4
+LOOP = (
+    b"\x66\xbf" + struct.pack("<I", ACCESSES) + b"\x66\xb9\x35\0\0\0\x0f\x32\x66\x4f\x75\xfa"
+    b"\xb0\x00\xe6\xf4"
+)  # fmt: skip
+
+
+def resident():
+    """Return the bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.slow
+def test_a_million_accesses_leave_memory_as_it_was(tmp_path):
+    (tmp_path / "loop").write_bytes(LOOP)
+    sizes = []
+    count = 0
+
+    def answer(access):
+        nonlocal count
+        count += 1
+        if count % 100_000 == 0:
+            sizes.append(resident())
+        return count
+
+    policy = Policy([Rule(0x35, read=answer)])
+    with Machine(backend.open("soft"), memory=4 << 20, policy=policy) as machine:
+        machine.load(Boot(tmp_path / "loop", mode=16))
+        result = machine.run(timeout=300)
+    (row,) = result.summary
+    assert (row.count, row.first_value, row.last_value) == (ACCESSES, 1, ACCESSES)
+    assert len(sizes) == 10
+    assert sizes[-1] - sizes[0] < 1 << 20
