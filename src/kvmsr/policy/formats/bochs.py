@@ -13,7 +13,7 @@ from typing import Final
 
 from kvmsr.policy.actions import Plain
 from kvmsr.policy.bits import Bits
-from kvmsr.policy.formats.statement import Statement, refuse
+from kvmsr.policy.formats.statement import Statement, each_msr, refuse
 from kvmsr.policy.model import Policy
 from kvmsr.policy.rule import Rule
 
@@ -58,21 +58,15 @@ def read(text: str, source: str) -> Iterator[Statement]:
 
 def write(policy: Policy) -> tuple[str, list[Rule]]:
     """Return *policy* as such a file, and the rules that it cannot hold."""
-    lines, left = [], []
-    for rule in policy.rules:
-        bits = rule.bits or Bits(rw=_U64)
-        plain = rule.read is Plain.SHADOW and rule.write is Plain.SHADOW and rule.when is None
-        if not plain or bits.rw | bits.ro | bits.fault != _U64:
-            left.append(rule)
-            continue
-        words = [
-            f"{part:08x}"
-            for value in (rule.reset, bits.fault, bits.ro)
-            for part in (value >> 32, value & 0xFFFF_FFFF)
-        ]
-        lines += [
-            f"0x{index:08x} 0 {' '.join(words)}"
-            for first, last in rule.msrs
-            for index in range(first, last + 1)
-        ]
-    return "".join(f"{line}\n" for line in lines), left
+    said, left = each_msr(policy, _words)
+    return "".join(f"0x{index:08x} 0 {words}\n" for index, words in said), left
+
+
+def _words(rule: Rule) -> str | None:
+    bits = rule.bits or Bits(rw=_U64)
+    if rule.read is not Plain.SHADOW or rule.write is not Plain.SHADOW:
+        return None
+    if bits.rw | bits.ro | bits.fault != _U64:
+        return None
+    values = (rule.reset, bits.fault, bits.ro)
+    return " ".join(f"{v >> 32:08x} {v & 0xFFFF_FFFF:08x}" for v in values)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from kvmsr.policy.actions import Host, Plain
-from kvmsr.policy.formats.statement import Statement, refuse
+from kvmsr.policy.formats.statement import Statement, each_msr, refuse
 from kvmsr.policy.model import Policy
 from kvmsr.policy.rule import Rule
 
@@ -79,18 +79,8 @@ def _statement(option: str, line: int, source: str) -> Statement:
 
 def write(policy: Policy) -> tuple[str, list[Rule]]:
     """Return *policy* as options, a line each, and the rules that they cannot hold."""
-    lines, left = [], []
-    for rule in policy.rules:
-        option = None if rule.when is not None else _option(rule)
-        if option is None:
-            left.append(rule)
-            continue
-        lines += [
-            f"--userspace-msr {index:#x},{option}"
-            for first, last in rule.msrs
-            for index in range(first, last + 1)
-        ]
-    return "".join(f"{line}\n" for line in lines), left
+    said, left = each_msr(policy, _option)
+    return "".join(f"--userspace-msr {index:#x},{option}\n" for index, option in said), left
 
 
 def _option(rule: Rule) -> str | None:

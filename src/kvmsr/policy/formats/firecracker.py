@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from kvmsr.msr import catalog
 from kvmsr.policy.actions import Plain, Value
-from kvmsr.policy.formats.statement import Statement, refuse
+from kvmsr.policy.formats.statement import Statement, each_msr, refuse
 from kvmsr.policy.model import Policy
 from kvmsr.policy.rule import Rule
 
@@ -78,17 +78,8 @@ def _statement(modifier: Any, what: str, line: int, source: str) -> Statement:
 
 def write(policy: Policy) -> tuple[str, list[Rule]]:
     """Return *policy* as a template, and the rules that it cannot hold."""
-    modifiers, left = [], []
-    for rule in policy.rules:
-        value = _first_value(rule)
-        if value is None or rule.when is not None:
-            left.append(rule)
-            continue
-        modifiers += [
-            {"addr": f"{index:#x}", "bitmap": f"0b{value:064b}"}
-            for first, last in rule.msrs
-            for index in range(first, last + 1)
-        ]
+    said, left = each_msr(policy, _first_value)
+    modifiers = [{"addr": f"{index:#x}", "bitmap": f"0b{value:064b}"} for index, value in said]
     return json.dumps({"msr_modifiers": modifiers}, indent=2) + "\n", left
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from kvmsr.policy.actions import Host, Plain
 from kvmsr.policy.bits import Bits
-from kvmsr.policy.formats.statement import Statement, refuse
+from kvmsr.policy.formats.statement import Statement, each_msr, refuse
 from kvmsr.policy.model import Policy
 from kvmsr.policy.rule import Rule
 
@@ -53,18 +53,8 @@ def read(text: str, source: str) -> Iterator[Statement]:
 
 def write(policy: Policy) -> tuple[str, list[Rule]]:
     """Return *policy* as such a list, and the rules that it cannot hold."""
-    lines, left = [], []
-    for rule in policy.rules:
-        mask = _mask(rule)
-        if mask is None or rule.when is not None:
-            left.append(rule)
-            continue
-        lines += [
-            f"0x{index:08x} 0x{mask:016x}"
-            for first, last in rule.msrs
-            for index in range(first, last + 1)
-        ]
-    return "".join(f"{line}\n" for line in lines), left
+    said, left = each_msr(policy, _mask)
+    return "".join(f"0x{index:08x} 0x{mask:016x}\n" for index, mask in said), left
 
 
 def _mask(rule: Rule) -> int | None:

@@ -6,14 +6,22 @@ Statements
 What a file of another program's says of an MSR, and the rule that means the same here.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final, TypeVar
 
 from kvmsr.errors import PolicyError
 from kvmsr.msr import catalog
+from kvmsr.policy.model import Policy
 from kvmsr.policy.rule import Rule
 from kvmsr.policy.toml import action_text
 
-__all__ = ("Imported", "Statement", "refuse")
+__all__ = ("Imported", "Statement", "each_msr", "refuse")
+
+_MOST: Final = 65_536
+"""MSRs of one rule that are written out, one by one."""
+
+_Said = TypeVar("_Said")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +77,22 @@ class Imported:
 def refuse(source: str, line: int, what: str) -> PolicyError:
     """Return the error for a line that is not as the format wants it."""
     return PolicyError(what, file=source, line=line)
+
+
+def each_msr(
+    policy: Policy, say: Callable[[Rule], _Said | None]
+) -> tuple[list[tuple[int, _Said]], list[Rule]]:
+    """
+    Return what a format says of each MSR of *policy*, and the rules that it cannot hold.
+
+    :param say: returns what the format says instead of a rule; None where it has no words for it.
+    """
+    said: list[tuple[int, _Said]] = []
+    left = []
+    for rule in policy.rules:
+        words = None if rule.when is not None else say(rule)
+        if words is None or sum(last - first + 1 for first, last in rule.msrs) > _MOST:
+            left.append(rule)
+            continue
+        said += [(i, words) for first, last in rule.msrs for i in range(first, last + 1)]
+    return said, left
