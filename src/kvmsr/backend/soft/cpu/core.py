@@ -64,11 +64,13 @@ class Core:
         self._on_memory_hook: Any = None
 
     def close(self) -> None:
-        """Give the engine back."""
-        self._keep.clear()
+        """Give the engine back; one whose thread has not come back goes with the thread."""
+        if self.running:
+            return
         if self._handle:
             self._library.close(self._handle)
             self._handle = ctypes.c_void_p()
+        self._keep.clear()
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
