@@ -105,3 +105,8 @@ def test_an_alias_is_for_the_msrs_that_have_it():
 def test_what_a_vmm_may_hand_over_counts_as_handled(index):
     (row,) = (row for row in handled() if row.first <= index <= row.last)
     assert row.reads
+
+
+def test_the_serial_number_is_announced_in_bit_23():
+    (field,) = [f for f in catalog().lookup("MSR_PLATFORM_INFO").fields if f.name == "ppin_cap"]
+    assert (field.low, field.high) == (23, 23)
