@@ -22,8 +22,9 @@ APPEND = "console=ttyS0 panic=-1"
 ENDS = "Unable to mount root fs"
 # What a sound kernel on a sound machine does not say before its end.
 BAD = (
-    "WARNING:", "BUG:", "Oops", "kernel BUG", "Unable to calibrate", "unstable", "detected stalls",
-    "self-detected stall", "soft lockup", "blocked for more than", "lost interrupt",
+    "WARNING:", "BUG:", "Call Trace", "Oops", "kernel BUG", "Unable to calibrate", "unstable",
+    "detected stalls", "self-detected stall", "soft lockup", "blocked for more than",
+    "lost interrupt",
 )  # fmt: skip
 FINE = ("hw-vuln",)  # about the CPU's own faults: the guest has what the host's CPU has
 

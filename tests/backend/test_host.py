@@ -114,6 +114,9 @@ def test_a_thousand_guests_leave_nothing_behind(kvm):
     def files():
         return len(list(Path("/proc/self/fd").iterdir()))
 
+    def threads():
+        return len(list(Path("/proc/self/task").iterdir()))
+
     def resident():
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
@@ -121,7 +124,7 @@ def test_a_thousand_guests_leave_nothing_behind(kvm):
     fds, maps = files(), mappings()
     for number in range(1000):
         if number == 300:  # by then allocators have what they keep
-            before = resident()
+            before, running = resident(), threads()
         guest = Guest(kvm)
         guest.load(b"\xf4")
         guest.vcpu.run()
@@ -129,6 +132,7 @@ def test_a_thousand_guests_leave_nothing_behind(kvm):
     gc.collect()
     assert files() == fds
     assert mappings() == maps
+    assert threads() <= running
     assert resident() - before < 32 << 20
     if kvm.backend.name == "kvm":
         assert kvm.backend._pages == {}

@@ -23,10 +23,15 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+def held():
+    """Return how many threads and file descriptors this process has."""
+    return [len(list(Path("/proc/self", what).iterdir())) for what in ("task", "fd")]
+
+
 @pytest.mark.slow
 def test_a_million_accesses_leave_memory_as_it_was(tmp_path):
     (tmp_path / "loop").write_bytes(LOOP)
-    sizes = []
+    sizes, holds = [], []
     count = 0
 
     def answer(access):
@@ -34,6 +39,7 @@ def test_a_million_accesses_leave_memory_as_it_was(tmp_path):
         count += 1
         if count % 100_000 == 0:
             sizes.append(resident())
+            holds.append(held())
         return count
 
     policy = Policy([Rule(0x35, read=answer)])
@@ -44,3 +50,4 @@ def test_a_million_accesses_leave_memory_as_it_was(tmp_path):
     assert (row.count, row.first_value, row.last_value) == (ACCESSES, 1, ACCESSES)
     assert len(sizes) == 10
     assert sizes[-1] - sizes[0] < 1 << 20
+    assert holds[-1] == holds[0]
