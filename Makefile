@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 PEERS := .peers
 BIN := $(VENV)/bin
+NATIVE := setup.py src/kvmsr/_native/build.py $(filter-out %/_core.c,$(wildcard src/kvmsr/_native/*.[ch]))
 READY := $(VENV)/.ready
 
 .PHONY: help demo test check conformance bench guests clean
@@ -17,7 +18,7 @@ help:
 	@echo "make guests  build the guest images again (needs binutils)"
 	@echo "make clean   remove what was set up"
 
-$(READY): pyproject.toml tools/make_venv.sh
+$(READY): pyproject.toml tools/make_venv.sh $(NATIVE)
 	@PYTHON=$(PYTHON) tools/make_venv.sh $(VENV)
 	@touch $@
 
@@ -57,4 +58,4 @@ guests:
 	$(MAKE) -C guests
 
 clean:
-	rm -rf $(VENV) $(PEERS) .mypy_cache .pytest_cache .ruff_cache .hypothesis build
+	rm -rf src/kvmsr/_native/*.so src/kvmsr/_native/_core.c $(VENV) $(PEERS) .mypy_cache .pytest_cache .ruff_cache .hypothesis build

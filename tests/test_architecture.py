@@ -19,16 +19,18 @@ BELOW = {
     "abi": {"errors"},
     "backend": {"abi", "errors"},
     "kvm": {"backend", "abi", "errors"},
+    "_native": {"errors"},
     "msr": {"errors"},
     "policy": {"msr", "errors"},
-    "dispatch": {"policy", "msr", "errors"},
-    "trace": {"dispatch", "policy", "msr", "errors"},
-    "machine": {"kvm", "backend", "abi", "trace", "dispatch", "policy", "msr", "errors"},
-    "cli": {"machine", "kvm", "backend", "abi", "trace", "policy", "msr", "errors", "_version"},
+    "dispatch": {"_native", "policy", "msr", "errors"},
+    "trace": {"_native", "dispatch", "policy", "msr", "errors"},
 }
+BELOW["machine"] = {"kvm", "backend", "abi", "trace", *BELOW["trace"]}
+BELOW["attach"] = {"machine", *BELOW["machine"]}
+BELOW["cli"] = {"attach", "_version", *BELOW["attach"]} - {"dispatch"}
 
 RAW = {"ctypes", "mmap"}
-MAY_TOUCH_RAW_MEMORY = {"abi", "backend"}
+MAY_TOUCH_RAW_MEMORY = {"_native", "abi", "backend"}
 OPEN_NOTHING = {"abi", "msr", "policy"}
 
 FILES = sorted(path for path in SRC.rglob("*.py") if path.parent != SRC)

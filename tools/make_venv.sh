@@ -20,6 +20,16 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
         exit 1
     fi
 fi
+headers=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+if ! { command -v cc && [ -f "$headers/Python.h" ]; } >/dev/null; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "installing gcc and python3-dev for the native core"
+        { apt-get -qq update && apt-get -qq install -y --no-install-recommends \
+            gcc libc6-dev linux-libc-dev python3-dev; } >/dev/null || true
+    else
+        echo "no C compiler or no Python headers: kvmsr goes without its native core" >&2
+    fi
+fi
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 echo "installing kvmsr and its tools into $venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[dev]'

@@ -292,7 +292,7 @@ def test_no_access_is_lost_to_a_signal_handler_that_raises(host):
 
 def test_an_exit_that_was_not_read_comes_again(guest):
     guest.load(RDMSR + DONE, rcx=MSR)
-    guest.vcpu._ioctl(guest.vcpu.fd, ioctls.KVM_RUN)  # as if an exception had come here
+    guest.vcpu.backend.ioctl(guest.vcpu.fd, ioctls.KVM_RUN)  # as if an exception had come here
     exit_ = guest.vcpu.run()
     assert isinstance(exit_, Rdmsr)
     with pytest.raises(ExitUnansweredError):

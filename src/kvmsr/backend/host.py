@@ -12,8 +12,9 @@ import mmap
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from kvmsr.abi import ioctls
 from kvmsr.abi.run import IMMEDIATE_EXIT_OFFSET
@@ -85,6 +86,20 @@ class HostBackend:
         if result < 0:
             reason = ctypes.get_errno()
             raise OSError(reason, os.strerror(reason))
+        return result
+
+    def loop(self, fd: int, run: Callable[[Any], int], argument: Any) -> int:
+        """
+        Have *run*, which does KVM_RUN on *fd*, run the vCPU, so that :meth:`kick` ends it.
+
+        :param run: returns a negative errno, or what this returns.
+        :raises OSError: with that errno.
+        """
+        self._runner[fd] = self._self.thread_id
+        result = run(argument)
+        self._runner[fd] = 0
+        if result < 0:
+            raise OSError(-result, os.strerror(-result))
         return result
 
     def mmap(self, fd: int, length: int) -> "Buffer":

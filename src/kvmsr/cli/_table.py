@@ -8,7 +8,7 @@ What people see of a run: the accesses, and how it ended.
 
 import sys
 from functools import partial
-from typing import Final
+from typing import Final, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -22,12 +22,15 @@ from kvmsr.trace import Row
 __all__ = ("print_policy", "print_result")
 
 _WIDE: Final = 200
-_GOOD: Final = (EndKind.DEBUG_EXIT, EndKind.HALT, EndKind.RESET, EndKind.SHUTDOWN)
+_GOOD: Final = (
+    EndKind.DEBUG_EXIT, EndKind.HALT, EndKind.RESET, EndKind.SHUTDOWN, EndKind.VMM,
+)  # fmt: skip
 
 
-def print_result(result: RunResult) -> None:
-    """Print the table of accesses and how the guest ended, to standard output."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
+def print_result(result: RunResult, file: TextIO | None = None) -> None:
+    """Print the table of accesses and how the guest ended, by default to standard output."""
+    file = file or sys.stdout
+    console = Console(file=file, highlight=False, width=None if file.isatty() else _WIDE)
     say = partial(console.print, soft_wrap=True)
     if len(result.summary):
         console.print(_table(result))

@@ -16,6 +16,7 @@ from typing import Final
 
 import click
 
+from kvmsr import _native
 from kvmsr import backend as backends
 from kvmsr.abi import KVM_API_VERSION, Cap
 from kvmsr.backend import Backend
@@ -54,6 +55,7 @@ def examine() -> Iterator[Finding]:
     """Look at everything, the cheap things first."""
     yield Finding("kernel", OK, f"{platform.system()} {platform.release()}")
     yield _soft()
+    yield _native_core()
     yield _module()
     yield _ignore_msrs()
     try:
@@ -78,6 +80,13 @@ def _soft() -> Finding:
     except BackendError as error:
         return Finding("soft backend", FAIL, str(error))
     return Finding("soft backend", OK, "its CPU passes its self-test: guests run without KVM, too")
+
+
+def _native_core() -> Finding:
+    if _native.available():
+        return Finding("native core", OK, "built: accesses are answered in C, kvmsr exec works")
+    what = "not built: accesses on /dev/kvm cost more, and kvmsr exec does not work"
+    return Finding("native core", WARN, what, _native.REMEDY)
 
 
 def _module() -> Finding:

@@ -163,6 +163,19 @@ class Dispatcher:
                     return act(access)
         return self._defaults[reason](access)
 
+    def act(self, rule: Rule, op: Op) -> _Act:
+        """Return what does *rule*'s action, whether its condition holds or not."""
+        return self._by_rule[id(rule), op][1]
+
+    @property
+    def tells(self) -> bool:
+        """Whether anybody takes what the policy wants told."""
+        return self._log.listens
+
+    def tell(self, rule: Rule | None, access: Access, outcome: Outcome) -> None:
+        """Tell an access that was answered elsewhere as *rule* wants; None is a default."""
+        self._log.see(access, outcome, Log.ONCE if rule is None else rule.log)
+
     def state(self) -> dict[str, Any]:
         """Return what must survive a snapshot, as JSON knows it; no vCPU may run meanwhile."""
         return {
@@ -211,6 +224,8 @@ class Dispatcher:
         action = rule.action(op)
         if log is None and (isinstance(action, Value) or action is Plain.IGNORE):
             log = Log.NEVER  # they do not fault
+        if action is Plain.KERNEL:
+            log = Log.NEVER  # what comes of it is KVM's, or a default's, which tells it
         test = self.conditions.test(rule, number, op)
         return test, self._log.around(self._act(rule, op), log)
 

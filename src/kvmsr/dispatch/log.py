@@ -38,17 +38,28 @@ class AccessLog:
         self._seen: set[tuple[str, Op, int]] = set()
         self._last: dict[tuple[str, Op, int, int], int] = {}
         self._full = False
+        self._ways: dict[Log | None, Callable[[Access, Outcome], None]] = {
+            Log.NEVER: lambda access, outcome: None,
+            Log.ONCE: self._once,
+            Log.CHANGE: self._change,
+            Log.ALWAYS: self._tell,
+            None: self._fault_once,
+        }
+
+    @property
+    def listens(self) -> bool:
+        """Whether anybody takes what is told."""
+        return self._sink is not None
+
+    def see(self, access: Access, outcome: Outcome, log: Log | None) -> None:
+        """Tell an access as *log* says; None tells faults once."""
+        self._ways[log](access, outcome)
 
     def around(self, act: Act, log: Log | None) -> Act:
         """Return *act* so that it is told as *log* says; None tells faults once."""
         if self._sink is None or log is Log.NEVER:
             return act
-        see = {
-            Log.ONCE: self._once,
-            Log.CHANGE: self._change,
-            Log.ALWAYS: self._tell,
-            None: self._fault_once,
-        }[log]
+        see = self._ways[log]
 
         def told(access: Access) -> Outcome:
             outcome = act(access)

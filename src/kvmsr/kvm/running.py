@@ -82,10 +82,10 @@ class RunningVcpu(Handle):
         self._unanswered: MsrExit | None = None
         self._kicked = False
         self._completing = False
-        self._ioctl = backend.ioctl
         self._serving = self._declined = False
         self._failure: BaseException | None = None
         self._run_in_place = backend.run if isinstance(backend, ServesInPlace) else None
+        self._enter: Callable[[], object] = partial(backend.ioctl, fd, _KVM_RUN)
 
     def close(self) -> None:
         """Close the vCPU; an access that waits for an answer is lost."""
@@ -98,6 +98,19 @@ class RunningVcpu(Handle):
         super().close()
 
     # Running
+
+    @property
+    def page(self) -> memoryview:
+        """The kvm_run page and what follows it."""
+        return self._bytes
+
+    def run_by(self, enter: Callable[[], object]) -> None:
+        """
+        Let :meth:`run` call *enter* for KVM_RUN; it may do more than one.
+
+        :param enter: returns with an exit in the page, or raises OSError as KVM_RUN does.
+        """
+        self._enter = enter
 
     def run(self, serve: "Callable[[Exit], bool] | None" = None) -> "Exit":
         """
@@ -117,7 +130,7 @@ class RunningVcpu(Handle):
                 words[_REASON] = 0
                 try:
                     if serve is None or self._run_in_place is None:
-                        self._ioctl(self.fd, _KVM_RUN)
+                        self._enter()
                     else:
                         self._run_in_place(self.fd, partial(self._serve, serve))
                 except OSError as error:

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Final
 
 from kvmsr.abi import MsrExitReason, MsrFilterFlag
-from kvmsr.kvm import MsrFilterRange, Vcpu, Vm
+from kvmsr.kvm import Kvm, MsrFilterRange, Vcpu, Vm
 from kvmsr.machine.vcpu import host_reads
 from kvmsr.policy import (
     FilterRange,
@@ -28,6 +28,9 @@ __all__ = ("fitting_plan", "install")
 
 _MAX_ASKED: Final = 16_384
 """How many MSRs KVM is asked about before a policy is installed; a few microseconds each."""
+
+_UNKNOWN_MSR: Final = 0x474F4F00
+"""No KVM handles it: a host that can read it all the same has ``kvm.ignore_msrs`` on."""
 
 _MASK: Final = {
     Reason.UNKNOWN: MsrExitReason.UNKNOWN,
@@ -53,14 +56,22 @@ def _filter_range(given: FilterRange) -> MsrFilterRange:
     return MsrFilterRange(given.base, given.count, flags, given.bitmap)
 
 
-def fitting_plan(policy: Policy, facts: KernelFacts, vcpu: Vcpu, listed: set[int]) -> Plan:
+def fitting_plan(policy: Policy, kvm: Kvm, vcpu: Vcpu, ignore_msrs: bool | None = None) -> Plan:
     """
     Return the plan for *policy* on this very KVM.
+
+    :param vcpu: is asked which MSRs KVM knows; it need not be the guest's.
+    :param ignore_msrs: whether the host swallows accesses to MSRs that KVM does not know; by
+        default it is tried out.
 
     A plan saves filter ranges where no KVM is known to handle an MSR. This KVM may be newer than
     that knowledge, so it is asked: an MSR that the host can read is one that KVM handles. First
     come those that it lists, then the narrow rules, for somebody has thought of these MSRs.
     """
+    if ignore_msrs is None:
+        ignore_msrs = host_reads(vcpu, _UNKNOWN_MSR)
+    facts = KernelFacts(ignore_msrs=ignore_msrs)
+    listed = {*kvm.get_msr_index_list(), *kvm.get_msr_feature_index_list()}
     plan = compile_policy(policy, facts)
     spans = sorted(plan.relied_on(), key=lambda span: span[1] - span[0])
     likely = [n for n in sorted(listed) if any(first <= n <= last for first, last in spans)]

@@ -11,9 +11,13 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final, Self
 
+from kvmsr import _native
+from kvmsr._native.block import Block
 from kvmsr.abi import PIT_SPEAKER_DUMMY, Cap, Chip, RoutingType, vm
-from kvmsr.backend import Backend, Memory
+from kvmsr.backend import Backend, HostBackend, Memory
 from kvmsr.dispatch import Dispatcher, Sink
+from kvmsr.dispatch.native import NativeDispatcher
+from kvmsr.dispatch.table import Names
 from kvmsr.errors import HostError, UsageError
 from kvmsr.kvm import Kvm
 from kvmsr.machine import acpi
@@ -25,9 +29,10 @@ from kvmsr.machine.hostmsr import DeviceMsrs, host_msrs
 from kvmsr.machine.layout import ACPI_BASE, FOUR_GIB, IDENTITY_MAP, TSS_PAGES, Layout
 from kvmsr.machine.loaders import Boot, Guest, Loaded, load
 from kvmsr.machine.result import INTERRUPTED, TIMEOUT, End, EndKind, RunResult
-from kvmsr.machine.vcpu import VcpuThread, host_reads
-from kvmsr.policy import KernelFacts, Policy
+from kvmsr.machine.vcpu import VcpuThread
+from kvmsr.policy import Policy
 from kvmsr.trace import Summary
+from kvmsr.trace.native import native_summary
 
 __all__ = ("Machine",)
 
@@ -37,8 +42,6 @@ _MCE_BANKS: Final = 10
 _MCE_FEATURES: Final = 1 << 8 | 1 << 24  # MCG_CTL, and software error recovery
 _MTRR_DEF_TYPE: Final = 0x2FF
 _MTRR_ENABLED_WRITE_BACK: Final = 1 << 11 | 6
-_UNKNOWN_MSR: Final = 0x474F4F00
-"""No KVM handles it: a host that can read it all the same has ``kvm.ignore_msrs`` on."""
 
 _SHORTEST_WATCH: Final = 0.02
 _LONGEST_WATCH: Final = 0.5
@@ -66,6 +69,8 @@ class Machine:
         :class:`~kvmsr.dispatch.Dispatcher`.
     :param output: takes what the guest sends on its serial line.
     :param debug_output: takes what it writes to the debug console; by default *output*.
+    :param native: whether accesses that need no Python are left to C, where that can be: on the
+        host's KVM, and if the native core was built.
     :raises HostError: if the host lacks what is needed.
     :raises PolicyError: if the policy does not fit this KVM.
     """
@@ -82,6 +87,7 @@ class Machine:
         log: Sink | None = None,
         output: Output = lambda data: None,
         debug_output: Output | None = None,
+        native: bool = True,
     ) -> None:
         if cpus < 1:
             raise UsageError(f"a machine with {cpus} CPUs cannot run: it needs at least 1")
@@ -95,9 +101,13 @@ class Machine:
         self._memories: list[Memory] = []
         self._host: DeviceMsrs | None = None
         self._threads: list[VcpuThread] = []
+        self._block: Block | None = None
+        self.native: NativeDispatcher | None = None
         self.kvm = Kvm(backend)
         try:
             self._build(cpus, policy or Policy(), ignore_msrs, list(hidden), log)
+            if native:
+                self._go_native()
             events = BoardEvents(
                 output,
                 debug_output or output,
@@ -144,11 +154,7 @@ class Machine:
         for vcpu in self.vcpus:
             vcpu.set_cpuid2(guest_cpuid(supported, vcpu.id, cpus, hidden, tsc_deadline=deadline))
             vcpu.setup_mce(mcg_cap)
-        if ignore_msrs is None:
-            ignore_msrs = host_reads(self.vcpus[0], _UNKNOWN_MSR)
-        facts = KernelFacts(ignore_msrs=ignore_msrs)
-        listed = {*kvm.get_msr_index_list(), *kvm.get_msr_feature_index_list()}
-        self.plan = fitting_plan(policy, facts, self.vcpus[0], listed)
+        self.plan = fitting_plan(policy, kvm, self.vcpus[0], ignore_msrs)
         self._host = host_msrs(policy)
         self.dispatcher = Dispatcher(
             self.plan,
@@ -161,6 +167,15 @@ class Machine:
         )
         install(self.plan, self.vm)
         self._threads = [VcpuThread(self, vcpu) for vcpu in self.vcpus]
+
+    def _go_native(self) -> None:
+        backend = self.kvm.backend
+        if not isinstance(backend, HostBackend) or not _native.available():
+            return
+        self._block = Block(len(self._threads))
+        self.native = NativeDispatcher(self.dispatcher, self._block, Names())
+        for thread in self._threads:
+            thread.use(self.native, backend)
 
     def _read_memory(self, address: int, size: int) -> bytes | None:
         try:
@@ -226,7 +241,6 @@ class Machine:
         self._join()
         wall = time.monotonic() - begun
         assert self._end is not None
-        shadows = self.dispatcher.shadows
         notes = [*self.plan.warnings, *self._loaded.notes, *self.dispatcher.models.notes]
         notes += [
             f"vCPU {thread.vcpu.id} did not come back within {_GRACE:g} seconds: is a handler"
@@ -234,17 +248,21 @@ class Machine:
             for thread in self._threads
             if thread.is_alive()
         ]
-        if shadows.refused:
+        parts = [thread.summary for thread in self._threads]
+        kept, refused = len(self.dispatcher.shadows), self.dispatcher.shadows.refused
+        if self.native is not None:
+            parts.append(native_summary(self.native.block, self.native.names))
+            kept, refused = self.native.shadows, self.native.refused
+        if refused:
             notes.append(
-                f"{shadows.refused:,} writes to shadowed MSRs got #GP: {len(shadows):,} MSRs are"
-                " kept and no more"
+                f"{refused:,} writes to shadowed MSRs got #GP: {kept:,} MSRs are kept and no more"
             )
         return RunResult(
             self.kvm.backend.name,
             self._image,
             self.plan.policy.source or self.plan.policy.name,
             self._end,
-            Summary.merged(thread.summary for thread in self._threads),
+            Summary.merged(parts),
             wall,
             tuple(self.dispatcher.failures),
             self.dispatcher.failure_count,
@@ -324,6 +342,8 @@ class Machine:
             self._join()
             if self._alive():
                 return
+        for thread in self._threads:
+            thread.let_go()
         for vcpu in getattr(self, "vcpus", ()):
             vcpu.close()
         if hasattr(self, "vm"):
@@ -331,6 +351,8 @@ class Machine:
         self.kvm.close()
         if self._host is not None:
             self._host.close()
+        if self._block is not None:
+            self._block.close()
         for memory in self._memories:
             memory.close()
         self._memories = []

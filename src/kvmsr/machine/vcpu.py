@@ -16,7 +16,9 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from kvmsr.abi import Chip, ExitReason, Mp, MsrExitReason
+from kvmsr.backend import HostBackend
 from kvmsr.dispatch import Dispatcher, Outcome, Verdict
+from kvmsr.dispatch.native import NativeDispatcher
 from kvmsr.errors import KvmsrError, MsrListError
 from kvmsr.kvm import Vcpu, Vm
 from kvmsr.kvm.exits import (
@@ -38,6 +40,7 @@ from kvmsr.kvm.exits import (
 )
 from kvmsr.machine.board import Board
 from kvmsr.machine.diagnose import explain_emulation_failure, explain_internal, where
+from kvmsr.machine.native import NativeLoop
 from kvmsr.machine.result import CRASHED, FAILED, INTERRUPTED, End, EndKind
 from kvmsr.policy import Access, Op, Reason
 from kvmsr.trace import Summary
@@ -59,7 +62,6 @@ _REASONS: Final = {
     int(MsrExitReason.INVAL): Reason.INVALID,
     int(MsrExitReason.FILTER): Reason.FILTER,
 }
-
 
 _SERVED: Final = (IoOut, IoIn, MmioRead, MmioWrite)
 """What the board answers."""
@@ -92,7 +94,6 @@ class VcpuThread(threading.Thread):
 
     :ivar vcpu: the vCPU.
     :ivar summary: what it asked for, and what it was told.
-    :ivar exits: how often it came out of the guest, for whoever wonders whether it still does.
     :ivar asleep: when last kicked, it had halted with interrupts off and no device was to send
         NMIs, or waited for SIPI: only another vCPU can wake it.
     """
@@ -102,11 +103,27 @@ class VcpuThread(threading.Thread):
         self.vcpu = vcpu
         # An answered access is still pending until the vCPU goes on: RIP is at the instruction.
         self.summary = Summary(rip=lambda: vcpu.get_regs().rip)
-        self.exits = 0
+        self._exits = 0
+        self._native: NativeLoop | None = None
         self.asleep = False
         self._runner = runner
         self._handle = runner.dispatcher.handle
         self._record = self.summary.record
+
+    @property
+    def exits(self) -> int:
+        """Return how often it came out of the guest, for whoever wonders whether it still does."""
+        return self._exits + (self._native.exits if self._native else 0)
+
+    def use(self, native: NativeDispatcher, backend: HostBackend) -> None:
+        """Leave the accesses to C, which asks *native* where it needs Python."""
+        self._native = NativeLoop(native, backend, self.vcpu, self._stop_at)
+        self.vcpu.run_by(self._native)
+
+    def let_go(self) -> None:
+        """Let go of the vCPU, which is to be closed."""
+        if self._native is not None:
+            self._native.close()
 
     def run(self) -> None:
         """Run the guest until the run is over."""
@@ -130,7 +147,7 @@ class VcpuThread(threading.Thread):
                 self._look_whether_asleep()
             else:
                 self._rare(exit_)
-                self.exits += 1
+                self._exits += 1
 
     def _serve(self, exit_: Exit) -> bool:
         """Answer an exit that the guest waits for; False: it is another."""
@@ -147,7 +164,7 @@ class VcpuThread(threading.Thread):
                 self._end(EndKind.ERROR, 1, what)
         else:
             return False
-        self.exits += 1
+        self._exits += 1
         return True
 
     # MSR accesses
@@ -183,9 +200,7 @@ class VcpuThread(threading.Thread):
         if outcome.verdict is Verdict.KERNEL:
             outcome = self._ask_kvm(access, outcome)
         if outcome.verdict is Verdict.STOP:
-            rip = where(self._runner.vm, self.vcpu).rip
-            detail = f"{outcome.rule} stops the run at a {access}, RIP {rip:#x}"
-            self._end(EndKind.STOP, FAILED, detail)
+            self._stop_at(access, outcome)
             exit_.fault()  # it never sees this: but an exit must have an answer
         elif outcome.verdict is Verdict.FAULT:
             exit_.fault()
@@ -194,6 +209,11 @@ class VcpuThread(threading.Thread):
         else:
             exit_.done()
         return outcome
+
+    def _stop_at(self, access: Access, outcome: Outcome) -> None:
+        rip = where(self._runner.vm, self.vcpu).rip
+        detail = f"{outcome.rule} stops the run at a {access}, RIP {rip:#x}"
+        self._end(EndKind.STOP, FAILED, detail)
 
     def _ask_kvm(self, access: Access, outcome: Outcome) -> Outcome:
         try:

@@ -127,14 +127,18 @@ class IndexCount:
         """Count what *other* counted."""
         self.exact = self.exact and other.exact
         for number, bits in other._pages.copy().items():  # somebody may still be counting
-            page = self._pages.get(number)
-            if page is not None:
-                both = int.from_bytes(page, "little") | int.from_bytes(bits, "little")
-                page[:] = both.to_bytes(len(page), "little")
-            elif len(self._pages) < self._MAX_PAGES:
-                self._pages[number] = bytearray(bits)
-            else:
-                self.exact = False
+            self.add_page(number, bits)
+
+    def add_page(self, number: int, bits: bytes | bytearray) -> None:
+        """Count the MSRs from *number* * 32,768 on that are set in *bits*, the lowest first."""
+        page = self._pages.get(number)
+        if page is not None:
+            both = int.from_bytes(page, "little") | int.from_bytes(bits, "little")
+            page[:] = both.to_bytes(len(page), "little")
+        elif len(self._pages) < self._MAX_PAGES:
+            self._pages[number] = bytearray(bits)
+        else:
+            self.exact = False
 
     def __len__(self) -> int:
         return sum(
@@ -193,6 +197,11 @@ class Summary:
         row = self._rows[key] = Row(*key)
         return row
 
+    def add(self, row: Row) -> None:
+        """Count what *row* counted."""
+        key = (row.index, row.op, row.reason, row.rule)
+        (self._rows.get(key) or self._add(key)).add(row)
+
     def __iter__(self) -> Iterator[Row]:
         """Yield the rows by MSR, reads before writes."""
         return iter(sorted(self._rows.values(), key=lambda r: (r.index, r.op, r.reason, r.rule)))
@@ -205,9 +214,8 @@ class Summary:
         """Return the sum of *parts*."""
         total = cls(max_rows)
         for part in parts:
-            for key, row in part._rows.copy().items():  # its thread may still be at work
-                target = total._rows.get(key) or total._add(key)
-                target.add(row)
+            for row in part._rows.copy().values():  # its thread may still be at work
+                total.add(row)
             for op, row in part.others.items():
                 total.others[op].add(row)
             total.other_msrs.update(part.other_msrs)

@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The memory that a run shares: between the threads of `kvmsr run`, and under `kvmsr exec` between
+ * the controller and the VMM. Its size is fixed when it is made; most of it is never touched, and
+ * what is not touched takes no memory.
+ *
+ * Who writes what: the controller the tables; a vCPU's thread its own vCPU record; all of them the
+ * shadows and the set of other MSRs, without a lock.
+ */
+#ifndef KVMSR_BLOCK_H
+#define KVMSR_BLOCK_H
+
+#include "table.h"
+
+#define KVMSR_BLOCK_MAGIC 0x4b4c42525356u
+#define KVMSR_VERSION 1
+
+#define KVMSR_TABLE_ROOM (64u << 20)
+#define KVMSR_SHADOW_SLOTS (1u << 17)
+#define KVMSR_SHADOW_LIMIT 65536u
+#define KVMSR_ROW_SLOTS (1u << 13)
+#define KVMSR_ROW_LIMIT 4096u
+#define KVMSR_EVENTS (1u << 13)
+#define KVMSR_MARKS (1u << 12)
+
+/* Which MSRs found no row: a bit for each, in pages that are taken as they are needed. */
+#define KVMSR_PAGE_BITS 15
+#define KVMSR_PAGES 4096u
+struct kvmsr_others {
+	uint32_t n_pages; /* more than KVMSR_PAGES: some were not counted */
+	uint32_t pad;
+	uint16_t page_of[1u << (32 - KVMSR_PAGE_BITS)]; /* plus 1; 0 is none */
+	uint64_t pages[KVMSR_PAGES][(1u << KVMSR_PAGE_BITS) / 64];
+};
+
+/* What was written to one MSR of one holder. */
+struct kvmsr_shadow {
+	uint64_t key; /* 0: free */
+	uint64_t value;
+	uint32_t state; /* see shadow.c */
+	uint32_t pad;
+};
+
+/* A row of the summary; see kvmsr.trace.Row. */
+struct kvmsr_row {
+	uint32_t index, name;
+	uint8_t op, reason, used;
+	uint8_t has; /* 1: the values; 2: first_rip */
+	uint32_t pad;
+	uint64_t values, dones, faults, stops;
+	uint64_t first_value, last_value, first_rip;
+};
+
+/* An access as it is told or traced. */
+struct kvmsr_event {
+	uint64_t time_ns; /* CLOCK_MONOTONIC */
+	uint64_t value; /* what was read or written */
+	uint32_t index, name, rule, serial;
+	uint8_t op, reason, verdict;
+	uint8_t tell;
+	uint8_t pad[28];
+};
+
+enum kvmsr_asked { KVMSR_IDLE, KVMSR_ASKED, KVMSR_ANSWERED };
+
+/* A question to Python, and its answer. */
+struct kvmsr_upcall {
+	uint32_t state; /* enum kvmsr_asked; a futex */
+	uint32_t serial; /* of the table whose rule it is */
+	struct kvmsr_access access;
+	struct kvmsr_outcome outcome;
+};
+
+struct kvmsr_vcpu {
+	uint32_t taken; /* somebody has it */
+	uint32_t vm, id; /* the VM's number in this run, the vCPU's in the VM */
+	uint32_t pid;
+	uint32_t reading; /* which table is being read, plus 1; 0: none */
+	uint32_t n_rows;
+	uint64_t exits; /* how many accesses were answered here */
+	struct kvmsr_upcall upcall;
+	uint64_t head __attribute__((aligned(64))); /* events written */
+	uint64_t dropped; /* events that found no room */
+	uint64_t tail __attribute__((aligned(64))); /* events read */
+	uint64_t marks[KVMSR_MARKS]; /* what was told once, as far as it is remembered */
+	struct kvmsr_row others[2]; /* by op: what found no row */
+	struct kvmsr_row rows[KVMSR_ROW_SLOTS];
+	struct kvmsr_event events[KVMSR_EVENTS];
+};
+
+struct kvmsr_block {
+	uint64_t magic;
+	uint32_t version;
+	uint32_t max_vcpus;
+	uint64_t size;
+	uint32_t active; /* which of the tables holds */
+	uint32_t generation; /* of the policy; a futex; 0: there is none yet */
+	uint32_t n_vms;
+	uint32_t n_vcpus; /* the numbers of records given out; more than max_vcpus: too many */
+	uint32_t installed; /* the generation whose filter every VM has */
+	uint32_t trace; /* whether every access is an event, or only what is told */
+	uint32_t lossless; /* whether a vCPU waits for room for its events */
+	uint32_t lost_ranges; /* filter ranges of the plan that the VMM's own left no room for */
+	uint32_t failed; /* errno, if KVM refused the plan */
+	uint32_t n_shadows;
+	uint64_t refused; /* writes that found no room among the shadows */
+	struct kvmsr_others others;
+	struct kvmsr_shadow shadows[KVMSR_SHADOW_SLOTS];
+	char tables[2][KVMSR_TABLE_ROOM] __attribute__((aligned(4096)));
+	struct kvmsr_vcpu vcpus[] __attribute__((aligned(4096)));
+};
+
+/* One vCPU as its own process sees it. */
+struct kvmsr_cpu {
+	struct kvmsr_block *block;
+	struct kvmsr_vcpu *shared;
+	struct kvm_run *run;
+	int fd; /* of the vCPU; -1: there is no KVM, and rip says where the guest is */
+	int vm_fd;
+	uint64_t rip;
+	struct kvmsr_access access; /* the last one */
+	struct kvmsr_outcome outcome;
+	uint32_t serial; /* of the table that outcome is from */
+	int waits; /* for Python to fill in outcome */
+	int events; /* what is to be told becomes an event */
+};
+
+/* block.c */
+size_t kvmsr_block_size(uint32_t max_vcpus);
+void kvmsr_block_make(struct kvmsr_block *block, uint32_t max_vcpus);
+const char *kvmsr_block_check(const struct kvmsr_block *block, size_t size);
+const uint64_t *kvmsr_page(const struct kvmsr_others *others, uint32_t number);
+struct kvmsr_table *kvmsr_table_at(struct kvmsr_block *block, uint32_t number);
+struct kvmsr_vcpu *kvmsr_vcpu_at(struct kvmsr_block *block, uint32_t number);
+struct kvmsr_vcpu *kvmsr_take_vcpu(struct kvmsr_block *block, uint32_t vm, uint32_t id);
+const char *kvmsr_install(struct kvmsr_block *block, const void *table, size_t size);
+const struct kvmsr_table *kvmsr_enter(struct kvmsr_cpu *cpu);
+void kvmsr_leave(struct kvmsr_cpu *cpu);
+
+/* evaluate.c */
+void kvmsr_evaluate(struct kvmsr_cpu *cpu, const struct kvmsr_table *table,
+		    const struct kvmsr_access *access, struct kvmsr_outcome *outcome);
+void kvmsr_refused(struct kvmsr_cpu *cpu, const struct kvmsr_table *table,
+		   const struct kvmsr_access *access, uint8_t reason, struct kvmsr_outcome *outcome);
+void kvmsr_failed(struct kvmsr_cpu *cpu, const struct kvmsr_table *table,
+		  const struct kvmsr_access *access, struct kvmsr_outcome *outcome);
+
+/* shadow.c */
+struct kvmsr_shadow *kvmsr_shadow_at(struct kvmsr_block *block, uint64_t key, int make);
+uint64_t kvmsr_holder(const struct kvmsr_table *table, uint32_t vm, uint32_t vcpu, uint8_t scope);
+uint64_t kvmsr_shadow_read(struct kvmsr_block *block, uint64_t key, uint64_t reset);
+int kvmsr_shadow_write(struct kvmsr_block *block, uint64_t key, uint64_t value);
+int kvmsr_shadow_read_bits(struct kvmsr_block *block, uint64_t key, uint64_t reset,
+			   const struct kvmsr_bits *bits, uint64_t *value);
+int kvmsr_shadow_write_bits(struct kvmsr_block *block, uint64_t key, uint64_t value, uint64_t reset,
+			    const struct kvmsr_bits *bits);
+void kvmsr_shadow_put(struct kvmsr_block *block, uint64_t key, uint64_t value, int written);
+void kvmsr_shadow_forget(struct kvmsr_block *block);
+
+/* record.c */
+void kvmsr_record(struct kvmsr_cpu *cpu, const struct kvmsr_access *access,
+		  const struct kvmsr_outcome *outcome);
+void kvmsr_event(struct kvmsr_cpu *cpu);
+int kvmsr_next_event(struct kvmsr_vcpu *vcpu, struct kvmsr_event *event);
+
+/* kvm.c */
+long kvmsr_ioctl(int fd, unsigned long request, void *argument);
+uint64_t kvmsr_rip(const struct kvmsr_cpu *cpu);
+int kvmsr_is_msr_exit(const struct kvm_run *run);
+void kvmsr_take_access(struct kvmsr_cpu *cpu);
+void kvmsr_decide(struct kvmsr_cpu *cpu);
+void kvmsr_answer(struct kvmsr_cpu *cpu);
+
+/* loop.c */
+enum { KVMSR_EXIT, KVMSR_ASK, KVMSR_TELL };
+int kvmsr_run(struct kvmsr_cpu *cpu);
+
+/* upcall.c */
+void kvmsr_ask(struct kvmsr_cpu *cpu);
+int kvmsr_await_answer(struct kvmsr_vcpu *vcpu, unsigned int milliseconds);
+int kvmsr_await_question(struct kvmsr_vcpu *vcpu, unsigned int milliseconds);
+void kvmsr_give_answer(struct kvmsr_vcpu *vcpu, uint8_t verdict, uint64_t value, uint32_t name);
+
+#endif

@@ -1,0 +1,214 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What shall happen to an access: the same as kvmsr.dispatch.Dispatcher says. */
+#include "block.h"
+
+static const struct kvmsr_segment *find(const struct kvmsr_table *t, int op, uint32_t index)
+{
+	const uint32_t *firsts = kvmsr_part(t, t->firsts[op]);
+	const struct kvmsr_segment *segments = kvmsr_part(t, t->segments[op]);
+	uint32_t low = 0, count = t->n_segments[op];
+
+	while (count > 1) {
+		uint32_t half = count / 2;
+
+		low = firsts[low + half] <= index ? low + half : low;
+		count -= half;
+	}
+	return &segments[low];
+}
+
+static int among(const struct kvmsr_table *t, const struct kvmsr_rule *r, uint32_t vcpu)
+{
+	const uint32_t *vcpus = (const uint32_t *)kvmsr_part(t, t->vcpus) + r->vcpus;
+
+	for (uint32_t i = 0; i < r->n_vcpus; i++)
+		if (vcpus[i] == vcpu)
+			return 1;
+	return 0;
+}
+
+/* Does the rule hold? Counting its matches comes last: only where all else holds is one counted. */
+static int holds(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, const struct kvmsr_rule *r,
+		 const struct kvmsr_access *a, uint8_t reason)
+{
+	if (!r->when)
+		return 1;
+	if (r->when & KVMSR_WHEN_VCPU && !among(t, r, a->vcpu))
+		return 0;
+	if (r->when & KVMSR_WHEN_REASON && !(r->reasons >> reason & 1))
+		return 0;
+	if (r->when & KVMSR_WHEN_VALUE && (a->value & r->when_mask) != r->when_value)
+		return 0;
+	if (r->when & KVMSR_WHEN_RIP) {
+		uint64_t rip = kvmsr_rip(cpu);
+
+		if (rip < r->rip_first || rip > r->rip_last)
+			return 0;
+	}
+	if (r->when & KVMSR_WHEN_COUNT) {
+		uint64_t *counters = (uint64_t *)kvmsr_part(t, t->counters);
+		uint64_t n = __atomic_add_fetch(&counters[r->counter], 1, __ATOMIC_RELAXED);
+
+		return n >= r->after && (n - r->after) % r->every == 0;
+	}
+	return 1;
+}
+
+/* Is it the first time, as far as that is remembered? Whoever tells remembers it exactly. */
+static int unmarked(struct kvmsr_cpu *cpu, uint32_t name, const struct kvmsr_access *a)
+{
+	uint64_t mark = (uint64_t)name << 33 | (uint64_t)a->op << 32 | a->index;
+	uint64_t *place = &cpu->shared->marks[(mark * 0x9e3779b97f4a7c15u >> 40) % KVMSR_MARKS];
+
+	mark = ~mark; /* 0 is none */
+	if (*place == mark)
+		return 0;
+	*place = mark;
+	return 1;
+}
+
+static int tells(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, const struct kvmsr_rule *r,
+		 const struct kvmsr_access *a, uint8_t verdict)
+{
+	if (!t->tells || r->log == KVMSR_LOG_NEVER || verdict == KVMSR_KERNEL)
+		return 0;
+	if (r->log >= KVMSR_LOG_CHANGE)
+		return 1;
+	if (r->log == KVMSR_LOG_FAULT_ONCE && verdict != KVMSR_FAULT)
+		return 0;
+	return unmarked(cpu, r->name, a);
+}
+
+static void shadow(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, const struct kvmsr_rule *r,
+		   const struct kvmsr_access *a, struct kvmsr_outcome *o)
+{
+	uint64_t key = kvmsr_holder(t, cpu->shared->vm, a->vcpu, r->scope) | a->index;
+	const struct kvmsr_bits *bits = NULL;
+	int good = 1;
+
+	if (r->bits != KVMSR_NONE)
+		bits = (const struct kvmsr_bits *)kvmsr_part(t, t->bits) + r->bits;
+	if (a->op == KVMSR_READ && bits)
+		good = kvmsr_shadow_read_bits(cpu->block, key, r->value, bits, &o->value);
+	else if (a->op == KVMSR_READ)
+		o->value = kvmsr_shadow_read(cpu->block, key, r->value);
+	else if (bits)
+		good = kvmsr_shadow_write_bits(cpu->block, key, a->value, r->value, bits);
+	else
+		good = kvmsr_shadow_write(cpu->block, key, a->value);
+	if (!good) {
+		o->verdict = KVMSR_FAULT;
+		o->value = 0;
+	}
+}
+
+static void act(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, uint32_t number,
+		const struct kvmsr_access *a, struct kvmsr_outcome *o)
+{
+	const struct kvmsr_rule *r = (const struct kvmsr_rule *)kvmsr_part(t, t->rules) + number;
+
+	o->rule = number;
+	o->name = r->name;
+	o->value = 0;
+	o->verdict = a->op == KVMSR_READ ? KVMSR_VALUE : KVMSR_DONE;
+	switch (r->action) {
+	case KVMSR_ACT_VALUE:
+		o->value = r->value;
+		break;
+	case KVMSR_ACT_SHADOW:
+		shadow(cpu, t, r, a, o);
+		break;
+	case KVMSR_ACT_FAULT:
+		o->verdict = KVMSR_FAULT;
+		break;
+	case KVMSR_ACT_STOP:
+		o->verdict = KVMSR_STOP;
+		break;
+	case KVMSR_ACT_KERNEL:
+		o->verdict = KVMSR_KERNEL;
+		break;
+	case KVMSR_ACT_UPCALL:
+		o->verdict = KVMSR_UPCALL;
+		break;
+	}
+	o->tell = tells(cpu, t, r, a, o->verdict);
+}
+
+/* No rule decides, or the one that does says that KVM shall: NUMBER is its, or KVMSR_NONE. */
+static void unruled(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, uint32_t number,
+		    const struct kvmsr_access *a, uint8_t reason, struct kvmsr_outcome *o)
+{
+	const struct kvmsr_rule *rules = kvmsr_part(t, t->rules);
+
+	if (!(a->theirs >> reason & 1) && reason != KVMSR_FILTER) {
+		act(cpu, t, (reason == KVMSR_INVALID ? KVMSR_DEFAULT_INVALID : 0) + a->op, a, o);
+		return;
+	}
+	o->verdict = a->theirs >> reason & 1 ? KVMSR_THEIRS : KVMSR_KERNEL;
+	o->rule = number;
+	o->name = number == KVMSR_NONE ? KVMSR_UNRULED : rules[number].name;
+	o->value = 0;
+	o->tell = 0;
+}
+
+void kvmsr_evaluate(struct kvmsr_cpu *cpu, const struct kvmsr_table *t,
+		    const struct kvmsr_access *a, struct kvmsr_outcome *o)
+{
+	const struct kvmsr_segment *s = find(t, a->op, a->index);
+	const struct kvmsr_rule *rules = kvmsr_part(t, t->rules);
+	const uint32_t *steps = (const uint32_t *)kvmsr_part(t, t->steps) + s->steps;
+	/*
+	 * Of an MSR that KVM does not know it says so; but with ignore_msrs it would claim that it
+	 * does, so the filter denies it.
+	 */
+	uint8_t reason = s->swallowed && a->reason == KVMSR_FILTER ? KVMSR_UNKNOWN : a->reason;
+
+	for (uint32_t i = 0; i < s->n_steps; i++) {
+		const struct kvmsr_rule *r = &rules[steps[i]];
+
+		if (!holds(cpu, t, r, a, reason))
+			continue;
+		if (r->action == KVMSR_ACT_KERNEL)
+			unruled(cpu, t, steps[i], a, reason, o);
+		else
+			act(cpu, t, steps[i], a, o);
+		return;
+	}
+	unruled(cpu, t, KVMSR_NONE, a, reason, o);
+}
+
+/* The access was passed on to KVM, as OUTCOME says, and KVM refused it for REASON. */
+void kvmsr_refused(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, const struct kvmsr_access *a,
+		   uint8_t reason, struct kvmsr_outcome *o)
+{
+	const struct kvmsr_segment *s = find(t, a->op, a->index);
+	const struct kvmsr_rule *rules = kvmsr_part(t, t->rules);
+	const uint32_t *steps = (const uint32_t *)kvmsr_part(t, t->steps) + s->steps;
+	uint32_t passed = o->rule;
+
+	for (uint32_t i = 0; i < s->n_steps; i++) {
+		const struct kvmsr_rule *r = &rules[steps[i]];
+
+		if (!r->when || steps[i] == passed)
+			break;
+		/* The others have been asked already, and would count the access twice. */
+		if (r->when & KVMSR_WHEN_REASON && !(r->reasons >> KVMSR_FILTER & 1) &&
+		    holds(cpu, t, r, a, reason)) {
+			if (r->action == KVMSR_ACT_KERNEL)
+				unruled(cpu, t, steps[i], a, reason, o);
+			else
+				act(cpu, t, steps[i], a, o);
+			return;
+		}
+	}
+	unruled(cpu, t, passed, a, reason, o);
+}
+
+/* Python did not answer: do what the policy has for that. */
+void kvmsr_failed(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, const struct kvmsr_access *a,
+		  struct kvmsr_outcome *o)
+{
+	act(cpu, t, KVMSR_ON_ERROR + a->op, a, o);
+	if (o->verdict == KVMSR_STOP) /* nobody is there who could stop the run */
+		o->verdict = KVMSR_FAULT;
+}

@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What guests have written to shadowed MSRs: a hash table that only grows, up to its limit. A place
+ * in it is taken by writing its key, once; from then on it changes under its own lock alone.
+ */
+#include "block.h"
+
+enum {
+	BUSY = 1, /* somebody changes it */
+	HAS = 2, /* there is a value; without it the register is as at reset */
+	WRITTEN = 4, /* the guest has written it: its `once` bits are read-only */
+};
+
+static uint64_t hash(uint64_t key)
+{
+	key *= 0x9e3779b97f4a7c15u;
+	return key ^ key >> 32;
+}
+
+/* Return the holder of a register in the upper half of a key: VM, scope, unit. */
+uint64_t kvmsr_holder(const struct kvmsr_table *table, uint32_t vm, uint32_t vcpu, uint8_t scope)
+{
+	uint32_t unit = vcpu;
+
+	if (scope != KVMSR_THREAD) {
+		unit = scope == KVMSR_VM ? 0 : vcpu / table->threads_per_core;
+		if (scope == KVMSR_PACKAGE)
+			unit = table->cores_per_package ? unit / table->cores_per_package : 0;
+	}
+	return 1ull << 63 | (uint64_t)(vm & 0x1ff) << 54 | (uint64_t)scope << 52 |
+	       (uint64_t)(unit & 0xfffff) << 32;
+}
+
+/* Return the shadow of KEY; without MAKE, or where there is no room, NULL if it is not there. */
+struct kvmsr_shadow *kvmsr_shadow_at(struct kvmsr_block *block, uint64_t key, int make)
+{
+	for (uint32_t i = hash(key) % KVMSR_SHADOW_SLOTS, n = 0; n < KVMSR_SHADOW_SLOTS;
+	     i = (i + 1) % KVMSR_SHADOW_SLOTS, n++) {
+		struct kvmsr_shadow *s = &block->shadows[i];
+		uint64_t found = __atomic_load_n(&s->key, __ATOMIC_ACQUIRE);
+
+		if (found == key)
+			return s;
+		if (found)
+			continue;
+		if (!make)
+			return NULL;
+		if (__atomic_fetch_add(&block->n_shadows, 1, __ATOMIC_RELAXED) >=
+		    KVMSR_SHADOW_LIMIT) {
+			__atomic_fetch_sub(&block->n_shadows, 1, __ATOMIC_RELAXED);
+			__atomic_fetch_add(&block->refused, 1, __ATOMIC_RELAXED);
+			return NULL;
+		}
+		if (__atomic_compare_exchange_n(&s->key, &found, key, 0, __ATOMIC_ACQ_REL,
+						__ATOMIC_ACQUIRE))
+			return s;
+		__atomic_fetch_sub(&block->n_shadows, 1, __ATOMIC_RELAXED);
+		if (found == key) /* another vCPU was faster */
+			return s;
+	}
+	return NULL;
+}
+
+static uint32_t lock(struct kvmsr_shadow *s)
+{
+	for (;;) {
+		uint32_t state = __atomic_load_n(&s->state, __ATOMIC_RELAXED) & ~(uint32_t)BUSY;
+
+		if (__atomic_compare_exchange_n(&s->state, &state, state | BUSY, 0,
+						__ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
+			return state;
+		__builtin_ia32_pause();
+	}
+}
+
+static void unlock(struct kvmsr_shadow *s, uint32_t state)
+{
+	__atomic_store_n(&s->state, state, __ATOMIC_RELEASE);
+}
+
+uint64_t kvmsr_shadow_read(struct kvmsr_block *block, uint64_t key, uint64_t reset)
+{
+	struct kvmsr_shadow *s = kvmsr_shadow_at(block, key, 0);
+
+	if (!s || !(__atomic_load_n(&s->state, __ATOMIC_ACQUIRE) & HAS))
+		return reset;
+	return __atomic_load_n(&s->value, __ATOMIC_RELAXED);
+}
+
+/* Set a shadow; return 0 if there is no room. */
+int kvmsr_shadow_write(struct kvmsr_block *block, uint64_t key, uint64_t value)
+{
+	struct kvmsr_shadow *s = kvmsr_shadow_at(block, key, 1);
+
+	if (!s)
+		return 0;
+	uint32_t state = lock(s);
+
+	__atomic_store_n(&s->value, value, __ATOMIC_RELAXED);
+	unlock(s, state | HAS);
+	return 1;
+}
+
+/* Read a register and clear its rc bits; return 0 if there is no room. */
+int kvmsr_shadow_read_bits(struct kvmsr_block *block, uint64_t key, uint64_t reset,
+			   const struct kvmsr_bits *bits, uint64_t *value)
+{
+	struct kvmsr_shadow *s = kvmsr_shadow_at(block, key, 0);
+
+	if (!s) {
+		*value = reset;
+		if (!(reset & bits->rc))
+			return 1;
+		s = kvmsr_shadow_at(block, key, 1);
+		if (!s)
+			return 0;
+	}
+	uint32_t state = lock(s);
+
+	*value = state & HAS ? s->value : reset;
+	if (*value & bits->rc) {
+		__atomic_store_n(&s->value, *value & ~bits->rc, __ATOMIC_RELAXED);
+		state |= HAS;
+	}
+	unlock(s, state);
+	return 1;
+}
+
+/* Write a register as its bits say; return 0, and change nothing, if that faults. */
+int kvmsr_shadow_write_bits(struct kvmsr_block *block, uint64_t key, uint64_t value, uint64_t reset,
+			    const struct kvmsr_bits *bits)
+{
+	struct kvmsr_shadow *s = kvmsr_shadow_at(block, key, 0);
+	uint32_t state = 0;
+	uint64_t old = reset;
+
+	/* A write that faults must not take a place, so first look what it would do. */
+	if (s) {
+		state = lock(s);
+		if (state & HAS)
+			old = s->value;
+	}
+	if (old & bits->lock || (old ^ value) & bits->fault) {
+		if (s)
+			unlock(s, state);
+		return 0;
+	}
+	if (!s) {
+		s = kvmsr_shadow_at(block, key, 1);
+		if (!s)
+			return 0;
+		state = lock(s);
+		if (state & HAS) { /* another vCPU was faster: look again */
+			unlock(s, state);
+			return kvmsr_shadow_write_bits(block, key, value, reset, bits);
+		}
+	}
+	uint64_t takes = bits->rw | (state & WRITTEN ? 0 : bits->once);
+	uint64_t sets = bits->w1s | bits->lock;
+	uint64_t keeps = ~(takes | bits->w1c | sets);
+
+	__atomic_store_n(&s->value,
+			 (value & takes) | (old & ~value & bits->w1c) | ((old | value) & sets) |
+				 (old & keeps),
+			 __ATOMIC_RELAXED);
+	unlock(s, state | HAS | (bits->once ? WRITTEN : 0));
+	return 1;
+}
+
+/* Put back what a snapshot holds. */
+void kvmsr_shadow_put(struct kvmsr_block *block, uint64_t key, uint64_t value, int written)
+{
+	struct kvmsr_shadow *s = kvmsr_shadow_at(block, key, 1);
+
+	if (s) {
+		s->value = value;
+		s->state = HAS | (written ? WRITTEN : 0);
+	}
+}
+
+/* Forget all; no vCPU may run meanwhile. */
+void kvmsr_shadow_forget(struct kvmsr_block *block)
+{
+	for (uint32_t i = 0; i < KVMSR_SHADOW_SLOTS; i++)
+		if (block->shadows[i].key)
+			block->shadows[i] = (struct kvmsr_shadow){ 0 };
+	block->n_shadows = 0;
+}

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+kvmsr exec
+----------
+
+Runs another VMM with its guests under a policy.
+"""
+
+import json
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import click
+
+from kvmsr.attach import Controller, find_vmm
+from kvmsr.cli._console import access_log
+from kvmsr.cli._parameters import PolicyFile
+from kvmsr.cli._table import print_result
+from kvmsr.errors import UsageError
+from kvmsr.machine import RunResult
+from kvmsr.policy import Policy, load_policy
+
+__all__ = ("command",)
+
+_EXAMPLES = """\b
+Examples:
+  kvmsr exec --policy quiet.toml -- qemu-system-x86_64 -accel kvm -hda disk.img
+  kvmsr exec --policy preset:linux --json --summary msrs.json -- qemu-system-x86_64 ...
+"""
+
+
+@click.command(
+    "exec",
+    epilog=_EXAMPLES,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+@click.argument("vmm", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- VMM [ARGS]...")
+@click.option(
+    "--policy", type=PolicyFile(), help="What to do at MSR accesses: a TOML file, or preset:NAME."
+)
+@click.option(
+    "--log",
+    default="-",
+    metavar="FILE|-",
+    show_default=True,
+    help="Where accesses go that the policy wants told; - is standard error.",
+)
+@click.option(
+    "--summary",
+    metavar="FILE",
+    help="Where the table goes, or the JSON; by default standard error, or standard output.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def command(
+    vmm: tuple[str, ...], policy: str | None, log: str, summary: str | None, as_json: bool
+) -> int:
+    """
+    Run another VMM, QEMU say, with its guests under a policy.
+
+    The VMM is any program that uses KVM and is linked dynamically; it runs as ever, on this
+    terminal. At its end follows a table of the MSR accesses that came to user space. The exit
+    status is the VMM's.
+    """
+    program = find_vmm(vmm[0])
+    rules = load_policy(policy) if policy else Policy()
+    to_stdout = as_json and summary is None
+    with access_log(log, lambda data: None, shared=False) as (_, tell):
+        controller = Controller(
+            [str(program), *vmm[1:]], rules, log=tell, output_to_stderr=to_stdout
+        )
+        with closing(controller):
+            result = controller.run()
+            _print(result, summary, as_json)
+    return result.end.code
+
+
+def _print(result: RunResult, summary: str | None, as_json: bool) -> None:
+    if summary is not None:
+        try:
+            with Path(summary).open("w") as file:
+                if as_json:
+                    file.write(json.dumps(result.as_dict(), indent=2) + "\n")
+                else:
+                    print_result(result, file)
+        except OSError as error:
+            raise UsageError(f"--summary {summary}: cannot write it: {error.strerror}") from None
+    elif as_json:
+        click.echo(json.dumps(result.as_dict(), indent=2))
+    else:
+        print_result(result, sys.stderr)

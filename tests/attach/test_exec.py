@@ -1,0 +1,145 @@
+"""`kvmsr exec` under real VMMs: a small one of ours, and QEMU."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from kvmsr import _native
+from tests.conftest import GUESTS, need, peer
+
+pytestmark = [
+    pytest.mark.kvm,
+    pytest.mark.skipif(not _native.available(), reason=f"needs {_native.why_not()}"),
+]
+
+COUNT = 2000
+CONSTANT = "[[rule]]\nmsr = 0x35\nread = { value = 0x1200 }\n"
+PYTHON = '[[rule]]\nmsr = 0x35\nread = { python = "counting:up" }\n'
+UP = """
+count = 0
+
+def up(access):
+    global count
+    count += 1
+    return count << 8
+"""
+
+
+@pytest.fixture(scope="session")
+def vmm(tmp_path_factory):
+    program = tmp_path_factory.mktemp("vmm") / "vmm"
+    source = GUESTS.parents[3] / "tests/attach/vmm.c"
+    subprocess.run([need("cc"), "-O2", "-pthread", "-o", program, source], check=True)
+    return [program, GUESTS / "loop.bin"]
+
+
+def command(tmp_path, policy, *vmm):
+    (tmp_path / "counting.py").write_text(UP)
+    (tmp_path / "policy.toml").write_text(policy)
+    return [
+        sys.executable, "-m", "kvmsr", "exec", "--policy", tmp_path / "policy.toml",
+        "--json", "--summary", tmp_path / "summary.json", "--", *map(str, vmm),
+    ]  # fmt: skip
+
+
+def run(tmp_path, policy, *vmm):
+    done = subprocess.run(
+        command(tmp_path, policy, *vmm), capture_output=True, text=True, timeout=120, check=False
+    )
+    return done, json.loads((tmp_path / "summary.json").read_text())
+
+
+def test_the_table_answers(tmp_path, vmm):
+    done, told = run(tmp_path, CONSTANT, *vmm, COUNT)
+    assert (done.returncode, done.stderr) == (7, "")
+    assert done.stdout.split()[0] == str(0x1200)
+    assert told["exit"]["kind"] == "vmm"
+    [row] = told["accesses"]
+    assert (row["index"], row["count"], row["last_value"]) == ("0x35", COUNT, "0x1200")
+
+
+def test_without_a_rule_the_guest_faults_as_without_kvmsr(tmp_path, vmm):
+    alone = subprocess.run([*vmm, "1"], capture_output=True, text=True, check=False)
+    done, _ = run(tmp_path, "", *vmm, 1)
+    assert (done.returncode, done.stdout) == (alone.returncode, alone.stdout)
+
+
+@pytest.mark.parametrize("storm", [[], ["storm"]], ids=["calm", "storm"])
+def test_a_handler_is_asked_once_for_each_access(tmp_path, vmm, storm):
+    done, told = run(tmp_path, PYTHON, *vmm, COUNT, *storm)
+    eax, kicks = map(int, done.stdout.split())
+    assert eax == COUNT << 8
+    assert told["totals"]["reads"] == COUNT
+    assert not storm or kicks > 10
+
+
+def test_stop_ends_the_vmm(tmp_path, vmm):
+    done, told = run(tmp_path, '[[rule]]\nmsr = 0x35\nread = "stop"\n', *vmm, COUNT)
+    assert done.returncode == 6
+    assert told["exit"]["kind"] == "stop"
+    assert "policy.toml:1 stops the run at a read of MSR 0x35" in told["exit"]["detail"]
+
+
+def test_the_vmm_is_killed(tmp_path, vmm):
+    begun = subprocess.Popen(command(tmp_path, PYTHON, *vmm, 100_000_000))
+    time.sleep(1.5)
+    [child] = children(begun.pid)
+    os.kill(child, signal.SIGKILL)
+    assert begun.wait(20) == 128 + signal.SIGKILL
+    told = json.loads((tmp_path / "summary.json").read_text())
+    assert "SIGKILL" in told["exit"]["detail"]
+    assert told["totals"]["reads"] > 10
+
+
+def test_the_controller_is_killed_and_the_guest_ends_well(tmp_path, vmm):
+    policy = '[defaults]\non_error = "ignore"\n' + PYTHON
+    begun = subprocess.Popen(
+        command(tmp_path, policy, *vmm, 40_000), stdout=subprocess.PIPE, text=True
+    )
+    time.sleep(1.5)
+    begun.kill()
+    begun.wait()
+    with begun.stdout:  # which ends with the VMM
+        assert begun.stdout.read() == "0 0\n"
+
+
+def children(pid):
+    task = f"/proc/{pid}/task/{pid}/children"
+    with open(task) as file:
+        return [int(word) for word in file.read().split()]
+
+
+def test_qemu_runs_under_it(tmp_path, qemu):
+    if len(qemu) > 1:
+        pytest.skip("needs QEMU installed: the fetched one is started by a loader")
+    (tmp_path / "image").write_bytes((GUESTS / "loop.bin").read_bytes())
+    bios = peer("seabios", "usr/share/seabios/bios.bin")
+    monitor = "-monitor none -serial none -display none -nodefaults -no-reboot".split()
+    program = [*qemu, "-accel", "kvm", "-bios", bios, *monitor]
+    begun = subprocess.Popen(command(tmp_path, CONSTANT, *program))
+    time.sleep(3)
+    begun.terminate()  # which is passed on
+    assert begun.wait(20) == 0
+    told = json.loads((tmp_path / "summary.json").read_text())
+    assert "no VM" not in "".join(told["notes"])
+    assert told["exit"]["kind"] == "vmm"
+
+
+def test_a_static_program_is_refused(tmp_path):
+    source = tmp_path / "one.c"
+    source.write_text("int main(void) { return 0; }")
+    built = subprocess.run([need("cc"), "-static", "-o", tmp_path / "one", source], check=False)
+    if built.returncode:
+        pytest.skip("needs a static C library")
+    done = subprocess.run(
+        [sys.executable, "-m", "kvmsr", "exec", "--", tmp_path / "one"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "statically linked" in done.stderr
+    assert done.stderr.count("\n") == 1
