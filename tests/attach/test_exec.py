@@ -99,7 +99,7 @@ def test_the_vmm_is_killed(tmp_path, vmm):
 def test_the_controller_is_killed_and_the_guest_ends_well(tmp_path, vmm):
     policy = '[defaults]\non_error = "ignore"\n' + PYTHON
     begun = subprocess.Popen(
-        command(tmp_path, policy, *vmm, 40_000), stdout=subprocess.PIPE, text=True
+        command(tmp_path, policy, *vmm, 400_000), stdout=subprocess.PIPE, text=True
     )
     time.sleep(1.5)
     begun.kill()

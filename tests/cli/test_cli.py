@@ -349,7 +349,9 @@ def test_doctor_tells_what_is_there():
     found = json.loads(told)
     assert found["ok"] == (not kvm_missing())
     names = [check["name"] for check in found["checks"]]
-    assert names[:5] == ["kernel", "soft backend", "vendor module", "ignore_msrs", "/dev/kvm"]
+    assert names[:6] == [
+        "kernel", "soft backend", "native core", "vendor module", "ignore_msrs", "/dev/kvm",
+    ]  # fmt: skip
     for check in found["checks"]:
         assert check["status"] in ("ok", "warn", "fail")
         assert f"{check['name']}: {check['value'][:40]}" in out

@@ -153,7 +153,7 @@ def test_unless_this_kvm_knows_it_then_kvm_answers(monkeypatch):
     # As if 0x174 were newer than what is known of KVMs.
     others = (HandledRange(0, 0x173, True, True), HandledRange(0x175, (1 << 32) - 1, True, True))
     monkeypatch.setattr(
-        "kvmsr.machine.machine.KernelFacts", lambda **kw: KernelFacts(handled=others, **kw)
+        "kvmsr.machine.fitting.KernelFacts", lambda **kw: KernelFacts(handled=others, **kw)
     )
     policy = Policy([EFER, Rule(0x174, read="kernel", write="kernel"), ALL_ELSE])
     result, lines = run_list("174=1234 174 175", policy)
@@ -168,7 +168,7 @@ def test_unless_this_kvm_knows_it_then_kvm_answers(monkeypatch):
 def test_an_msr_that_this_kvm_turns_out_to_know_is_taken_from_it(monkeypatch):
     others = tuple(r for r in handled() if not r.first <= 0x277 <= r.last)
     monkeypatch.setattr(
-        "kvmsr.machine.machine.KernelFacts", lambda **kw: KernelFacts(handled=others, **kw)
+        "kvmsr.machine.fitting.KernelFacts", lambda **kw: KernelFacts(handled=others, **kw)
     )
     result, lines = run_list("277", Policy([Rule(0x277, read=5)]))
     assert lines == ["rdmsr 0x00000277 = 0x0000000000000005"]
@@ -176,7 +176,7 @@ def test_an_msr_that_this_kvm_turns_out_to_know_is_taken_from_it(monkeypatch):
 
 
 def test_of_too_many_msrs_to_ask_about_the_likely_ones_come_first(monkeypatch):
-    monkeypatch.setattr("kvmsr.machine.machine.KernelFacts", lambda **kw: KernelFacts((), **kw))
+    monkeypatch.setattr("kvmsr.machine.fitting.KernelFacts", lambda **kw: KernelFacts((), **kw))
     monkeypatch.setattr("kvmsr.machine.fitting._MAX_ASKED", 100)
     policy = Policy([Rule("0xC0000000-0xC0001FFF", read=5), Rule(0x277, read=6)])
     with Machine(memory=64 << 20, policy=policy) as machine:

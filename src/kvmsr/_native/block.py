@@ -10,16 +10,29 @@ block.h.
 import fcntl
 import mmap
 import os
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final, Self
 
 from kvmsr._native import ffi, lib
 from kvmsr.errors import BrokenInvariantError, HostError
 
-__all__ = ("Block",)
+__all__ = ("Block", "access_reader")
 
 _F_ADD_SEALS: Final = 1033
 _SEALS: Final = 0x1 | 0x2 | 0x4  # nobody seals it further, shrinks it or lets it grow
+
+
+_ACCESS: Final = struct.Struct("=QIIBB")
+
+
+def access_reader(cpu: Any) -> Callable[[], tuple[int, int, int, int, int]]:
+    """
+    Return what reads the last access of *cpu*, a ``struct kvmsr_cpu *``: value, vCPU, index, op and
+    reason. All at once it costs a third of what it does field by field.
+    """
+    return partial(_ACCESS.unpack_from, ffi.buffer(ffi.addressof(cpu, "access")))
 
 
 class Block:

@@ -23,7 +23,7 @@ __all__ = ("cli", "main")
 # imports none of them.
 _COMMANDS: Final = {
     "run": "Run a guest and show every MSR it touched.",
-    "exec": "Run another VMM, QEMU say, with its guest under a policy.",
+    "exec": "Run another VMM, QEMU say, with its guests under a policy.",
     "policy": "Check, show, explain, import and export policies.",
     "msr": "Tell what an MSR is, and what KVM does with it.",
     "decode": "Show the fields of an MSR's value, and reserved bits that are set.",

@@ -18,7 +18,7 @@ from kvmsr.dispatch.table import Names, TableRule, compile_table, table_rules
 from kvmsr.errors import PolicyError
 from kvmsr.policy import Access, Op, Reason, Scope
 
-__all__ = ("NativeDispatcher", "access_of", "outcome_of")
+__all__ = ("NativeDispatcher", "access_of", "made_access", "outcome_of")
 
 _OPS: Final = (Op.READ, Op.WRITE)
 _REASONS: Final = (Reason.UNKNOWN, Reason.INVALID, Reason.FILTER)
@@ -26,6 +26,7 @@ _VERDICTS: Final = (
     Verdict.VALUE, Verdict.DONE, Verdict.FAULT, Verdict.STOP, Verdict.KERNEL,
 )  # fmt: skip
 _NUMBERS: Final = {verdict: number for number, verdict in enumerate(_VERDICTS)}
+_VALUE, _STOP = Verdict.VALUE, _NUMBERS[Verdict.STOP]
 _THREAD, _SCOPES = 0, len(Scope)
 _HAS, _WRITTEN = 2, 4
 _MADE: Final = 1 << 63
@@ -35,7 +36,12 @@ _new: Callable[..., Access] = tuple.__new__
 
 def access_of(raw: Any) -> Access:
     """Return the access that a ``struct kvmsr_access`` holds."""
-    return _new(Access, (raw.vcpu, _OPS[raw.op], raw.index, raw.value, _REASONS[raw.reason]))
+    return made_access(raw.value, raw.vcpu, raw.index, raw.op, raw.reason)
+
+
+def made_access(value: int, vcpu: int, index: int, op: int, reason: int) -> Access:
+    """Return the access that C has in these numbers."""
+    return _new(Access, (vcpu, _OPS[op], index, value, _REASONS[reason]))
 
 
 def outcome_of(raw: Any, names: Names) -> Outcome:
@@ -75,15 +81,19 @@ class NativeDispatcher:
 
     def answer(self, access: Access, raw: Any) -> Outcome:
         """Return what Python does of an access, and put it into *raw*, an outcome that asks."""
-        if raw.verdict == lib.KVMSR_STOP:
+        if raw.verdict == _STOP:
             return Outcome(Verdict.STOP, self.names.name(raw.name))
-        act = self._acts[raw.rule]
+        number = raw.rule
+        act = self._acts[number]
         assert act is not None
         outcome: Outcome = act(access)
-        raw.verdict = _NUMBERS[outcome.verdict]
-        raw.value = outcome.value
-        if outcome.rule != self.rules[raw.rule][2]:  # on_error, say
-            raw.name = self.names.number(outcome.rule)
+        verdict, rule, value = outcome
+        if verdict is _VALUE:
+            raw.verdict, raw.value = 0, value
+        else:
+            raw.verdict = _NUMBERS[verdict]
+        if rule is not self.rules[number][2]:  # on_error, say
+            raw.name = self.names.number(rule)
         return outcome
 
     def tell(self, access: Access, raw: Any) -> None:

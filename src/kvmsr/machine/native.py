@@ -10,13 +10,16 @@ lock is free while the guest runs.
 from collections.abc import Callable
 
 from kvmsr._native import ffi, lib
+from kvmsr._native.block import access_reader
 from kvmsr.backend import HostBackend
 from kvmsr.dispatch import Outcome, Verdict
-from kvmsr.dispatch.native import NativeDispatcher, access_of
+from kvmsr.dispatch.native import NativeDispatcher, made_access
 from kvmsr.kvm import Vcpu
 from kvmsr.policy import Access
 
 __all__ = ("NativeLoop",)
+
+_STOP = Verdict.STOP
 
 
 class NativeLoop:
@@ -43,7 +46,7 @@ class NativeLoop:
         self._cpu.fd = vcpu.fd
         self._page = ffi.from_buffer(vcpu.page)
         self._cpu.run = ffi.cast("struct kvm_run *", self._page)
-        self._access, self._outcome = self._cpu.access, self._cpu.outcome
+        self._read, self._outcome = access_reader(self._cpu), self._cpu.outcome
 
     @property
     def exits(self) -> int:
@@ -61,19 +64,21 @@ class NativeLoop:
 
         :raises OSError: as KVM_RUN.
         """
-        loop, cpu, fd = self._backend.loop, self._cpu, self._vcpu.fd
+        loop, run, cpu, fd = self._backend.loop, lib.kvmsr_run, self._cpu, self._vcpu.fd
+        raw, read, answer = self._outcome, self._read, self._native.answer
+        ends, tells = lib.KVMSR_EXIT, lib.KVMSR_TELL
         while True:
-            status = loop(fd, lib.kvmsr_run, cpu)
-            if status == lib.KVMSR_EXIT:
+            status = loop(fd, run, cpu)
+            if status == ends:
                 return
-            access = access_of(self._access)
-            if status == lib.KVMSR_TELL:
-                self._native.tell(access, self._outcome)
+            access = made_access(*read())
+            if status == tells:
+                self._native.tell(access, raw)
                 continue
             try:
-                outcome = self._native.answer(access, self._outcome)
+                outcome = answer(access, raw)
             except BaseException:
-                self._outcome.verdict = lib.KVMSR_FAULT  # should it run on: never a silent zero
+                raw.verdict = lib.KVMSR_FAULT  # should it run on: never a silent zero
                 raise
-            if outcome.verdict is Verdict.STOP:
+            if outcome.verdict is _STOP:
                 self._stop(access, outcome)
