@@ -9,6 +9,7 @@ from kvmsr.dispatch import Dispatcher, Verdict
 from kvmsr.policy import (
     Access,
     BitKind,
+    Counter,
     Defaults,
     KernelFacts,
     Op,
@@ -37,6 +38,7 @@ bits = st.dictionaries(
     st.sampled_from(["0", "1", "2-3", "4-7", "63", "*"]), st.sampled_from(list(BitKind)), min_size=1
 )
 reasons = st.sampled_from(list(Reason))
+rates = st.sampled_from([1, 10**9, 10**12]) | st.integers(1, 10**12)
 
 
 @st.composite
@@ -60,20 +62,21 @@ def conditions(draw, for_writes):
 
 @st.composite
 def rules(draw):
-    plain = ["fault", "ignore", "shadow", "kernel", "stop"]
+    plain = ["fault", "ignore", "shadow", "kernel", "stop", Counter(draw(rates))]
     both = draw(st.booleans())
     read = draw(st.sampled_from([*plain, 0x1234, lambda access: access.index + access.vcpu]))
     write = draw(st.sampled_from([*plain, lambda access: None]))
     if not both:
         read, write = (read, None) if draw(st.booleans()) else (None, write)
     shadow = "shadow" in (read, write)
+    keeps = shadow or any(isinstance(action, Counter) for action in (read, write))
     return Rule(
         draw(st.lists(indices, min_size=1, max_size=3, unique=True)),
         read=read,
         write=write,
-        reset=draw(values) if shadow else None,
+        reset=draw(values) if keeps else None,
         bits=draw(st.none() | bits) if shadow else None,
-        scope=draw(st.sampled_from(list(Scope))) if shadow else None,
+        scope=draw(st.sampled_from(list(Scope))) if keeps else None,
         when=draw(st.none() | conditions(read is None)),
         log=draw(st.none() | st.sampled_from(["never", "once", "change", "always"])),
     )
@@ -88,9 +91,10 @@ policies = st.builds(
 )
 accesses = st.lists(
     st.builds(
-        lambda vcpu, op, index, value, reason, refused: (
+        lambda vcpu, op, index, value, reason, refused, time: (
             Access(vcpu, op, index, value if op is Op.WRITE else 0, reason),
             refused,
+            time,
         ),
         st.integers(0, 3),
         st.sampled_from(list(Op)),
@@ -98,21 +102,39 @@ accesses = st.lists(
         values,
         reasons,
         st.sampled_from([Reason.UNKNOWN, Reason.INVALID]),
+        st.integers(0, 1 << 40),
     ),
     max_size=30,
 )
 
 
+class Clock:
+    """The guest's time, for both."""
+
+    begun = now = 5
+
+    @property
+    def elapsed(self):
+        return self.now - self.begun
+
+
+def same(state):
+    """What must be the same; the host's clock goes on by itself."""
+    return state | {"elapsed": 0}
+
+
 class Native:
     """Answers as the C of a vCPU does, KVM's part being played by the caller."""
 
-    def __init__(self, plan, told):
+    def __init__(self, plan, told, clock):
         self.block = Block(4)
         self.names = Names()
         self.dispatcher = Dispatcher(
             plan, vcpus=4, rip=lambda vcpu: RIP, log=lambda a, o, text: told.append(text)
         )
+        self.clock = clock
         self.native = NativeDispatcher(self.dispatcher, self.block, self.names)
+        self.native.install()
         self.cpus = []
         for number in range(4):
             cpu = ffi.new("struct kvmsr_cpu *")
@@ -122,6 +144,7 @@ class Native:
 
     def handle(self, access):
         cpu = self.cpus[access.vcpu]
+        cpu.time_ns = self.clock.elapsed
         raw = cpu.access
         raw.vcpu, raw.index, raw.value = access.vcpu, access.index, access.value
         raw.op, raw.reason = list(Op).index(access.op), list(Reason).index(access.reason)
@@ -152,20 +175,26 @@ class Native:
 def test_c_and_python_agree(policy, asked, ignore_msrs):
     plan = compile_policy(policy, KernelFacts(ignore_msrs=ignore_msrs))
     told, told_by_c = [], []
+    clock = Clock()
     python = Dispatcher(
-        plan, vcpus=4, rip=lambda vcpu: RIP, log=lambda a, o, text: told.append(text)
+        plan,
+        vcpus=4,
+        clock=lambda: clock.now,
+        rip=lambda vcpu: RIP,
+        log=lambda a, o, text: told.append(text),
     )
-    native = Native(plan, told_by_c)
+    native = Native(plan, told_by_c, clock)
     with native.block:
-        for access, reason in asked:
+        for access, reason, time in asked:
+            clock.now += time
             expected, got = python.handle(access), native.handle(access)
             assert got == expected, access
             if expected.verdict is Verdict.KERNEL:
                 expected = python.refused(access, expected, reason)
                 assert native.refused(access, reason) == expected, access
-        assert native.native.state() == python.state()
+        assert same(native.native.state()) == same(python.state())
         # What was refused by KVM is told with another reason, which the texts show.
         assert [text.split(" (")[0] for text in told_by_c] == [t.split(" (")[0] for t in told]
         kept = python.state()
         native.native.restore(kept)
-        assert native.native.state() == kept
+        assert same(native.native.state()) == same(kept)

@@ -25,6 +25,7 @@ from kvmsr.policy import (
     Topology,
     compile_policy,
 )
+from kvmsr.policy import Counter as Ticks
 from tests.policy.test_bits import Reference as BitByBit
 from tests.policy.test_filter import kvm_allows
 
@@ -299,7 +300,7 @@ def test_state_of_shadows_survives():
 def test_counting_goes_on_in_another_run():
     rule = Rule(1, read=7, when={"every": 3})
     access = Access(0, Op.READ, 1, 0, Reason.UNKNOWN)
-    one = Dispatcher(compile_policy(Policy([rule])))
+    one = Dispatcher(compile_policy(Policy([rule])), clock=lambda: 0)
     one.handle(access)
     one.handle(access)
     state = json.loads(json.dumps(one.state()))
@@ -309,6 +310,29 @@ def test_counting_goes_on_in_another_run():
     assert [other.handle(access).value for _ in range(4)] == [7, 0, 0, 7]
     with pytest.raises(PolicyError, match="another policy's conditions"):
         Dispatcher(compile_policy(Policy())).restore(state)
+
+
+def test_a_counter_counts_by_itself_and_is_set_by_writes():
+    now = 10**9
+    rule = Rule(0xE7, read=Ticks(2_000_000_001), write=Ticks(2_000_000_001), reset=5, scope="vm")
+    made = Dispatcher(compile_policy(Policy([rule])), vcpus=2, clock=lambda: now)
+
+    def read(dispatcher, vcpu):
+        return dispatcher.handle(Access(vcpu, Op.READ, 0xE7, 0, Reason.UNKNOWN)).value
+
+    assert read(made, 0) == 5
+    now += 3 * 10**9 // 2
+    assert read(made, 0) == 5 + 3_000_000_001
+    made.handle(Access(1, Op.WRITE, 0xE7, (1 << 64) - 1, Reason.UNKNOWN))
+    now += 1
+    assert [read(made, 0), read(made, 1)] == [1, 1]  # one for the VM; it wraps
+    state = json.loads(json.dumps(made.state()))
+    now = 17  # another host
+    other = Dispatcher(compile_policy(Policy([rule])), vcpus=2, clock=lambda: now)
+    other.restore(state)
+    assert read(other, 0) == 1
+    now += 10**9
+    assert read(other, 1) == 2_000_000_002
 
 
 def test_a_register_with_bits_that_finds_no_room_faults():

@@ -2,15 +2,16 @@
 /* The shared memory: making and checking it, and replacing the policy in it. */
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "block.h"
 
-static uint64_t now_ms(void)
+uint64_t kvmsr_now_ns(void)
 {
 	struct timespec t;
 
 	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000ull + t.tv_nsec / 1000000;
+	return t.tv_sec * 1000000000ull + t.tv_nsec;
 }
 
 size_t kvmsr_block_size(uint32_t max_vcpus)
@@ -63,6 +64,7 @@ struct kvmsr_vcpu *kvmsr_take_vcpu(struct kvmsr_block *block, uint32_t vm, uint3
 
 	vcpu->vm = vm;
 	vcpu->id = id;
+	vcpu->pid = getpid();
 	__atomic_store_n(&vcpu->taken, 1, __ATOMIC_RELEASE);
 	return vcpu;
 }
@@ -166,15 +168,18 @@ const char *kvmsr_install(struct kvmsr_block *block, const void *table, size_t s
 	if (size > KVMSR_TABLE_ROOM)
 		return "the policy is too large";
 	uint32_t to = block->generation ? !block->active : 0;
-	uint64_t deadline = now_ms() + 1000;
+	uint64_t deadline = kvmsr_now_ns() + 1000000000;
 
 	for (uint32_t i = 0; i < block->n_vcpus && i < block->max_vcpus; i++)
 		while (__atomic_load_n(&block->vcpus[i].reading, __ATOMIC_SEQ_CST) == to + 1)
-			if (now_ms() > deadline)
+			if (kvmsr_now_ns() > deadline)
 				return "a vCPU has not let go of the policy before the last";
+	if (!block->begun_ns)
+		block->begun_ns = kvmsr_now_ns();
 	memcpy(block->tables[to], table, size);
 	__atomic_store_n(&block->active, to, __ATOMIC_SEQ_CST);
 	__atomic_add_fetch(&block->generation, 1, __ATOMIC_SEQ_CST);
+	kvmsr_wake(&block->generation);
 	return NULL;
 }
 

@@ -63,18 +63,22 @@ struct kvmsr_event {
 
 enum kvmsr_asked { KVMSR_IDLE, KVMSR_ASKED, KVMSR_ANSWERED };
 
-/* A question to Python, and its answer. */
+/*
+ * A question to Python, and its answer. Questions have numbers: an answer that comes when its
+ * question has been given up is nobody's.
+ */
 struct kvmsr_upcall {
-	uint32_t state; /* enum kvmsr_asked; a futex */
+	uint32_t state; /* the question's number * 4 + enum kvmsr_asked; a futex */
 	uint32_t serial; /* of the table whose rule it is */
 	struct kvmsr_access access;
-	struct kvmsr_outcome outcome;
+	struct kvmsr_outcome outcome; /* which rule wants to know */
+	struct kvmsr_outcome answer;
 };
 
 struct kvmsr_vcpu {
 	uint32_t taken; /* somebody has it */
 	uint32_t vm, id; /* the VM's number in this run, the vCPU's in the VM */
-	uint32_t pid;
+	uint32_t pid; /* of the process that runs it */
 	uint32_t reading; /* which table is being read, plus 1; 0: none */
 	uint32_t n_rows;
 	uint64_t exits; /* how many accesses were answered here */
@@ -103,6 +107,7 @@ struct kvmsr_block {
 	uint32_t lost_ranges; /* filter ranges of the plan that the VMM's own left no room for */
 	uint32_t failed; /* errno, if KVM refused the plan */
 	uint32_t n_shadows;
+	uint64_t begun_ns; /* CLOCK_MONOTONIC: when counters began to count */
 	uint64_t refused; /* writes that found no room among the shadows */
 	struct kvmsr_others others;
 	struct kvmsr_shadow shadows[KVMSR_SHADOW_SLOTS];
@@ -115,17 +120,19 @@ struct kvmsr_cpu {
 	struct kvmsr_block *block;
 	struct kvmsr_vcpu *shared;
 	struct kvm_run *run;
-	int fd; /* of the vCPU; -1: there is no KVM, and rip says where the guest is */
+	int fd; /* of the vCPU; -1: there is no KVM, and rip and time_ns say where and when the guest is */
 	int vm_fd;
-	uint64_t rip;
+	uint64_t rip, time_ns;
 	struct kvmsr_access access; /* the last one */
 	struct kvmsr_outcome outcome;
 	uint32_t serial; /* of the table that outcome is from */
+	uint32_t question; /* the number of the last one, times 4 */
 	int waits; /* for Python to fill in outcome */
 	int events; /* what is to be told becomes an event */
 };
 
 /* block.c */
+uint64_t kvmsr_now_ns(void);
 size_t kvmsr_block_size(uint32_t max_vcpus);
 void kvmsr_block_make(struct kvmsr_block *block, uint32_t max_vcpus);
 const char *kvmsr_block_check(const struct kvmsr_block *block, size_t size);
@@ -155,7 +162,7 @@ int kvmsr_shadow_read_bits(struct kvmsr_block *block, uint64_t key, uint64_t res
 int kvmsr_shadow_write_bits(struct kvmsr_block *block, uint64_t key, uint64_t value, uint64_t reset,
 			    const struct kvmsr_bits *bits);
 void kvmsr_shadow_put(struct kvmsr_block *block, uint64_t key, uint64_t value, int written);
-void kvmsr_shadow_forget(struct kvmsr_block *block);
+void kvmsr_shadow_forget(struct kvmsr_block *block, uint32_t vm);
 
 /* record.c */
 void kvmsr_record(struct kvmsr_cpu *cpu, const struct kvmsr_access *access,
@@ -176,9 +183,12 @@ enum { KVMSR_EXIT, KVMSR_ASK, KVMSR_TELL };
 int kvmsr_run(struct kvmsr_cpu *cpu);
 
 /* upcall.c */
+void kvmsr_wake(uint32_t *word);
 void kvmsr_ask(struct kvmsr_cpu *cpu);
-int kvmsr_await_answer(struct kvmsr_vcpu *vcpu, unsigned int milliseconds);
-int kvmsr_await_question(struct kvmsr_vcpu *vcpu, unsigned int milliseconds);
-void kvmsr_give_answer(struct kvmsr_vcpu *vcpu, uint8_t verdict, uint64_t value, uint32_t name);
+int kvmsr_await_answer(struct kvmsr_cpu *cpu, unsigned int milliseconds);
+void kvmsr_give_up(struct kvmsr_cpu *cpu);
+uint32_t kvmsr_await_question(struct kvmsr_vcpu *vcpu, unsigned int milliseconds);
+int kvmsr_give_answer(struct kvmsr_vcpu *vcpu, uint32_t question, uint8_t verdict, uint64_t value,
+		      uint32_t name);
 
 #endif

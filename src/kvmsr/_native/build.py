@@ -35,7 +35,7 @@ enum kvmsr_verdict { KVMSR_FAULT, KVMSR_STOP, KVMSR_UPCALL, ... };
 
 struct kvmsr_bits { uint64_t rw, ro, fault, w1c, w1s, once, lock, rc; };
 struct kvmsr_rule {
-    uint64_t value, when_value, when_mask, rip_first, rip_last, after, every;
+    uint64_t value, hz, when_value, when_mask, rip_first, rip_last, after, every;
     uint32_t name, bits, vcpus, n_vcpus, counter;
     uint8_t action, scope, log, when, reasons;
     ...;
@@ -75,7 +75,7 @@ struct kvmsr_upcall {
 };
 struct kvmsr_others { uint32_t n_pages; uint16_t page_of[...]; ...; };
 struct kvmsr_vcpu {
-    uint32_t taken, vm, id, n_rows;
+    uint32_t taken, vm, id, pid, n_rows;
     uint64_t exits, dropped;
     struct kvmsr_upcall upcall;
     struct kvmsr_row others[2];
@@ -85,7 +85,7 @@ struct kvmsr_vcpu {
 struct kvmsr_block {
     uint32_t max_vcpus, active, generation, n_vms, n_vcpus, installed, trace, lossless;
     uint32_t lost_ranges, failed, n_shadows;
-    uint64_t refused;
+    uint64_t refused, begun_ns;
     struct kvmsr_others others;
     struct kvmsr_shadow shadows[...];
     ...;
@@ -96,7 +96,7 @@ struct kvmsr_cpu {
     struct kvmsr_vcpu *shared;
     struct kvm_run *run;
     int fd, vm_fd;
-    uint64_t rip;
+    uint64_t rip, time_ns;
     struct kvmsr_access access;
     struct kvmsr_outcome outcome;
     uint32_t serial;
@@ -123,10 +123,12 @@ void kvmsr_record(struct kvmsr_cpu *cpu, const struct kvmsr_access *access,
                   const struct kvmsr_outcome *outcome);
 int kvmsr_next_event(struct kvmsr_vcpu *vcpu, struct kvmsr_event *event);
 void kvmsr_shadow_put(struct kvmsr_block *block, uint64_t key, uint64_t value, int written);
-void kvmsr_shadow_forget(struct kvmsr_block *block);
+uint64_t kvmsr_now_ns(void);
+void kvmsr_shadow_forget(struct kvmsr_block *block, uint32_t vm);
 int kvmsr_run(struct kvmsr_cpu *cpu);
-int kvmsr_await_question(struct kvmsr_vcpu *vcpu, unsigned int milliseconds);
-void kvmsr_give_answer(struct kvmsr_vcpu *vcpu, uint8_t verdict, uint64_t value, uint32_t name);
+uint32_t kvmsr_await_question(struct kvmsr_vcpu *vcpu, unsigned int milliseconds);
+int kvmsr_give_answer(struct kvmsr_vcpu *vcpu, uint32_t question, uint8_t verdict, uint64_t value,
+                      uint32_t name);
 """
 
 ffi = FFI()

@@ -102,6 +102,20 @@ static void shadow(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, const str
 	}
 }
 
+/* A counter is kept as what it would have been at the beginning of time. */
+static void counter(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, const struct kvmsr_rule *r,
+		    const struct kvmsr_access *a, struct kvmsr_outcome *o)
+{
+	uint64_t key = kvmsr_holder(t, cpu->shared->vm, a->vcpu, r->scope) | a->index;
+	uint64_t now = cpu->fd < 0 ? cpu->time_ns : kvmsr_now_ns() - cpu->block->begun_ns;
+	uint64_t ticks = (unsigned __int128)now * r->hz / 1000000000;
+
+	if (a->op == KVMSR_READ)
+		o->value = kvmsr_shadow_read(cpu->block, key, r->value) + ticks;
+	else if (!kvmsr_shadow_write(cpu->block, key, a->value - ticks))
+		o->verdict = KVMSR_FAULT;
+}
+
 static void act(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, uint32_t number,
 		const struct kvmsr_access *a, struct kvmsr_outcome *o)
 {
@@ -117,6 +131,9 @@ static void act(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, uint32_t num
 		break;
 	case KVMSR_ACT_SHADOW:
 		shadow(cpu, t, r, a, o);
+		break;
+	case KVMSR_ACT_COUNTER:
+		counter(cpu, t, r, a, o);
 		break;
 	case KVMSR_ACT_FAULT:
 		o->verdict = KVMSR_FAULT;

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What came of accesses: the rows of the summary, and events. One thread writes a vCPU's. */
-#include <time.h>
-
 #include "block.h"
 
 static void count_other(struct kvmsr_block *block, uint32_t index)
@@ -99,15 +97,13 @@ void kvmsr_event(struct kvmsr_cpu *cpu)
 	const struct kvmsr_access *a = &cpu->access;
 	const struct kvmsr_outcome *o = &cpu->outcome;
 	uint64_t tail = __atomic_load_n(&vcpu->tail, __ATOMIC_ACQUIRE);
-	struct timespec now;
 
 	if (vcpu->head - tail >= KVMSR_EVENTS) {
 		vcpu->dropped++;
 		return;
 	}
-	clock_gettime(CLOCK_MONOTONIC, &now);
 	vcpu->events[vcpu->head % KVMSR_EVENTS] = (struct kvmsr_event){
-		.time_ns = now.tv_sec * 1000000000ull + now.tv_nsec,
+		.time_ns = kvmsr_now_ns(),
 		.value = o->verdict == KVMSR_VALUE ? o->value : a->value,
 		.index = a->index,
 		.name = o->name,

@@ -173,16 +173,21 @@ void kvmsr_shadow_put(struct kvmsr_block *block, uint64_t key, uint64_t value, i
 	struct kvmsr_shadow *s = kvmsr_shadow_at(block, key, 1);
 
 	if (s) {
-		s->value = value;
-		s->state = HAS | (written ? WRITTEN : 0);
+		lock(s);
+		__atomic_store_n(&s->value, value, __ATOMIC_RELAXED);
+		unlock(s, HAS | (written ? WRITTEN : 0));
 	}
 }
 
-/* Forget all; no vCPU may run meanwhile. */
-void kvmsr_shadow_forget(struct kvmsr_block *block)
+/* Forget what a VM has written; the places stay its own. */
+void kvmsr_shadow_forget(struct kvmsr_block *block, uint32_t vm)
 {
-	for (uint32_t i = 0; i < KVMSR_SHADOW_SLOTS; i++)
-		if (block->shadows[i].key)
-			block->shadows[i] = (struct kvmsr_shadow){ 0 };
-	block->n_shadows = 0;
+	for (uint32_t i = 0; block->n_shadows && i < KVMSR_SHADOW_SLOTS; i++) {
+		struct kvmsr_shadow *s = &block->shadows[i];
+
+		if (s->key && (s->key >> 54 & 0x1ff) == (vm & 0x1ff)) {
+			lock(s);
+			unlock(s, 0);
+		}
+	}
 }

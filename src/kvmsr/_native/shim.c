@@ -73,33 +73,45 @@ static int call(int fd, unsigned long request, void *argument)
 	return -1;
 }
 
-/* Find the shared memory, once. */
+/* Return the shared memory that FD holds; NULL: it holds something else. */
+static struct kvmsr_block *block_in(int fd)
+{
+	struct stat stat;
+
+	if (fd < 0 || fstat(fd, &stat) || !S_ISREG(stat.st_mode) ||
+	    stat.st_size < (off_t)sizeof(struct kvmsr_block))
+		return NULL;
+	void *found = mmap(NULL, stat.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+	if (found == MAP_FAILED)
+		return NULL;
+	if (!kvmsr_block_check(found, stat.st_size))
+		return found;
+	munmap(found, stat.st_size);
+	return NULL;
+}
+
+/* Find the shared memory, once: by the descriptor handed down, or the controller's own. */
 static void attach(void)
 {
 	static int tried;
 	const char *text = getenv("KVMSR_BLOCK"), *life_text = getenv("KVMSR_LIFE");
 	char path[64];
-	struct stat stat;
 	int number;
 
 	if (tried || !text || sscanf(text, "%d:%d", &controller, &number) != 2)
 		return;
 	tried = 1;
+	life = life_text ? atoi(life_text) : -1;
+	block = block_in(number);
+	if (block)
+		return;
 	snprintf(path, sizeof(path), "/proc/%d/fd/%d", controller, number);
 	int fd = open(path, O_RDWR | O_CLOEXEC);
 
-	if (fd < 0)
-		return;
-	if (!fstat(fd, &stat)) {
-		void *found = mmap(NULL, stat.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-
-		if (found != MAP_FAILED && !kvmsr_block_check(found, stat.st_size))
-			block = found;
-		else if (found != MAP_FAILED)
-			munmap(found, stat.st_size);
-	}
-	close(fd);
-	life = life_text ? atoi(life_text) : -1;
+	block = block_in(fd);
+	if (fd >= 0)
+		close(fd);
 }
 
 static int controller_lives(void)
@@ -334,7 +346,7 @@ static void give_up(struct vcpu *vcpu)
 
 	kvmsr_failed(cpu, table, &cpu->access, &cpu->outcome);
 	kvmsr_leave(cpu);
-	__atomic_store_n(&cpu->shared->upcall.state, KVMSR_IDLE, __ATOMIC_RELEASE);
+	kvmsr_give_up(cpu);
 }
 
 /*
@@ -347,13 +359,10 @@ static int await(struct vcpu *vcpu, int slices, int patient)
 	struct kvmsr_cpu *cpu = &vcpu->cpu;
 
 	for (int i = 0; !slices || i < slices; i++) {
-		int result = kvmsr_await_answer(cpu->shared, SLICE_MS);
+		int result = kvmsr_await_answer(cpu, SLICE_MS);
 
-		if (!result) {
-			cpu->outcome = cpu->shared->upcall.outcome;
-			__atomic_store_n(&cpu->shared->upcall.state, KVMSR_IDLE, __ATOMIC_RELEASE);
+		if (!result)
 			return 0;
-		}
 		if (!controller_lives()) {
 			alone = 1;
 			give_up(vcpu);

@@ -25,6 +25,7 @@ enum kvmsr_action {
 	KVMSR_ACT_KERNEL,
 	KVMSR_ACT_STOP,
 	KVMSR_ACT_UPCALL, /* Python knows */
+	KVMSR_ACT_COUNTER,
 	KVMSR_ACTIONS,
 };
 
@@ -66,7 +67,8 @@ struct kvmsr_bits {
 
 /* One rule in one direction. */
 struct kvmsr_rule {
-	uint64_t value; /* what reads give; of a shadow, what it holds at first */
+	uint64_t value; /* what reads give; of a shadow or counter, what it holds at first */
+	uint64_t hz; /* of a counter */
 	uint64_t when_value, when_mask;
 	uint64_t rip_first, rip_last;
 	uint64_t after, every; /* which matches hold: number after, and each every-th from there */

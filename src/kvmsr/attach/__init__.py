@@ -7,7 +7,9 @@ Attaching to other VMMs
 this is the side that starts the VMM, does what takes Python, and tells what happened.
 """
 
+from kvmsr.attach.control import ask
 from kvmsr.attach.controller import Controller
 from kvmsr.attach.elf import find_vmm
+from kvmsr.attach.state import load_state, parse_state, save_state
 
-__all__ = ("Controller", "find_vmm")
+__all__ = ("Controller", "ask", "find_vmm", "load_state", "parse_state", "save_state")

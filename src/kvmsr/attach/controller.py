@@ -17,22 +17,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from kvmsr import _native
 from kvmsr._native.block import Block
-from kvmsr.abi import Cap
-from kvmsr.backend import HostBackend
-from kvmsr.dispatch import Dispatcher, Sink, Verdict
-from kvmsr.dispatch.native import NativeDispatcher, access_of, outcome_of
-from kvmsr.dispatch.table import Names, compile_table, table_rules
+from kvmsr.attach.control import ControlServer
+from kvmsr.attach.in_force import InForce
+from kvmsr.attach.state import load_state, parse_state, save_state
+from kvmsr.dispatch import Sink, Verdict
+from kvmsr.dispatch.native import access_of
+from kvmsr.dispatch.table import Names
 from kvmsr.errors import BackendError, UsageError
-from kvmsr.kvm import Kvm
-from kvmsr.machine.fitting import fitting_plan
-from kvmsr.machine.hostmsr import host_msrs
 from kvmsr.machine.result import FAILED, End, EndKind, RunResult
-from kvmsr.policy import Access, Plan, Policy
+from kvmsr.policy import Access, Policy, load_policy
 from kvmsr.trace.native import native_summary
 
 __all__ = ("Controller",)
@@ -41,6 +40,7 @@ _MAX_VCPUS: Final = 1024
 _PAUSE: Final = 0.05
 _WAIT_MS: Final = 100
 _GRACE: Final = 5.0
+_KEPT: Final = 8
 _PASSED_ON: Final = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -50,6 +50,7 @@ class Controller:
 
     :param command: the VMM and its arguments.
     :param log: takes the accesses that the policy wants told.
+    :param state: where registers are kept from one run to the next.
     :param output_to_stderr: whether the VMM's standard output goes to standard error.
     :raises HostError: if the host lacks what is needed.
     :raises PolicyError: if the policy does not fit this KVM.
@@ -61,6 +62,7 @@ class Controller:
         policy: Policy,
         *,
         log: Sink | None = None,
+        state: Path | None = None,
         output_to_stderr: bool = False,
     ) -> None:
         if not _native.available() or not _native.SHIM.exists():
@@ -75,42 +77,48 @@ class Controller:
         self._command = list(command)
         self._log = log
         self._to_stderr = output_to_stderr
-        self._plan = _plan_here(policy)
-        self._host = host_msrs(policy)
+        self._state = state
+        kept = load_state(state) if state is not None and state.exists() else None
         self._names = Names()
-        self._rules = table_rules(self._plan)
         self._block = Block(_MAX_VCPUS)
-        self._block.install(compile_table(self._plan, self._names, tells=log is not None))
-        self._dispatchers: dict[int, Dispatcher] = {}
-        self._acts: dict[int, list[Callable[[Access], Any] | None]] = {}
-        self._making = threading.Lock()
-        self._telling: Dispatcher = self._dispatcher(0)
+        self._changing = threading.Lock()
+        self._now = InForce(policy, self._block, self._names, 0, log)
+        self._by_serial = {0: self._now}
+        self._over_with: list[InForce] = []
+        self._now.install()
+        if kept is not None:
+            self._now.restore(kept)
         self._stop: End | None = None
+        self._begun = time.monotonic()
         self._over = False
 
     def run(self) -> RunResult:
         """Run the VMM to its end."""
-        begun = time.monotonic()
+        self._begun = time.monotonic()
         ours, theirs = socket.socketpair()
         with ours:
             before = {number: signal.signal(number, self._pass_on) for number in _PASSED_ON}
             # A Ctrl-C goes to all processes of the terminal: what it means is the VMM's to say.
             before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: None)
+            server = ControlServer(self._control)
             try:
                 with theirs:
                     self._vmm = self._start(theirs.fileno())
                 self._serve()
             finally:
                 self._over = True
+                server.close()
                 for number, handler in before.items():
                     signal.signal(number, handler)
-        return self._result(self._vmm.returncode, time.monotonic() - begun)
+        if self._state is not None:
+            save_state(self._state, self._now.state())
+        return self._result(self._end_now(), time.monotonic() - self._begun)
 
     def close(self) -> None:
         """Give everything back."""
         self._block.close()
-        if self._host is not None:
-            self._host.close()
+        for one in (*self._over_with, *self._by_serial.values()):
+            one.close()
 
     # The VMM
 
@@ -126,7 +134,7 @@ class Controller:
             return subprocess.Popen(
                 self._command,
                 env=environment,
-                pass_fds=(life,),
+                pass_fds=(life, self._block.fd),
                 stdout=sys.stderr.fileno() if self._to_stderr else None,
             )
         except OSError as error:
@@ -149,7 +157,7 @@ class Controller:
                 threading.Thread(target=self._answer, args=(vcpu,), daemon=True).start()
             served = len(vcpus)
             self._tell(vcpus)
-            if self._vmm.returncode is not None:
+            if self._vmm.returncode is not None and not self._in_background(vcpus):
                 return
             if self._stop is not None and not stopping:
                 self._vmm.terminate()
@@ -157,77 +165,124 @@ class Controller:
             elif stopping and time.monotonic() - stopping > _GRACE:
                 self._vmm.kill()
 
+    def _in_background(self, vcpus: list[Any]) -> bool:
+        """Tell whether the VMM has forked, as ``-daemonize`` has it, and goes on."""
+        others = {vcpu.pid for vcpu in vcpus} - {0, self._vmm.pid}
+        return any(Path(f"/proc/{pid}").exists() for pid in others)
+
     def _tell(self, vcpus: list[Any]) -> None:
         event = _native.ffi.new("struct kvmsr_event *")
         for vcpu in vcpus:
             while _native.lib.kvmsr_next_event(vcpu, event):
-                if event.op > 1 or event.reason > 2 or event.verdict > 3:
+                policy = self._by_serial.get(event.serial)
+                if policy is None or event.op > 1 or event.reason > 2 or event.verdict > 3:
                     continue
-                rule = self._rules[event.rule][0] if event.rule < len(self._rules) else None
                 raw = _native.ffi.new(
                     "struct kvmsr_access *",
                     (event.value, vcpu.id, event.index, event.op, event.reason),
                 )
-                self._telling.tell(rule, access_of(raw), outcome_of(event, self._names))
+                policy.vm(0).tell(access_of(raw), event)
 
     # Questions
 
-    def _dispatcher(self, vm: int) -> Dispatcher:
-        """Return what knows the Python side of the plan, for one VM."""
-        with self._making:
-            found = self._dispatchers.get(vm)
-            if found is None:
-                vcpus = sum(vcpu.vm == vm for vcpu in self._block.vcpus())
-                found = Dispatcher(
-                    self._plan,
-                    vcpus=max(vcpus, 1),
-                    rip=lambda vcpu: 0,  # such rules are C's to choose
-                    host=self._host,
-                    log=self._log,
-                )
-                self._dispatchers[vm] = found
-                self._acts[vm] = [
-                    None if rule is None else found.act(rule, op) for rule, op, _ in self._rules
-                ]
-            return found
-
     def _answer(self, vcpu: Any) -> None:
         """Answer the questions of one vCPU; a thread of its own does."""
-        upcall = vcpu.upcall
+        lib, ffi = _native.lib, _native.ffi
+        asked = ffi.new("struct kvmsr_upcall *")  # what is there may change while it is read
         while not self._over:
-            if _native.lib.kvmsr_await_question(vcpu, _WAIT_MS):
+            question = lib.kvmsr_await_question(vcpu, _WAIT_MS)
+            if not question:
                 continue
-            verdict, value, name = _native.lib.KVMSR_FAULT, 0, upcall.outcome.name
-            if upcall.access.op > 1 or upcall.access.reason > 2:
-                _native.lib.kvmsr_give_answer(vcpu, verdict, value, name)
-                continue
-            access = access_of(upcall.access)
-            if upcall.outcome.verdict == _native.lib.KVMSR_STOP:
-                self._end_at(access, self._names.name(name))
+            ffi.memmove(asked, ffi.addressof(vcpu, "upcall"), ffi.sizeof("struct kvmsr_upcall"))
+            if not self._outcome(vcpu.vm, asked):
                 return
-            self._dispatcher(vcpu.vm)
-            number = upcall.outcome.rule
-            act = self._acts[vcpu.vm][number] if number < len(self._rules) else None
-            if act is not None:
-                outcome = act(access)
-                if outcome.verdict is Verdict.STOP:
-                    self._end_at(access, outcome.rule)
-                    return
-                verdict = NativeDispatcher.number_of(outcome.verdict)
-                value, name = outcome.value, self._names.number(outcome.rule)
-            _native.lib.kvmsr_give_answer(vcpu, verdict, value, name)
+            outcome = asked.outcome
+            lib.kvmsr_give_answer(vcpu, question, outcome.verdict, outcome.value, outcome.name)
+
+    def _outcome(self, vm: int, asked: Any) -> bool:
+        """Find what shall happen, and put it into *asked*; False: the VMM is to be ended."""
+        outcome = asked.outcome
+        policy = self._by_serial.get(asked.serial)
+        stops = outcome.verdict == _native.lib.KVMSR_STOP
+        if policy is None or asked.access.op > 1 or asked.access.reason > 2:
+            outcome.verdict = _native.lib.KVMSR_FAULT
+            return True
+        native = policy.vm(vm)
+        if not stops and not native.asks_python(outcome.rule):
+            outcome.verdict = _native.lib.KVMSR_FAULT
+            return True
+        access = access_of(asked.access)
+        found = native.answer(access, outcome)
+        if found.verdict is Verdict.STOP:
+            self._end_at(access, found.rule)
+            return False
+        return True
 
     def _end_at(self, access: Access, rule: str) -> None:
         """End the VMM; the access gets no answer."""
         self._stop = self._stop or End(EndKind.STOP, FAILED, f"{rule} stops the run at a {access}")
 
+    # Requests
+
+    def _control(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Do what ``kvmsr ctl`` asks."""
+        with self._changing:
+            match request:
+                case {"do": "policy", "file": str(file)}:
+                    return {"warnings": self._replace(load_policy(file))}
+                case {"do": "save"}:
+                    return {"state": self._now.state().as_json()}
+                case {"do": "load", "state": str(text), "file": str(file)}:
+                    self._now.restore(parse_state(text.encode(), file))
+                    return {}
+                case {"do": "reset"}:
+                    self._now.reset()
+                    return {}
+                case {"do": "summary"}:
+                    wall = time.monotonic() - self._begun
+                    return self._result(End(EndKind.VMM, 0, "still running"), wall).as_dict()
+        raise UsageError("this is a request that this version of kvmsr does not know")
+
+    def _replace(self, policy: Policy) -> list[str]:
+        """Let *policy* hold from now on; registers keep what they hold."""
+        old = self._now
+        new = InForce(policy, self._block, self._names, old.serial + 1, self._log)
+        new.inherit(old)
+        self._by_serial[new.serial] = new
+        try:
+            new.install()
+            self._wait_for_filter()
+        except BaseException:
+            old.install()
+            raise
+        self._now = new
+        if len(self._by_serial) > _KEPT:  # a question of theirs can hardly be waiting still
+            self._over_with.append(self._by_serial.pop(min(self._by_serial)))
+        return list(new.plan.warnings)
+
+    def _wait_for_filter(self) -> None:
+        """Wait until every VM has the policy's filter."""
+        raw = self._block.raw
+        failed, deadline = raw.failed, time.monotonic() + _GRACE
+        raw.failed = 0
+        while raw.n_vms and raw.installed != raw.generation and not self._over:
+            if time.monotonic() > deadline:
+                raise UsageError("the VMM did not take the policy: is its process stopped?")
+            time.sleep(0.002)
+        if raw.failed:
+            why = os.strerror(raw.failed)
+            raise UsageError(f"KVM did not take the policy for a VM: {why}; the one before holds")
+        raw.failed = failed
+
     # The end
 
-    def _result(self, status: int, wall: float) -> RunResult:
+    def _end_now(self) -> End:
+        return self._stop or _end_of(self._command[0], self._vmm.returncode)
+
+    def _result(self, end: End, wall: float) -> RunResult:
         raw = self._block.raw
-        notes = list(self._plan.warnings)
-        for dispatcher in self._dispatchers.values():
-            notes += dispatcher.models.notes
+        policies = [*self._over_with, *self._by_serial.values()]
+        notes = list(dict.fromkeys(note for policy in policies for note in policy.notes))
         if not raw.n_vms:
             notes.append("the VMM made no VM through KVM's ioctls, so no access could be seen")
         if raw.failed:
@@ -250,16 +305,16 @@ class Controller:
                 f"{raw.refused:,} writes to shadowed MSRs got #GP: {raw.n_shadows:,} MSRs are kept"
                 " and no more"
             )
-        failures = [f for d in self._dispatchers.values() for f in d.failures]
+        policy = self._now.plan.policy
         return RunResult(
             "kvm",
             shlex.join(self._command),
-            self._plan.policy.source or self._plan.policy.name,
-            self._stop or _end_of(self._command[0], status),
+            policy.source or policy.name,
+            end,
             native_summary(self._block, self._names),
             wall,
-            tuple(failures),
-            sum(d.failure_count for d in self._dispatchers.values()),
+            tuple(failure for one in policies for failure in one.failures),
+            sum(one.failure_count for one in policies),
             tuple(notes),
         )
 
@@ -272,18 +327,3 @@ def _end_of(name: str, status: int) -> End:
     except ValueError:
         told = f"signal {-status}"
     return End(EndKind.VMM, 128 - status, f"{name} was ended by {told}")
-
-
-def _plan_here(policy: Policy) -> Plan:
-    """Return the plan for the host's KVM, which is asked by way of a VM that runs nothing."""
-    with Kvm(HostBackend()) as kvm:
-        kvm.require(Cap.X86_USER_SPACE_MSR, Cap.X86_MSR_FILTER)
-        vm = kvm.create_vm()
-        try:
-            vcpu = vm.create_vcpu(0)
-            try:
-                return fitting_plan(policy, kvm, vcpu)
-            finally:
-                vcpu.close()
-        finally:
-            vm.close()

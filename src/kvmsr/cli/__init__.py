@@ -24,6 +24,8 @@ __all__ = ("cli", "main")
 _COMMANDS: Final = {
     "run": "Run a guest and show every MSR it touched.",
     "exec": "Run another VMM, QEMU say, with its guests under a policy.",
+    "ctl": "Change the policy of a VMM that runs, save and load its registers.",
+    "wrap": "Write a script that starts a VMM under a policy.",
     "policy": "Check, show, explain, import and export policies.",
     "msr": "Tell what an MSR is, and what KVM does with it.",
     "decode": "Show the fields of an MSR's value, and reserved bits that are set.",

@@ -51,9 +51,20 @@ Examples:
     metavar="FILE",
     help="Where the table goes, or the JSON; by default standard error, or standard output.",
 )
+@click.option(
+    "--state",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where registers are kept from one run to the next; a VMM's snapshots do not hold them.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def command(
-    vmm: tuple[str, ...], policy: str | None, log: str, summary: str | None, as_json: bool
+    vmm: tuple[str, ...],
+    policy: str | None,
+    log: str,
+    summary: str | None,
+    state: Path | None,
+    as_json: bool,
 ) -> int:
     """
     Run another VMM, QEMU say, with its guests under a policy.
@@ -67,7 +78,7 @@ def command(
     to_stdout = as_json and summary is None
     with access_log(log, lambda data: None, shared=False) as (_, tell):
         controller = Controller(
-            [str(program), *vmm[1:]], rules, log=tell, output_to_stderr=to_stdout
+            [str(program), *vmm[1:]], rules, log=tell, state=state, output_to_stderr=to_stdout
         )
         with closing(controller):
             result = controller.run()

@@ -25,6 +25,7 @@ from kvmsr.errors import BrokenInvariantError, UsageError
 from kvmsr.policy import (
     Access,
     Bits,
+    Counter,
     Fault,
     Handler,
     Host,
@@ -113,6 +114,8 @@ class Dispatcher:
         self.plan = plan
         self.conditions = Conditions(rip)
         self._host = host
+        self._clock = clock
+        self._begun = clock()
         self._log = AccessLog(log)
         self.models = Instances(plan.policy.topology, vcpus, clock, memory)
         self.shadows = Shadows()
@@ -176,12 +179,17 @@ class Dispatcher:
         """Tell an access that was answered elsewhere as *rule* wants; None is a default."""
         self._log.see(access, outcome, Log.ONCE if rule is None else rule.log)
 
+    def elapsed(self) -> int:
+        """Return the guest's time, in nanoseconds, since its beginning."""
+        return max(self._clock() - self._begun, 0)
+
     def state(self) -> dict[str, Any]:
         """Return what must survive a snapshot, as JSON knows it; no vCPU may run meanwhile."""
         return {
             "shadows": self.shadows.state(),
             "models": self.models.state(),
             "conditions": self.conditions.state(),
+            "elapsed": self.elapsed(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -193,6 +201,7 @@ class Dispatcher:
         self.conditions.restore(state["conditions"])
         self.models.restore(state["models"])
         self.shadows.restore(state["shadows"])
+        self._begun = self._clock() - state["elapsed"]
 
     # Finding what to do
 
@@ -240,6 +249,8 @@ class Dispatcher:
             return self._handler(self.models.handler(action), action.name, rule.where)
         if isinstance(action, Host):
             return self._handler(self._host_handler(action, rule), str(action), rule.where)
+        if isinstance(action, Counter):
+            return self._counter(rule, action)
         if action is Plain.KERNEL:
             return lambda access: self._unruled(access, rule.where)
         if action is Plain.SHADOW:
@@ -291,6 +302,21 @@ class Dispatcher:
             return Outcome(_DONE if done else _FAULT, rule)
 
         return act if bits is None else act_by_bits
+
+    def _counter(self, rule: Rule, counter: Counter) -> _Act:
+        """A counter is kept as what it would be at the beginning of time."""
+        shadows, where, reset = self.shadows, rule.where, rule.reset
+        holder = _holder(self.plan.policy.topology, rule.scope)
+
+        def act(access: Access) -> Outcome:
+            who, ticks = holder(access.vcpu), counter.ticks(self.elapsed())
+            if access.op == _READ:
+                value = shadows.read(who, access.index, reset) + ticks & _U64
+                return Outcome(_VALUE, where, value)
+            kept = shadows.write(who, access.index, access.value - ticks & _U64)
+            return Outcome(_DONE if kept else _FAULT, where)
+
+        return act
 
     def _host_handler(self, action: Host, rule: Rule) -> Handler:
         host, cpu = self._host, action.cpu

@@ -30,6 +30,7 @@ _VALUE, _STOP = Verdict.VALUE, _NUMBERS[Verdict.STOP]
 _THREAD, _SCOPES = 0, len(Scope)
 _HAS, _WRITTEN = 2, 4
 _MADE: Final = 1 << 63
+_U64: Final = (1 << 64) - 1
 
 _new: Callable[..., Access] = tuple.__new__
 
@@ -60,9 +61,7 @@ class NativeDispatcher:
     :ivar rules: the rules of the table by their numbers.
     """
 
-    def __init__(
-        self, dispatcher: Dispatcher, block: Block, names: Names, *, vm: int = 0, serial: int = 0
-    ) -> None:
+    def __init__(self, dispatcher: Dispatcher, block: Block, names: Names, *, vm: int = 0) -> None:
         self.dispatcher = dispatcher
         self.block = block
         self.names = names
@@ -71,13 +70,24 @@ class NativeDispatcher:
         self._acts: list[Callable[[Access], Outcome] | None] = [
             None if rule is None else dispatcher.act(rule, op) for rule, op, _ in self.rules
         ]
-        table = compile_table(dispatcher.plan, names, serial=serial, tells=dispatcher.tells)
-        block.install(table)
+
+    def install(self, serial: int = 0) -> None:
+        """
+        Let the plan hold from now on, for every VM of the block.
+
+        :param serial: the plan's number in the run.
+        """
+        plan, tells = self.dispatcher.plan, self.dispatcher.tells
+        self.block.install(compile_table(plan, self.names, serial=serial, tells=tells))
 
     @staticmethod
     def number_of(verdict: Verdict) -> int:
         """Return C's number of *verdict*."""
         return _NUMBERS[verdict]
+
+    def asks_python(self, rule: int) -> bool:
+        """Tell whether *rule*, a number that may be anything, is one that Python answers."""
+        return rule < len(self._acts) and self._acts[rule] is not None
 
     def answer(self, access: Access, raw: Any) -> Outcome:
         """Return what Python does of an access, and put it into *raw*, an outcome that asks."""
@@ -120,6 +130,7 @@ class NativeDispatcher:
             "shadows": {"values": sorted(values), "written": sorted(written)},
             "models": self.dispatcher.models.state(),
             "conditions": {name: counters[number] for number, name in self._counted()},
+            "elapsed": lib.kvmsr_now_ns() - raw.begun_ns & _U64,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -135,7 +146,9 @@ class NativeDispatcher:
         counters = self._counters(self.block.raw)
         for number, name in counted:
             counters[number] = state["conditions"][name]
-        lib.kvmsr_shadow_forget(self.block.raw)
+        # Before the host's own beginning, perhaps: C wraps around as this does.
+        self.block.raw.begun_ns = lib.kvmsr_now_ns() - state["elapsed"] & _U64
+        lib.kvmsr_shadow_forget(self.block.raw, self._vm)
         written = {tuple(key) for key in state["shadows"]["written"]}
         for holder, index, value in state["shadows"]["values"]:
             key = _key(self._vm, holder, index)

@@ -12,6 +12,7 @@ from typing import Any, Final
 from kvmsr._native import ffi, lib
 from kvmsr.policy import (
     Action,
+    Counter,
     Log,
     Op,
     Plain,
@@ -31,7 +32,7 @@ _SCOPES: Final = {scope: number for number, scope in enumerate(Scope)}
 _PLAIN: Final = {
     Plain.IGNORE: 1, Plain.FAULT: 2, Plain.SHADOW: 3, Plain.KERNEL: 4, Plain.STOP: 5,
 }  # fmt: skip
-_VALUE, _UPCALL = 0, 6
+_VALUE, _UPCALL, _COUNTER = 0, 6, 7
 _NEVER, _ONCE = 0, 2
 _LOGS: Final = {Log.NEVER: 0, None: 1, Log.ONCE: 2, Log.CHANGE: 3, Log.ALWAYS: 4}
 _WHEN_VCPU, _WHEN_VALUE, _WHEN_RIP, _WHEN_COUNT, _WHEN_REASON = 1, 2, 4, 8, 16
@@ -102,20 +103,23 @@ class _Writer:
         plan = self._plan
         given = table_rules(plan)
         rules = [self._rule(*one) for one in given]
-        numbers = {(id(rule), op): number for number, (rule, op, _) in enumerate(given) if rule}
+        numbers: dict[Op, dict[int, int]] = {op: {} for op in _OPS}
+        for number, (rule, op, _) in enumerate(given):
+            numbers[op][id(rule)] = number
         steps: list[int] = []
         places: dict[tuple[int, ...], int] = {}
-        parts: list[tuple[list[int], list[tuple[int, int, int]]]] = []
+        parts: list[tuple[list[int], list[tuple[int, int, bool]]]] = []
         for op, table in zip(_OPS, (plan.reads, plan.writes), strict=True):
             segments = []
-            for segment in table.segments:
-                tried = tuple(numbers[id(rule), op] for rule in segment.rules)
+            number_of = numbers[op]
+            ignore_msrs = plan.kernel.ignore_msrs
+            for _, _, tries, known in table.segments:
+                tried = tuple([number_of[id(rule)] for rule in tries])
                 place = places.get(tried)
                 if place is None:
                     place = places[tried] = len(steps)
                     steps += tried
-                swallowed = plan.kernel.ignore_msrs and not segment.known
-                segments.append((place, len(tried), int(swallowed)))
+                segments.append((place, len(tried), ignore_msrs and not known))
             parts.append((table.starts, segments))
         head = ffi.new("struct kvmsr_table *")
         head.magic, head.version = lib.KVMSR_TABLE_MAGIC, lib.KVMSR_VERSION
@@ -161,11 +165,17 @@ class _Writer:
             default = getattr(plan.policy.defaults, name.removeprefix("defaults."))
             log = _NEVER if name == "defaults.on_error" else _ONCE
             return (
-                0, 0, 0, 0, 0, 0, 0, number, lib.KVMSR_NONE, 0, 0, 0, _PLAIN[default], 0, log, 0, 0,
+                0, 0, 0, 0, 0, 0, 0, 0, number, lib.KVMSR_NONE, 0, 0, 0, _PLAIN[default],
+                0, log, 0, 0,
             )  # fmt: skip
         action = rule.action(op)
         assert action is not None
         kind, value = self._action(action, rule)
+        if kind == _VALUE and rule.when is None and rule.log is None:  # what most rules are
+            return (
+                value, 0, 0, 0, 0, 0, 0, 0, number, lib.KVMSR_NONE, 0, 0, 0, _VALUE,
+                _SCOPES[rule.scope], _NEVER, 0, 0,
+            )  # fmt: skip
         log = _LOGS[rule.log]
         if kind == _UPCALL or (
             rule.log is None and (kind == _VALUE or action is Plain.IGNORE)
@@ -174,14 +184,15 @@ class _Writer:
         bits = lib.KVMSR_NONE
         if rule.bits is not None:
             bits = self._bits.setdefault(tuple(rule.bits), len(self._bits))
+        hz = action.hz if isinstance(action, Counter) else 0
         when, asked = self._when(rule)
         (
             when_value, when_mask, rip_first, rip_last, after, every, vcpus, n_vcpus, counter,
             reasons,
         ) = asked  # fmt: skip
         return (
-            value, when_value, when_mask, rip_first, rip_last, after, every, number, bits, vcpus,
-            n_vcpus, counter, kind, _SCOPES[rule.scope], log, when, reasons,
+            value, hz, when_value, when_mask, rip_first, rip_last, after, every, number, bits,
+            vcpus, n_vcpus, counter, kind, _SCOPES[rule.scope], log, when, reasons,
         )  # fmt: skip
 
     def _action(self, action: Action, rule: Rule) -> tuple[int, int]:
@@ -189,6 +200,8 @@ class _Writer:
             return _VALUE, action.value
         if isinstance(action, Plain):
             return _PLAIN[action], rule.reset if action is Plain.SHADOW else 0
+        if isinstance(action, Counter):
+            return _COUNTER, rule.reset
         return _UPCALL, 0
 
     def _when(self, rule: Rule) -> tuple[int, tuple[int, ...]]:

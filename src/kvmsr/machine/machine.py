@@ -174,6 +174,7 @@ class Machine:
             return
         self._block = Block(len(self._threads))
         self.native = NativeDispatcher(self.dispatcher, self._block, Names())
+        self.native.install()
         for thread in self._threads:
             thread.use(self.native, backend)
 

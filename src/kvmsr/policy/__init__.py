@@ -7,7 +7,7 @@ What the owner of a virtual machine wants, as plain values, and its plan for a K
 """
 
 from kvmsr.policy.access import Access, Fault, Handler, Op, Reason
-from kvmsr.policy.actions import Action, Host, Model, Plain, Python, Value
+from kvmsr.policy.actions import Action, Counter, Host, Model, Plain, Python, Value
 from kvmsr.policy.bits import BitKind, Bits
 from kvmsr.policy.explain import Case, Effect, Explanation, explain
 from kvmsr.policy.filter import Filter, FilterRange
@@ -27,6 +27,7 @@ __all__ = (
     "BitKind",
     "Bits",
     "Case",
+    "Counter",
     "Defaults",
     "Effect",
     "Explanation",

@@ -23,6 +23,7 @@ __all__ = (
     "SAME_CPU",
     "Action",
     "ActionSpec",
+    "Counter",
     "Host",
     "Model",
     "Plain",
@@ -33,6 +34,8 @@ __all__ = (
 )
 
 _U64: Final = (1 << 64) - 1
+_MAX_HZ: Final = 10**12
+_SECOND: Final = 10**9
 
 SAME_CPU: Final = "same-cpu"
 
@@ -157,7 +160,32 @@ class Host:
         return f"host {SAME_CPU if self.cpu is None else self.cpu}"
 
 
-Action = Plain | Value | Python | Model | Host
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """
+    The register counts by itself, *hz* times a second, 1 to 10**12; a write sets it.
+
+    It begins at ``reset`` when the guest begins, and wraps at 2**64.
+    """
+
+    hz: int
+
+    def __post_init__(self) -> None:
+        wrong = isinstance(self.hz, bool) or not isinstance(self.hz, int)
+        if wrong or not 1 <= self.hz <= _MAX_HZ:
+            raise PolicyError(
+                f"a counter that counts {shown(self.hz)} times a second; write 1 to {_MAX_HZ:,}"
+            )
+
+    def ticks(self, elapsed: int) -> int:
+        """Return how often it has counted in *elapsed* nanoseconds."""
+        return elapsed * self.hz // _SECOND & _U64
+
+    def __str__(self) -> str:
+        return f"counter {self.hz} Hz"
+
+
+Action = Plain | Value | Python | Model | Host | Counter
 ActionSpec = Action | str | int | Handler
 """How an action is written in Python: "fault", Plain.FAULT, 5 or Value(5), or a function."""
 
@@ -169,7 +197,7 @@ def to_action(spec: ActionSpec, op: Op) -> Action:
     :raises PolicyError: if there is none, or not for *op*.
     """
     action: Action
-    if isinstance(spec, (Plain, Value, Python, Model, Host)):
+    if isinstance(spec, (Plain, Value, Python, Model, Host, Counter)):
         action = spec
     elif isinstance(spec, str):
         action = plain(spec)

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from kvmsr.msr import catalog
 from kvmsr.policy.access import Op, Reason
-from kvmsr.policy.actions import Host, Model, Plain, Python, Value
+from kvmsr.policy.actions import Counter, Host, Model, Plain, Python, Value
 from kvmsr.policy.filter import Filter
 from kvmsr.policy.kernel import X2APIC
 from kvmsr.policy.plan import Plan
@@ -306,6 +306,12 @@ def _act(asked: _Asked, reason: Reason, rule: Rule, steps: tuple[Step, ...]) -> 
     if isinstance(action, (Python, Model, Host)):
         does = "what it gives" if asked.op == Op.READ else "what it makes of the write"
         return Case(reason, steps, rule.where, Effect.CODE, None, f"{does}: {action}")
+    if isinstance(action, Counter):
+        if asked.op == Op.READ:
+            text = f"what has been counted, {action.hz:,} a second, at first from {rule.reset:#x}"
+            return Case(reason, steps, rule.where, Effect.CODE, None, text)
+        text = f"nothing: it counts on from {asked.value:#x}"
+        return Case(reason, steps, rule.where, Effect.DONE, None, text)
     if action is Plain.KERNEL:
         return _unruled(asked, reason, rule.where, steps)
     assert isinstance(action, Plain)

@@ -113,6 +113,7 @@ def _actions(op: str) -> list[dict[str, Any]]:
         "value": {"value": _U64},
         "python": {"python": {"type": "string", "pattern": r"^[A-Za-z_][\w.]*:\w+$"}},
         "host": {"host": host},
+        "counter": {"counter": {"type": "integer", "minimum": 1, "maximum": 10**12}},
     }
     assert {*forms, "model"} == set(ActionTable.__struct_fields__)
     tables = [

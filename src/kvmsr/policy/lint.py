@@ -88,11 +88,15 @@ def lint_policy(policy: Policy, kernel: KernelFacts, reads: Table, writes: Table
     """Yield what there is to know of *policy*, cut to *reads* and *writes* for *kernel*."""
     yield from _unreachable(policy, reads, writes)
     for rule in policy.rules:
-        yield from _x2apic(rule)
-        yield from _tsc_deadline(rule)
-        yield from _host(rule)
-        yield from _shadow_limit(rule)
-        yield from _swallowed(rule, kernel)
+        if rule.msrs[0][0] <= X2APIC[1]:  # also TSC_DEADLINE
+            yield from _x2apic(rule)
+            yield from _tsc_deadline(rule)
+        if isinstance(rule.read, Host) or isinstance(rule.write, Host):
+            yield from _host(rule)
+        if rule.write is Plain.SHADOW:
+            yield from _shadow_limit(rule)
+        if kernel.ignore_msrs:
+            yield from _swallowed(rule, kernel)
     yield from _kernel_writes(writes)
     if kernel.ignore_msrs:
         yield Lint(
@@ -229,7 +233,7 @@ def _host(rule: Rule) -> Iterator[Lint]:
 
 def _shadow_limit(rule: Rule) -> Iterator[Lint]:
     msrs = sum(last - first + 1 for first, last in rule.msrs)
-    if rule.write is Plain.SHADOW and msrs > MAX_SHADOWED:
+    if msrs > MAX_SHADOWED:
         message = (
             f"{msrs:,} shadowed MSRs: {MAX_SHADOWED:,} values a VM are kept, then writes fault"
         )
@@ -238,9 +242,7 @@ def _shadow_limit(rule: Rule) -> Iterator[Lint]:
 
 def _swallowed(rule: Rule, kernel: KernelFacts) -> Iterator[Lint]:
     """Rules that wait for KVM to give up an MSR, where kvm.ignore_msrs keeps it from doing so."""
-    if not kernel.ignore_msrs or not any(
-        _touches(rule, one.first, one.last) for one in kernel.handled
-    ):
+    if not any(_touches(rule, one.first, one.last) for one in kernel.handled):
         return
     waits = rule.when is not None and rule.when.reason == (Reason.UNKNOWN,)
     if waits or Plain.KERNEL in (rule.read, rule.write):

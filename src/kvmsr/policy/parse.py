@@ -17,7 +17,7 @@ from typing import Any, Final, NoReturn
 
 from kvmsr.errors import PolicyError
 from kvmsr.policy.access import Op
-from kvmsr.policy.actions import Action, Host, Model, Python, Value, plain, to_action
+from kvmsr.policy.actions import Action, Counter, Host, Model, Python, Value, plain, to_action
 from kvmsr.policy.bits import Bits
 from kvmsr.policy.handlers import HandlerFinder
 from kvmsr.policy.lines import Path, deepest_line, key_lines, show
@@ -272,6 +272,8 @@ class _Reader:
                 return Python(self.handlers.find(table.python, self.folder), table.python)
             if table.host is not None:
                 return Host.parse(table.host)
+            if table.counter is not None:
+                return Counter(table.counter)
             assert table.value is not None
             return to_action(Value(table.value), Op(str(path[-1])))
         raise AssertionError  # for the type checker: at() swallows nothing

@@ -67,9 +67,9 @@ class Plan:
             return ()
         found = {
             (segment.first, segment.last)
-            for table in (self.reads, self.writes)
+            for op, table in ((Op.READ, self.reads), (Op.WRITE, self.writes))
             for segment in table.segments
-            if _is_ours(segment, table is self.reads) and not segment.known
+            if not segment.known and _is_ours(segment, op)
         }
         return tuple(sorted(found))
 
@@ -95,20 +95,36 @@ def compile_policy(policy: Policy, kernel: KernelFacts | None = None) -> Plan:
     return Plan(policy, kernel, frozenset(reasons), compiled, reads, writes, lints)
 
 
-def _op(is_read: bool) -> Op:
-    return Op.READ if is_read else Op.WRITE
-
-
-def _is_ours(segment: Segment, is_read: bool) -> bool:
+def _is_ours(segment: Segment, op: Op) -> bool:
     """Tell whether a rule wants accesses of *segment* to come to user space."""
-    return any(rule.asks_for(_op(is_read)) for rule in segment.rules)
+    return any(rule.asks_for(op) for rule in segment.rules)
 
 
-def _want(segment: Segment, is_read: bool, kernel: KernelFacts) -> tuple[Want, bool]:
-    """Return what *segment* wants of KVM, and the bit where that does not matter."""
+_Wanted = tuple[Want, bool]
+
+
+def _wants(table: Table, op: Op, kernel: KernelFacts) -> list[_Wanted]:
+    """Return what each segment of *table* wants of KVM, and the bit where that does not matter."""
+    found: list[_Wanted] = []
+    # Segments alike want the same, and most have one rule without a condition, or none.
+    by_kind: dict[tuple[bool, bool], _Wanted] = {}
+    for segment in table.segments:
+        first, _, rules, known = segment
+        if len(rules) > 1 or X2APIC[0] <= first <= X2APIC[1] or (rules and rules[0].when):
+            found.append(_want(segment, op, kernel))
+            continue
+        kind = (known, bool(rules) and rules[0].asks_for(op))
+        wanted = by_kind.get(kind)
+        if wanted is None:
+            wanted = by_kind[kind] = _want(segment, op, kernel)
+        found.append(wanted)
+    return found
+
+
+def _want(segment: Segment, op: Op, kernel: KernelFacts) -> _Wanted:
     if X2APIC[0] <= segment.first <= X2APIC[1]:
         return Want.ANY, True
-    ours = _is_ours(segment, is_read)
+    ours = _is_ours(segment, op)
     if segment.known:
         return (Want.DENY if ours else Want.ALLOW), not ours
     # KVM does not know it, so it comes to user space either way ...
@@ -122,15 +138,19 @@ def _want(segment: Segment, is_read: bool, kernel: KernelFacts) -> tuple[Want, b
 
 
 def _runs(reads: Table, writes: Table, kernel: KernelFacts) -> list[Run]:
+    for_reads, for_writes = _wants(reads, Op.READ, kernel), _wants(writes, Op.WRITE, kernel)
     starts = sorted({*reads.starts, *writes.starts})
     runs: list[Run] = []
     read_number = write_number = 0
     for start, end in zip(starts, [*starts[1:], MAX_INDEX + 1], strict=True):
         read_number += reads.segments[read_number].last < start
         write_number += writes.segments[write_number].last < start
-        read, read_bit = _want(reads.segments[read_number], True, kernel)
-        write, write_bit = _want(writes.segments[write_number], False, kernel)
-        runs.append(Run(start, end - 1, read, write, read_bit, write_bit))
+        read, read_bit = for_reads[read_number]
+        write, write_bit = for_writes[write_number]
+        if runs and runs[-1][2:] == (read, write, read_bit, write_bit):
+            runs[-1] = Run(runs[-1].first, end - 1, read, write, read_bit, write_bit)
+        else:
+            runs.append(Run(start, end - 1, read, write, read_bit, write_bit))
     return runs
 
 

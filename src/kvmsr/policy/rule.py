@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from kvmsr.errors import PolicyError
 from kvmsr.policy.access import Op, Reason
-from kvmsr.policy.actions import Action, ActionSpec, Model, Plain, Value, to_action
+from kvmsr.policy.actions import Action, ActionSpec, Counter, Model, Plain, Value, to_action
 from kvmsr.policy.bits import Bits
 from kvmsr.policy.schema import FormError
 from kvmsr.policy.selector import MsrSpec, Ranges, merge, nearest, parse_msrs, shown
@@ -65,6 +65,9 @@ class Place(NamedTuple):
 
 NOWHERE: Final = Place()
 
+# A policy may have ten thousand rules, and looking a member up in its enumeration takes time.
+_READ, _KERNEL = Op.READ, Plain.KERNEL
+
 
 @dataclass(frozen=True, slots=True, init=False)
 class Rule:
@@ -74,9 +77,9 @@ class Rule:
     :ivar msrs: the MSRs, as ranges.
     :ivar read: the action for reads; None says nothing of reads.
     :ivar write: the action for writes; None says nothing of writes.
-    :ivar reset: what ``shadow`` reads before anything was written.
+    :ivar reset: what ``shadow`` reads before anything was written, and where a counter begins.
     :ivar bits: what ``shadow`` does of each bit; None keeps every one.
-    :ivar scope: which vCPUs share what ``shadow`` keeps.
+    :ivar scope: which vCPUs share what ``shadow`` keeps, or a counter.
     :ivar when: the condition under which the rule holds; None is always.
     :ivar log: what is told while the guest runs; None is ``once`` for faults.
     :ivar place: where the rule was written: file, line and key.
@@ -133,10 +136,11 @@ class Rule:
         """
         actions = (self.read, self.write)
         if Plain.SHADOW not in actions:
+            counts = any(isinstance(action, Counter) for action in actions)
             for key, said in (
-                ("reset", self.reset),
                 ("bits", self.bits),
-                ("scope", self.scope is not Scope.THREAD),
+                ("reset", self.reset and not counts),
+                ("scope", self.scope is not Scope.THREAD and not counts),
             ):
                 if said:
                     raise FormError("this is for shadow, and no action here is shadow", (key,))
@@ -154,14 +158,15 @@ class Rule:
 
     def asks_for(self, op: Op) -> bool:
         """Tell whether the rule wants accesses that KVM could complete itself."""
-        action = self.action(op)
-        if action is None or action is Plain.KERNEL or self.never:
+        action = self.read if op == _READ else self.write
+        if action is None or action is _KERNEL:
             return False
-        return self.when is None or self.when.takes(Reason.FILTER)
+        when = self.when
+        return when is None or (not when.never and when.takes(Reason.FILTER))
 
     def action(self, op: Op) -> Action | None:
         """Return the action for *op*."""
-        return self.read if op == Op.READ else self.write
+        return self.read if op == _READ else self.write
 
 
 def _check_has(action: Model, msrs: Ranges) -> None:

@@ -74,6 +74,7 @@ class ActionTable(msgspec.Struct, forbid_unknown_fields=True):
     value: int | None = None
     python: str | None = None
     host: str | int | None = None
+    counter: int | None = None
     model: str | None = None
 
 

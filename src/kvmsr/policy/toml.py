@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from kvmsr.msr import catalog
-from kvmsr.policy.actions import SAME_CPU, Action, Host, Model, Plain, Python, Value
+from kvmsr.policy.actions import SAME_CPU, Action, Counter, Host, Model, Plain, Python, Value
 from kvmsr.policy.model import Policy
 from kvmsr.policy.rule import Rule
 from kvmsr.policy.selector import Ranges
@@ -132,6 +132,8 @@ def _action(action: Action) -> Any:
         return {"python": action.name}
     if isinstance(action, Host):
         return {"host": SAME_CPU if action.cpu is None else action.cpu}
+    if isinstance(action, Counter):
+        return {"counter": action.hz}
     assert isinstance(action, Model)
     # By way of JSON, which has lists and no tuples; and TOML has no null.
     given = msgspec.json.decode(msgspec.json.encode(action.parameters))

@@ -34,6 +34,7 @@ class Instances:
     :param vcpus: how many vCPUs there are.
     :param clock: gives the guest's time in nanoseconds; by default the host's monotonic clock.
     :param memory: gives so many bytes at an address of the guest's memory; None: there is none.
+    :ivar vcpus: how many vCPUs there are.
     :ivar notes: what models want the user to know, a line each; the first 100.
     """
 
@@ -45,8 +46,8 @@ class Instances:
         memory: Callable[[int, int], bytes | None] = lambda address, size: None,
     ) -> None:
         self.notes: list[str] = []
+        self.vcpus = vcpus
         self._topology = topology
-        self._vcpus = vcpus
         self._clock = clock
         self._memory = memory
         self._found: dict[_Key, tuple[RegisterModel, threading.Lock]] = {}
@@ -60,7 +61,7 @@ class Instances:
         :param where: the rule that names it.
         :raises PolicyError: if the model does not take its parameters or its place.
         """
-        for vcpu in range(self._vcpus):
+        for vcpu in range(self.vcpus):
             try:
                 self._instance(action, vcpu)
             except KeyboardInterrupt:
@@ -117,6 +118,15 @@ class Instances:
             with lock:
                 model.restore(kept)
 
+    def inherit(self, other: "Instances") -> None:
+        """Give the models what those of another policy keep, where both have the same."""
+        names = {name: key for key, name in self._names.items()}
+        for name, kept in other.state().items():
+            if name in names:
+                model, lock = self._found[names[name]]
+                with lock:
+                    model.restore(kept)
+
     def _instance(self, action: Model, vcpu: int) -> tuple[RegisterModel, threading.Lock]:
         cls: Any = action.cls
         unit = self._topology.unit(cls.scope, vcpu)
@@ -124,7 +134,7 @@ class Instances:
         with self._making:
             found = self._found.get(key)
             if found is None:
-                members = self._topology.members(cls.scope, unit, max(self._vcpus, vcpu + 1))
+                members = self._topology.members(cls.scope, unit, max(self.vcpus, vcpu + 1))
                 site = Site(self._topology, unit, members, self._clock, self._note, self._memory)
                 found = self._found[key] = cls(action.parameters, site), threading.Lock()
                 name = f"{action.name} {action.key[1].decode()} {cls.scope} {unit}"

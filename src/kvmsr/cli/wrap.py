@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+kvmsr wrap
+----------
+
+Writes a script that takes a VMM's place where one cannot say ``kvmsr exec``.
+"""
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from kvmsr.attach import find_vmm
+from kvmsr.cli._parameters import PolicyFile
+from kvmsr.errors import UsageError
+from kvmsr.policy import load_policy
+
+__all__ = ("command",)
+
+_SCRIPT = """\
+#!/bin/sh
+# Made by kvmsr wrap: starts {vmm} with its guests under a policy.
+# libvirt also starts it to ask what it can do: then there is no guest, and no policy is needed.
+case " $* " in
+*" -daemonize "* | *" -machine none"* | *" -M none"* | *" -version "* | *" --version "*)
+    exec {vmm} "$@"
+    ;;
+esac
+exec {kvmsr} exec {options}-- {vmm} "$@"
+"""
+
+
+@click.command(
+    "wrap", epilog="Example: kvmsr wrap qemu-system-x86_64 --policy quiet.toml -o /opt/quiet-qemu"
+)
+@click.argument("vmm", metavar="QEMU")
+@click.option("-o", "--output", metavar="FILE", required=True, help="The script to write.")
+@click.option(
+    "--policy", type=PolicyFile(), help="What to do at MSR accesses: a TOML file, or preset:NAME."
+)
+@click.option("--log", metavar="FILE", help="As of kvmsr exec.")
+@click.option("--summary", metavar="FILE", help="As of kvmsr exec.")
+@click.option("--state", metavar="FILE", help="As of kvmsr exec.")
+@click.option("--json", "as_json", is_flag=True, help="As of kvmsr exec.")
+def command(
+    vmm: str,
+    output: str,
+    policy: str | None,
+    log: str | None,
+    summary: str | None,
+    state: str | None,
+    as_json: bool,
+) -> None:
+    """
+    Write a script that starts a VMM under a policy.
+
+    Name it in a libvirt domain's <emulator>. What libvirt's confinement needs, docs/exec.md tells.
+    """
+    program = find_vmm(vmm).resolve()
+    options: list[str] = []
+    if policy is not None:
+        load_policy(policy)
+        is_file = not policy.startswith("preset:")
+        options += ["--policy", str(Path(policy).resolve()) if is_file else policy]
+    for name, file in (("--log", log), ("--summary", summary), ("--state", state)):
+        if file is not None:
+            options += [name, file if file == "-" else str(Path(file).absolute())]
+    options += ["--json"] * as_json
+    script = _SCRIPT.format(
+        vmm=shlex.quote(str(program)),
+        kvmsr=f"{shlex.quote(sys.executable)} -m kvmsr",
+        options="".join(f"{shlex.quote(word)} " for word in options),
+    )
+    try:
+        Path(output).write_text(script)
+        Path(output).chmod(0o755)
+    except OSError as error:
+        raise UsageError(f"-o {output}: cannot write it: {error.strerror}") from None

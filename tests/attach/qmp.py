@@ -1,0 +1,61 @@
+"""A client of QEMU's monitor, as far as the tests need it."""
+
+import json
+import socket
+import time
+
+
+class Monitor:
+    def __init__(self, path, seconds=30):
+        deadline = time.monotonic() + seconds
+        while True:
+            self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                self.socket.connect(str(path))
+                break
+            except OSError:
+                self.socket.close()
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+        self.socket.settimeout(seconds)
+        self.file = self.socket.makefile("rw")
+        self._read()
+        self.ask("qmp_capabilities")
+
+    def _read(self):
+        line = self.file.readline()
+        if not line:
+            raise EOFError("QEMU has gone")
+        return json.loads(line)
+
+    def ask(self, command, **arguments):
+        said = {key.replace("_", "-"): value for key, value in arguments.items()}
+        self.file.write(json.dumps({"execute": command, "arguments": said}) + "\n")
+        self.file.flush()
+        while True:
+            answer = self._read()
+            if "return" in answer or "error" in answer:
+                assert "error" not in answer, answer
+                return answer["return"]
+
+    def job(self, command, **arguments):
+        """Do what QEMU does in the background, to its end."""
+        self.ask(command, job_id="job", **arguments)
+        while True:
+            [job] = [job for job in self.ask("query-jobs") if job["id"] == "job"]
+            if job["status"] == "concluded":
+                assert "error" not in job, job
+                self.ask("job-dismiss", id="job")
+                return
+            time.sleep(0.02)
+
+    def close(self):
+        self.file.close()
+        self.socket.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()

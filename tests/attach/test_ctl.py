@@ -1,0 +1,208 @@
+"""kvmsr ctl and --state: another policy, and registers kept, under VMMs that run."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kvmsr import _native
+from tests.attach.qmp import Monitor
+
+pytestmark = [
+    pytest.mark.kvm,
+    pytest.mark.skipif(not _native.available(), reason=f"needs {_native.why_not()}"),
+]
+
+MSR = 0x1B0
+BAD = 0x2A
+SHADOW = f'[[rule]]\nmsr = [{MSR}, {MSR + 1}]\nread = "shadow"\nwrite = "shadow"\n'
+
+# Counts in EBX and, by turns, in two MSRs, for as long as all agree; then it ends QEMU. By turns,
+# so that wherever it is stopped one of them is not about to be written.
+COUNTING = bytes.fromhex(
+    "66b9b0010000"  # mov ecx, 0x1b0
+    "6631db"  # xor ebx, ebx
+    "0f32"  # again: rdmsr
+    "6639d8"  # cmp eax, ebx
+    "7511"  # jne bad
+    "6640"  # inc eax
+    "0f30"  # wrmsr
+    "6683f101"  # xor ecx, 1
+    "f6c101"  # test cl, 1
+    "75ec"  # jnz again
+    "6643"  # inc ebx
+    "ebe8"  # jmp again
+    "ba0105"  # bad: mov dx, 0x501
+    "b02a"  # mov al, 0x2a
+    "ee"  # out dx, al
+    "f4"  # hlt
+)
+
+
+@pytest.fixture
+def bios(tmp_path):
+    image = bytearray(b"\xf4" * 65536)
+    image[: len(COUNTING)] = COUNTING
+    image[0xFFF0:0xFFF3] = b"\xe9\x0d\x00"  # jmp 0
+    (tmp_path / "bios.bin").write_bytes(image)
+    return tmp_path / "bios.bin"
+
+
+class Running:
+    """QEMU under a policy, and its monitor."""
+
+    def __init__(self, folder, qemu, bios, *options, state=None):
+        monitor = folder / "qmp"
+        monitor.unlink(missing_ok=True)
+        words = [
+            sys.executable, "-m", "kvmsr", "exec", "--policy", folder / "policy.toml",
+            "--summary", folder / "summary.json", "--json",
+            *(["--state", state] if state else []), "--",
+            *qemu, "-accel", "kvm", "-bios", bios, "-m", "16", "-display", "none", "-nodefaults",
+            "-no-reboot", "-device", "isa-debug-exit,iobase=0x501,iosize=1",
+            "-qmp", f"unix:{monitor},server=on,wait=off", *options,
+        ]  # fmt: skip
+        self.process = subprocess.Popen(list(map(str, words)))
+        self.monitor = Monitor(monitor)
+
+    def ctl(self, *words, check=True):
+        return ctl(self.process.pid, *words, check=check)
+
+    def runs_on(self):
+        """Tell whether the guest finds its registers as it left them."""
+        before = self.ctl("summary")
+        try:
+            self.monitor.ask("cont")
+            time.sleep(0.3)
+            after = self.ctl("summary")
+            assert json.loads(after.stdout)["totals"] != json.loads(before.stdout)["totals"]
+            return self.monitor.ask("query-status")["running"]
+        except (EOFError, OSError, AssertionError):
+            return False
+
+    def quit(self):
+        self.monitor.ask("quit")
+        assert self.process.wait(20) == 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.monitor.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def ctl(pid, *words, check=True):
+    done = subprocess.run(
+        [sys.executable, "-m", "kvmsr", "ctl", str(pid), *map(str, words)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert not check or not done.returncode, done.stderr
+    return done
+
+
+def make_disk(monitor, path):
+    """Have QEMU make a disk image that can hold snapshots, and open it."""
+    monitor.job("blockdev-create", options={"driver": "file", "filename": str(path), "size": 0})
+    monitor.ask("blockdev-add", driver="file", node_name="file", filename=str(path))
+    monitor.job("blockdev-create", options={"driver": "qcow2", "file": "file", "size": 1 << 20})
+    monitor.ask("blockdev-add", driver="qcow2", node_name="disk", file="file")
+
+
+@pytest.mark.peer
+def test_snapshots_of_qemu_and_the_registers_beside_them(tmp_path, qemu, bios):
+    (tmp_path / "policy.toml").write_text(SHADOW)
+    disk, saved, kept = tmp_path / "disk", tmp_path / "saved.json", tmp_path / "kept.json"
+    snapshot = {"tag": "one", "vmstate": "disk", "devices": ["disk"]}
+    with Running(tmp_path, qemu, bios, state=kept) as vm:
+        make_disk(vm.monitor, disk)
+        time.sleep(0.3)
+        for _ in range(5):  # wherever it is stopped, between or within accesses
+            vm.monitor.ask("stop")
+            assert vm.runs_on()
+        vm.monitor.ask("stop")
+        vm.monitor.job("snapshot-save", **snapshot)
+        vm.ctl("save", saved)
+        assert vm.runs_on()
+        vm.monitor.ask("stop")
+        vm.monitor.job("snapshot-load", **snapshot)
+        vm.ctl("load", saved)
+        assert vm.runs_on()
+        vm.quit()
+    (holder, index, count), other = json.loads(saved.read_text())["vms"][0]["shadows"]["values"]
+    assert (holder, index, other[1]) == (0, MSR, MSR + 1)
+    assert json.loads(kept.read_text())["vms"][0]["shadows"]["values"][0][2] > count > 100
+
+    opens = [
+        "-blockdev", f"driver=file,node-name=file,filename={disk}",
+        "-blockdev", "driver=qcow2,node-name=disk,file=file", "-S",
+    ]  # fmt: skip
+    with Running(tmp_path, qemu, bios, *opens, state=saved) as vm:
+        vm.monitor.job("snapshot-load", **snapshot)
+        assert vm.runs_on()
+        vm.quit()
+    with Running(tmp_path, qemu, bios, *opens) as vm:  # nobody has kept its registers
+        vm.monitor.job("snapshot-load", **snapshot)
+        assert not vm.runs_on()
+        assert vm.process.wait(20) == BAD << 1 | 1
+
+
+@pytest.mark.peer
+def test_another_policy_for_a_guest_that_runs(tmp_path, qemu, bios):
+    (tmp_path / "policy.toml").write_text(SHADOW)
+    (tmp_path / "told.toml").write_text(f'{SHADOW}log = "never"\n')
+    (tmp_path / "wrong.toml").write_text("[[rule]]\nmsr = 0x1b0\n")
+    (tmp_path / "wide.toml").write_text(
+        f'{SHADOW}[[rule]]\nmsr = "0xc0000080-0xc0000084"\nread = "kernel"\nwrite = "ignore"\n'
+    )
+    (tmp_path / "end.toml").write_text(
+        f'[[rule]]\nmsr = [{MSR}, {MSR + 1}]\nread = {{ value = 1 }}\nwrite = "ignore"\n'
+    )
+    with Running(tmp_path, qemu, bios) as vm:
+        time.sleep(0.3)
+        own = Path(f"/proc/{vm.process.pid}/task/{vm.process.pid}/children")
+        [vmm] = own.read_text().split()
+        ctl(vmm, "policy", tmp_path / "told.toml")  # the VMM's process will do
+        wrong = vm.ctl("policy", tmp_path / "wrong.toml", check=False)
+        assert (wrong.returncode, wrong.stderr.count("\n")) == (3, 1)
+        assert "wrong.toml:1" in wrong.stderr
+        for _ in range(5):
+            vm.ctl("policy", tmp_path / "wide.toml")
+            vm.ctl("policy", tmp_path / "told.toml")
+        assert vm.runs_on()  # its registers are what they were
+        vm.ctl("policy", tmp_path / "end.toml")
+        assert vm.process.wait(20) == BAD << 1 | 1
+    told = json.loads((tmp_path / "summary.json").read_text())
+    assert {row["rule"] for row in told["accesses"]} >= {"told.toml:1", "end.toml:1"}
+    assert told["policy"].endswith("end.toml")
+
+
+@pytest.mark.peer
+def test_registers_are_reset(tmp_path, qemu, bios):
+    (tmp_path / "policy.toml").write_text(SHADOW)
+    with Running(tmp_path, qemu, bios) as vm:
+        time.sleep(0.2)
+        vm.ctl("reset")
+        assert vm.process.wait(20) == BAD << 1 | 1
+
+
+def test_nobody_is_there_to_ask():
+    done = ctl(1, "reset", check=False)
+    assert done.returncode == 2
+    assert "process 1 is no kvmsr exec" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_state_file_that_is_none(tmp_path):
+    (tmp_path / "state").write_text('{"vms": [{"shadows": 3}]}')
+    words = ["exec", "--state", tmp_path / "state", "--", sys.executable, "-c", ""]
+    done = subprocess.run(
+        [sys.executable, "-m", "kvmsr", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "this is no state that kvmsr has saved" in done.stderr
+    assert done.stderr.count("\n") == 1
