@@ -7,7 +7,7 @@ Where scenarios are played for comparison: a real KVM, and the soft backend that
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +62,22 @@ def host() -> Iterator[Place]:
     backend.close(backend.open())
     if not (_SYS_MODULE / "kvm_pvm").exists():
         raise KvmsrError("a KVM that a profile models exactly, which is kvm_pvm")
-    yield Place(lambda scenario: play(backend, scenario), "pvm", "kvm_pvm")
+    with Kvm(backend) as kvm:
+        profile = "pvm,la57" if _has_la57(kvm) else "pvm"
+        strange = _listed_by_one(kvm.get_msr_index_list(), profile)
+    yield Place(lambda scenario: play(backend, scenario), profile, "kvm_pvm", strange)
+
+
+def _has_la57(kvm: Kvm) -> bool:
+    """Tell whether the host's CPU has linear addresses of 57 bits: CPUID leaf 7, ECX bit 16."""
+    leaf = kvm.get_supported_cpuid().find(7)
+    return leaf is not None and bool(leaf.ecx >> 16 & 1)
+
+
+def _listed_by_one(listed: Iterable[int], profile: str) -> frozenset[int]:
+    """Return the MSRs of KVM_GET_MSR_INDEX_LIST that either KVM lists or the profile."""
+    with Kvm(backends.open("soft", profile=profile)) as model:
+        return frozenset(listed) ^ frozenset(model.get_msr_index_list())
 
 
 @contextmanager
@@ -79,8 +94,7 @@ def nested() -> Iterator[Place]:
             return [(name, value) for name, value in session.ask(scenario.to_json())]
 
         profile = "linux-6.1-amd"
-        with Kvm(backends.open("soft", profile=profile)) as model:
-            strange = frozenset(session.ask("list")) ^ frozenset(model.get_msr_index_list())
+        strange = _listed_by_one(session.ask("list"), profile)
         yield Place(ask, profile, "kvm_amd", strange | _OF_THE_CPU)
 
 

@@ -3,9 +3,12 @@
 
 import pytest
 
+from kvmsr import backend
 from kvmsr.abi import Cap
 from kvmsr.backend.soft.profile import PROFILES, find_profile
-from kvmsr.errors import UsageError
+from kvmsr.errors import MsrListError, UsageError
+from kvmsr.kvm import Kvm
+from tests.harness import Guest
 
 NEWEST, V3 = "linux-6.18-amd", "patch-v3"
 
@@ -70,3 +73,19 @@ def test_in_patch_v3_the_capability_is_a_boolean():
     ]  # fmt: skip
     assert profile.has_capability(Cap.X86_USER_SPACE_MSR)
     assert not profile.has_capability(Cap.X86_MSR_FILTER)
+
+
+def test_what_is_canonical_goes_by_the_host_cpu():
+    def takes(profile, value):
+        with Kvm(backend.open("soft", profile=profile)) as kvm:
+            guest = Guest(kvm)
+            try:
+                guest.vcpu.set_msrs({0xC000_0082: value})
+            except MsrListError:
+                return False
+            finally:
+                guest.close()
+            return True
+
+    assert [takes("pvm", 1 << bit) for bit in (46, 47, 55, 56)] == [True, False, False, False]
+    assert [takes("pvm,la57", 1 << bit) for bit in (46, 47, 55, 56)] == [True, True, True, False]

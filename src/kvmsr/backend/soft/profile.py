@@ -58,6 +58,8 @@ class Profile:
     :ivar deflects: ``mask`` (KVM_CAP_X86_USER_SPACE_MSR takes reasons) or ``all`` (it is a
         boolean, every #GP is deflected, no reason is told, and there is no filter).
     :ivar checks_cap_arguments: unknown reasons are refused.
+    :ivar la57: the host's CPU has linear addresses of 57 bits, and what is canonical goes by that:
+        since Linux 6.13, ``is_noncanonical_msr_address`` of arch/x86/kvm/mmu.h.
     :ivar ignore_msrs: kvm.ignore_msrs.
     :ivar report_ignored_msrs: kvm.report_ignored_msrs.
     :ivar force_emulation_prefix: kvm.force_emulation_prefix.
@@ -92,6 +94,7 @@ class Profile:
     fastpath: frozenset[int] = frozenset((0x830, 0x6E0))
     deflects: str = "mask"
     checks_cap_arguments: bool = True
+    la57: bool = False
     ignore_msrs: bool = False
     report_ignored_msrs: bool = True
     force_emulation_prefix: bool = False
@@ -165,12 +168,12 @@ PROFILES: Final = {
 }
 """The profiles by name, the default first."""
 
-_SWITCHES: Final = ("ignore_msrs", "report_ignored_msrs", "force_emulation_prefix")
+_SWITCHES: Final = ("ignore_msrs", "report_ignored_msrs", "force_emulation_prefix", "la57")
 
 
 def find_profile(text: str) -> Profile:
     """
-    Return a profile by name, with switches of the kvm module after it.
+    Return a profile by name, with switches after it: of the kvm module, or of the host's CPU.
 
     For example ``linux-6.1-amd,ignore_msrs`` or ``pvm,report_ignored_msrs=0``.
 

@@ -25,7 +25,6 @@ _CANONICAL: Final = frozenset((0xC000_0082, 0xC000_0083, 0xC000_0100, 0xC000_010
 _SYSENTER: Final = frozenset((0x175, 0x176))
 _TSC_AUX: Final = 0xC000_0103
 _CHECKED: Final = _CANONICAL | _SYSENTER | {_TSC_AUX}
-_SIGN: Final = 1 << 47
 _U64: Final = (1 << 64) - 1
 _UNKNOWN: Final = MsrRet.UNSUPPORTED
 _ZERO: Final = (MsrRet.OK, 0)
@@ -85,9 +84,9 @@ def _is_advertised(profile: Profile, index: int) -> bool:
 def _check(vcpu: MsrVcpu, index: int, value: int, host: bool) -> int | None:
     """Return the value to write, or None for an illegal one."""
     if index in _CANONICAL:
-        return value if value == _canonical(value) else None
+        return value if value == _canonical(vcpu, value) else None
     if index in _SYSENTER:
-        return _canonical(value)  # Intel would fault and AMD would not: this suits both
+        return _canonical(vcpu, value)  # Intel would fault and AMD would not: this suits both
     if not host and not _has_tsc_aux(vcpu):
         return None
     newer = vcpu.vm.profile.tsc_aux_needs_cpuid  # whoever is not AMD is like Intel
@@ -95,9 +94,10 @@ def _check(vcpu: MsrVcpu, index: int, value: int, host: bool) -> int | None:
     return None if like_intel and value >> 32 else value & 0xFFFF_FFFF
 
 
-def _canonical(value: int) -> int:
-    """Extend bit 47."""
-    return ((value & (_SIGN << 1) - 1) ^ _SIGN) - _SIGN & _U64
+def _canonical(vcpu: MsrVcpu, value: int) -> int:
+    """Extend the highest bit of a linear address; the host's CPU decides which one that is."""
+    sign = 1 << (56 if vcpu.vm.profile.la57 else 47)
+    return ((value & (sign << 1) - 1) ^ sign) - sign & _U64
 
 
 def _has_tsc_aux(vcpu: MsrVcpu) -> bool:
