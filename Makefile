@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 PEERS := .peers
 BIN := $(VENV)/bin
-NATIVE := setup.py src/kvmsr/_native/build.py $(filter-out %/_core.c,$(wildcard src/kvmsr/_native/*.[ch]))
+NATIVE := setup.py src/kvmsr/native/build.py $(wildcard src/kvmsr/native/c/*.[ch])
 READY := $(VENV)/.ready
 
 .PHONY: help demo test check conformance bench guests clean
@@ -58,4 +58,4 @@ guests:
 	$(MAKE) -C guests
 
 clean:
-	rm -rf src/kvmsr/_native/*.so src/kvmsr/_native/_core.c $(VENV) $(PEERS) .mypy_cache .pytest_cache .ruff_cache .hypothesis build
+	rm -rf src/kvmsr/native/*.so $(VENV) $(PEERS) .mypy_cache .pytest_cache .ruff_cache .hypothesis build

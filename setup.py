@@ -5,16 +5,16 @@ import runpy
 
 from setuptools import Extension, setup
 
-NATIVE = "src/kvmsr/_native"
-build = runpy.run_path(f"{NATIVE}/build.py")
+BUILD = "src/kvmsr/native/build.py"
+build = runpy.run_path(BUILD)
 
 setup(
-    cffi_modules=[f"{NATIVE}/build.py:ffi"],
+    cffi_modules=[f"{BUILD}:ffi"],
     ext_modules=[
         Extension(
-            "kvmsr._native.shim",  # no module: a library for LD_PRELOAD
-            [f"{NATIVE}/{name}" for name in build["SHIM"]],
-            include_dirs=[NATIVE],
+            "kvmsr.native.shim",  # no module: a library for LD_PRELOAD
+            [f"{build['SOURCES']}/{name}" for name in build["SHIM"]],
+            include_dirs=[build["SOURCES"]],
             extra_compile_args=[*build["CFLAGS"], "-fvisibility=hidden"],
             optional=True,
             py_limited_api=True,

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from kvmsr.policy import compile_policy, load_policy
+from kvmsr.policy.file import load_policy
+from kvmsr.policy.plan import compile_policy
 from tests.conftest import ROOT, kvm_missing
 
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

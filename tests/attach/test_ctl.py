@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from kvmsr import _native
+from kvmsr import native
 from tests.attach.qmp import Monitor
 
 pytestmark = [
     pytest.mark.kvm,
-    pytest.mark.skipif(not _native.available(), reason=f"needs {_native.why_not()}"),
+    pytest.mark.skipif(not native.available(), reason=f"needs {native.why_not()}"),
 ]
 
 MSR = 0x1B0

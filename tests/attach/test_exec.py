@@ -9,12 +9,12 @@ import time
 
 import pytest
 
-from kvmsr import _native
+from kvmsr import native
 from tests.conftest import GUESTS, need, peer
 
 pytestmark = [
     pytest.mark.kvm,
-    pytest.mark.skipif(not _native.available(), reason=f"needs {_native.why_not()}"),
+    pytest.mark.skipif(not native.available(), reason=f"needs {native.why_not()}"),
 ]
 
 COUNT = 2000

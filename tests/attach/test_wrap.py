@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from kvmsr import _native
+from kvmsr import native
 from tests.attach.test_exec import CONSTANT, COUNT, vmm  # noqa: F401
 
-pytestmark = pytest.mark.skipif(not _native.available(), reason=f"needs {_native.why_not()}")
+pytestmark = pytest.mark.skipif(not native.available(), reason=f"needs {native.why_not()}")
 
 
 def wrap(*words):

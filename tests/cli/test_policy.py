@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from kvmsr.cli import cli
 from kvmsr.cli.policy import command
-from kvmsr.policy import load_policy
+from kvmsr.policy.file import load_policy
 from tests.cli.test_cli import LIST, kvmsr
 
 POLICY = """\

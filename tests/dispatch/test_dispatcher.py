@@ -8,17 +8,8 @@ from hypothesis import strategies as st
 
 from kvmsr.dispatch import Dispatcher, Verdict
 from kvmsr.dispatch.state import Shadows
-from kvmsr.policy import (
-    Access,
-    Defaults,
-    Fault,
-    KernelFacts,
-    Op,
-    Policy,
-    Reason,
-    Rule,
-    compile_policy,
-)
+from kvmsr.policy import Access, Defaults, Fault, Op, Policy, Reason, Rule
+from kvmsr.policy.plan import KernelFacts, compile_policy
 
 MSR = 0x474F4F00
 

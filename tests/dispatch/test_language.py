@@ -12,22 +12,11 @@ from kvmsr.dispatch import Dispatcher, Verdict
 from kvmsr.dispatch.log import AccessLog
 from kvmsr.errors import FilterCapacityError, PolicyError, UsageError
 from kvmsr.msr import HandledRange
-from kvmsr.policy import (
-    Access,
-    Defaults,
-    Host,
-    KernelFacts,
-    Log,
-    Op,
-    Policy,
-    Reason,
-    Rule,
-    Topology,
-    compile_policy,
-)
+from kvmsr.policy import Access, Defaults, Host, Log, Op, Policy, Reason, Rule, Topology
 from kvmsr.policy import Counter as Ticks
+from kvmsr.policy.plan import KernelFacts, compile_policy
+from tests.policy.plan.test_filter import kvm_allows
 from tests.policy.test_bits import Reference as BitByBit
-from tests.policy.test_filter import kvm_allows
 
 KNOWN, ALSO_KNOWN, UNKNOWN = 0x100, 0x101, 0x5000
 KERNEL = KernelFacts((HandledRange(KNOWN, ALSO_KNOWN, True, True),))

@@ -14,7 +14,8 @@ from kvmsr.errors import BackendError, CapabilityError, PolicyError, UsageError
 from kvmsr.machine import Boot, EndKind, Machine
 from kvmsr.machine.probe import probe
 from kvmsr.msr import HandledRange, handled
-from kvmsr.policy import Defaults, Fault, KernelFacts, Policy, Rule, on_read, on_write
+from kvmsr.policy import Defaults, Fault, Policy, Rule, on_read, on_write
+from kvmsr.policy.plan import KernelFacts
 from tests.conftest import GUESTS
 
 MSR = 0x474F4F00

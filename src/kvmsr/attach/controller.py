@@ -21,18 +21,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from kvmsr import _native
-from kvmsr._native.block import Block
+from kvmsr import native
 from kvmsr.attach.control import ControlServer
 from kvmsr.attach.in_force import InForce
 from kvmsr.attach.state import load_state, parse_state, save_state
 from kvmsr.dispatch import Sink, Verdict
-from kvmsr.dispatch.native import access_of
-from kvmsr.dispatch.table import Names
 from kvmsr.errors import BackendError, UsageError
 from kvmsr.machine.result import FAILED, End, EndKind, RunResult
-from kvmsr.policy import Access, Policy, load_policy
-from kvmsr.trace.native import native_summary
+from kvmsr.native.block import Block
+from kvmsr.native.questions import access_of
+from kvmsr.native.summary import native_summary
+from kvmsr.native.table import Names
+from kvmsr.policy import Access, Policy
+from kvmsr.policy.file import load_policy
 
 __all__ = ("Controller",)
 
@@ -65,13 +66,11 @@ class Controller:
         state: Path | None = None,
         output_to_stderr: bool = False,
     ) -> None:
-        if not _native.available() or not _native.SHIM.exists():
-            raise BackendError(
-                _native.why_not() or f"{_native.SHIM} is missing: install kvmsr anew"
-            )
-        if set(" :") & set(str(_native.SHIM)):
+        if not native.available() or not native.SHIM.exists():
+            raise BackendError(native.why_not() or f"{native.SHIM} is missing: install kvmsr anew")
+        if set(" :") & set(str(native.SHIM)):
             raise UsageError(
-                f"{_native.SHIM} cannot be preloaded: its path has a space or colon in it; install"
+                f"{native.SHIM} cannot be preloaded: its path has a space or colon in it; install"
                 " kvmsr elsewhere"
             )
         self._command = list(command)
@@ -123,7 +122,7 @@ class Controller:
     # The VMM
 
     def _start(self, life: int) -> subprocess.Popen[bytes]:
-        preload = ":".join(filter(None, (str(_native.SHIM), os.environ.get("LD_PRELOAD"))))
+        preload = ":".join(filter(None, (str(native.SHIM), os.environ.get("LD_PRELOAD"))))
         environment = os.environ | {
             "LD_PRELOAD": preload,
             "KVMSR_BLOCK": f"{os.getpid()}:{self._block.fd}",
@@ -171,13 +170,13 @@ class Controller:
         return any(Path(f"/proc/{pid}").exists() for pid in others)
 
     def _tell(self, vcpus: list[Any]) -> None:
-        event = _native.ffi.new("struct kvmsr_event *")
+        event = native.ffi.new("struct kvmsr_event *")
         for vcpu in vcpus:
-            while _native.lib.kvmsr_next_event(vcpu, event):
+            while native.lib.kvmsr_next_event(vcpu, event):
                 policy = self._by_serial.get(event.serial)
                 if policy is None or event.op > 1 or event.reason > 2 or event.verdict > 3:
                     continue
-                raw = _native.ffi.new(
+                raw = native.ffi.new(
                     "struct kvmsr_access *",
                     (event.value, vcpu.id, event.index, event.op, event.reason),
                 )
@@ -187,7 +186,7 @@ class Controller:
 
     def _answer(self, vcpu: Any) -> None:
         """Answer the questions of one vCPU; a thread of its own does."""
-        lib, ffi = _native.lib, _native.ffi
+        lib, ffi = native.lib, native.ffi
         asked = ffi.new("struct kvmsr_upcall *")  # what is there may change while it is read
         while not self._over:
             question = lib.kvmsr_await_question(vcpu, _WAIT_MS)
@@ -203,16 +202,16 @@ class Controller:
         """Find what shall happen, and put it into *asked*; False: the VMM is to be ended."""
         outcome = asked.outcome
         policy = self._by_serial.get(asked.serial)
-        stops = outcome.verdict == _native.lib.KVMSR_STOP
+        stops = outcome.verdict == native.lib.KVMSR_STOP
         if policy is None or asked.access.op > 1 or asked.access.reason > 2:
-            outcome.verdict = _native.lib.KVMSR_FAULT
+            outcome.verdict = native.lib.KVMSR_FAULT
             return True
-        native = policy.vm(vm)
-        if not stops and not native.asks_python(outcome.rule):
-            outcome.verdict = _native.lib.KVMSR_FAULT
+        vm_side = policy.vm(vm)
+        if not stops and not vm_side.asks_python(outcome.rule):
+            outcome.verdict = native.lib.KVMSR_FAULT
             return True
         access = access_of(asked.access)
-        found = native.answer(access, outcome)
+        found = vm_side.answer(access, outcome)
         if found.verdict is Verdict.STOP:
             self._end_at(access, found.rule)
             return False

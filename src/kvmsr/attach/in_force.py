@@ -9,18 +9,19 @@ A policy from when it was installed until another one replaces it, for all VMs o
 import threading
 from typing import Final
 
-from kvmsr._native import lib
-from kvmsr._native.block import Block
 from kvmsr.abi import Cap
 from kvmsr.attach.state import State, VmState
 from kvmsr.backend import HostBackend
 from kvmsr.dispatch import Dispatcher, HandlerFailure, Sink
-from kvmsr.dispatch.native import NativeDispatcher
-from kvmsr.dispatch.table import Names
 from kvmsr.kvm import Kvm
 from kvmsr.machine.fitting import fitting_plan
 from kvmsr.machine.hostmsr import host_msrs
-from kvmsr.policy import Plan, Policy
+from kvmsr.native import lib
+from kvmsr.native.block import Block
+from kvmsr.native.questions import NativeDispatcher
+from kvmsr.native.table import Names
+from kvmsr.policy import Policy
+from kvmsr.policy.plan import Plan
 
 __all__ = ("InForce",)
 

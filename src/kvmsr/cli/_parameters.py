@@ -13,8 +13,8 @@ from click.shell_completion import CompletionItem
 
 from kvmsr.errors import UnknownMsrError, UsageError
 from kvmsr.msr import catalog
-from kvmsr.policy.parse import PRESET
-from kvmsr.policy.presets import preset_names
+from kvmsr.policy.file.parse import PRESET
+from kvmsr.policy.file.presets import preset_names
 
 __all__ = ("MsrIndex", "Number", "PolicyFile", "Preset")
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from kvmsr.machine import EndKind, RunResult
 from kvmsr.policy import Policy
-from kvmsr.policy.toml import action_text, msr_names, policy_tables
+from kvmsr.policy.file.toml import action_text, msr_names, policy_tables
 from kvmsr.trace import Row
 
 __all__ = ("print_policy", "print_result")

@@ -14,7 +14,7 @@ import click
 
 from kvmsr.attach import ask, load_state, parse_state, save_state
 from kvmsr.cli._parameters import PolicyFile
-from kvmsr.policy import load_policy
+from kvmsr.policy.file import load_policy
 
 __all__ = ("command",)
 

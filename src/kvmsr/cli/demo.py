@@ -15,7 +15,7 @@ import click
 from kvmsr.cli.run import run_guest
 from kvmsr.machine import Boot
 from kvmsr.machine.choice import choose_backend
-from kvmsr.policy import load_policy
+from kvmsr.policy.file import load_policy
 
 __all__ = ("command",)
 

@@ -16,8 +16,8 @@ from typing import Final
 
 import click
 
-from kvmsr import _native
 from kvmsr import backend as backends
+from kvmsr import native
 from kvmsr.abi import KVM_API_VERSION, Cap
 from kvmsr.backend import Backend
 from kvmsr.errors import BackendError, KvmsrError
@@ -83,10 +83,10 @@ def _soft() -> Finding:
 
 
 def _native_core() -> Finding:
-    if _native.available():
+    if native.available():
         return Finding("native core", OK, "built: accesses are answered in C, kvmsr exec works")
     what = "not built: accesses on /dev/kvm cost more, and kvmsr exec does not work"
-    return Finding("native core", WARN, what, _native.REMEDY)
+    return Finding("native core", WARN, what, native.REMEDY)
 
 
 def _module() -> Finding:

@@ -19,7 +19,8 @@ from kvmsr.cli._parameters import PolicyFile
 from kvmsr.cli._table import print_result
 from kvmsr.errors import UsageError
 from kvmsr.machine import RunResult
-from kvmsr.policy import Policy, load_policy
+from kvmsr.policy import Policy
+from kvmsr.policy.file import load_policy
 
 __all__ = ("command",)
 

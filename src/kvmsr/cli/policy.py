@@ -16,17 +16,11 @@ from kvmsr.cli.policy_files import export, import_
 from kvmsr.errors import FilterCapacityError, PolicyError
 from kvmsr.kvm.module import ignore_msrs
 from kvmsr.msr import catalog
-from kvmsr.policy import (
-    KernelFacts,
-    Op,
-    Plan,
-    Policy,
-    compile_policy,
-    explain,
-    load_policy,
-)
-from kvmsr.policy.parse import PRESET
-from kvmsr.policy.presets import preset_names, preset_text
+from kvmsr.policy import Op, Policy
+from kvmsr.policy.file import load_policy
+from kvmsr.policy.file.parse import PRESET
+from kvmsr.policy.file.presets import preset_names, preset_text
+from kvmsr.policy.plan import KernelFacts, Plan, compile_policy, explain
 
 __all__ = ("command",)
 
@@ -116,8 +110,8 @@ def show(file: str, as_toml: bool, as_json: bool) -> None:
 
     With all that it extends, and the rules in the order in which they are tried.
     """
-    from kvmsr.policy.toml import as_json as json_form
-    from kvmsr.policy.toml import to_toml
+    from kvmsr.policy.file.toml import as_json as json_form
+    from kvmsr.policy.file.toml import to_toml
 
     policy = load_policy(file)
     if as_toml:
@@ -253,7 +247,7 @@ def _runs_denied(base: int, count: int, bitmap: bytes) -> list[tuple[int, int]]:
 @click.option("--json", "as_json", is_flag=True, help="It is JSON anyway.")
 def schema(as_json: bool) -> None:
     """Print the JSON schema, for editors."""
-    from kvmsr.policy.jsonschema import json_schema
+    from kvmsr.policy.file.jsonschema import json_schema
 
     _print_json(json_schema())
 

@@ -17,8 +17,8 @@ from rich.table import Table
 
 from kvmsr.cli._parameters import PolicyFile
 from kvmsr.errors import PolicyError, UsageError
-from kvmsr.policy import load_policy
-from kvmsr.policy.formats import FORMATS, Imported, as_policy, export_policy, import_text
+from kvmsr.policy.file import load_policy
+from kvmsr.policy.file.formats import FORMATS, Imported, as_policy, export_policy, import_text
 
 __all__ = ("export", "import_")
 

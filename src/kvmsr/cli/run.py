@@ -28,7 +28,8 @@ from kvmsr.errors import GuestMemoryError, UsageError
 from kvmsr.machine import Boot, Machine, RunResult, find_features
 from kvmsr.machine.choice import choose_backend
 from kvmsr.machine.layout import Layout
-from kvmsr.policy import Policy, load_policy
+from kvmsr.policy import Policy
+from kvmsr.policy.file import load_policy
 
 __all__ = ("command", "run_guest")
 

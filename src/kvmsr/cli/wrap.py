@@ -15,7 +15,7 @@ import click
 from kvmsr.attach import find_vmm
 from kvmsr.cli._parameters import PolicyFile
 from kvmsr.errors import UsageError
-from kvmsr.policy import load_policy
+from kvmsr.policy.file import load_policy
 
 __all__ = ("command",)
 

@@ -33,7 +33,6 @@ from kvmsr.policy import (
     Model,
     Op,
     Plain,
-    Plan,
     Python,
     Reason,
     Rule,
@@ -41,6 +40,7 @@ from kvmsr.policy import (
     Topology,
     Value,
 )
+from kvmsr.policy.plan import Plan
 from kvmsr.policy.selector import shown, told
 
 __all__ = ("Dispatcher", "HandlerFailure")

@@ -12,14 +12,14 @@ from kvmsr.errors import KvmsrError
 from kvmsr.kvm import Vcpu, Vm
 from kvmsr.kvm.exits import EmulationFailure, FailEntry, Internal
 
-__all__ = ("Place", "explain_emulation_failure", "explain_internal", "where")
+__all__ = ("Position", "explain_emulation_failure", "explain_internal", "where")
 
 _LONGEST = 15
 _PAGE = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Position:
     """
     Where a vCPU is.
 
@@ -35,12 +35,12 @@ class Place:
     code: bytes
 
 
-def where(vm: Vm, vcpu: Vcpu) -> Place:
+def where(vm: Vm, vcpu: Vcpu) -> Position:
     """Return where *vcpu*, which must not be running, is."""
     regs, sregs = vcpu.get_regs(), vcpu.get_sregs()
     bits = 64 if sregs.cs.l else 32 if sregs.cs.db else 16
     linear = regs.rip if bits == 64 else sregs.cs.base + regs.rip & 0xFFFFFFFF
-    return Place(regs.rip, linear, bits, _read(vm, vcpu, linear))
+    return Position(regs.rip, linear, bits, _read(vm, vcpu, linear))
 
 
 def _read(vm: Vm, vcpu: Vcpu, linear: int) -> bytes:

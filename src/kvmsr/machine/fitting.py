@@ -13,16 +13,8 @@ from typing import Final
 from kvmsr.abi import MsrExitReason, MsrFilterFlag
 from kvmsr.kvm import Kvm, MsrFilterRange, Vcpu, Vm
 from kvmsr.machine.vcpu import host_reads
-from kvmsr.policy import (
-    FilterRange,
-    KernelFacts,
-    Lint,
-    LintId,
-    Plan,
-    Policy,
-    Reason,
-    compile_policy,
-)
+from kvmsr.policy import Policy, Reason
+from kvmsr.policy.plan import FilterRange, KernelFacts, Lint, LintId, Plan, compile_policy
 
 __all__ = ("fitting_plan", "install")
 

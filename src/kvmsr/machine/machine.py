@@ -11,13 +11,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final, Self
 
-from kvmsr import _native
-from kvmsr._native.block import Block
+from kvmsr import native
 from kvmsr.abi import PIT_SPEAKER_DUMMY, Cap, Chip, RoutingType, vm
 from kvmsr.backend import Backend, HostBackend, Memory
 from kvmsr.dispatch import Dispatcher, Sink
-from kvmsr.dispatch.native import NativeDispatcher
-from kvmsr.dispatch.table import Names
 from kvmsr.errors import HostError, UsageError
 from kvmsr.kvm import Kvm
 from kvmsr.machine import acpi
@@ -30,9 +27,12 @@ from kvmsr.machine.layout import ACPI_BASE, FOUR_GIB, IDENTITY_MAP, TSS_PAGES, L
 from kvmsr.machine.loaders import Boot, Guest, Loaded, load
 from kvmsr.machine.result import INTERRUPTED, TIMEOUT, End, EndKind, RunResult
 from kvmsr.machine.vcpu import VcpuThread
+from kvmsr.native.block import Block
+from kvmsr.native.questions import NativeDispatcher
+from kvmsr.native.summary import native_summary
+from kvmsr.native.table import Names
 from kvmsr.policy import Policy
 from kvmsr.trace import Summary
-from kvmsr.trace.native import native_summary
 
 __all__ = ("Machine",)
 
@@ -170,7 +170,7 @@ class Machine:
 
     def _go_native(self) -> None:
         backend = self.kvm.backend
-        if not isinstance(backend, HostBackend) or not _native.available():
+        if not isinstance(backend, HostBackend) or not native.available():
             return
         self._block = Block(len(self._threads))
         self.native = NativeDispatcher(self.dispatcher, self._block, Names())

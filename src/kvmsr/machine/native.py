@@ -9,12 +9,12 @@ lock is free while the guest runs.
 
 from collections.abc import Callable
 
-from kvmsr._native import ffi, lib
-from kvmsr._native.block import access_reader
 from kvmsr.backend import HostBackend
 from kvmsr.dispatch import Outcome, Verdict
-from kvmsr.dispatch.native import NativeDispatcher, made_access
 from kvmsr.kvm import Vcpu
+from kvmsr.native import ffi, lib
+from kvmsr.native.block import access_reader
+from kvmsr.native.questions import NativeDispatcher, made_access
 from kvmsr.policy import Access
 
 __all__ = ("NativeLoop",)

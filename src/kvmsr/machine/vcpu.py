@@ -18,7 +18,6 @@ from typing import Final, Protocol
 from kvmsr.abi import Chip, ExitReason, Mp, MsrExitReason
 from kvmsr.backend import HostBackend
 from kvmsr.dispatch import Dispatcher, Outcome, Verdict
-from kvmsr.dispatch.native import NativeDispatcher
 from kvmsr.errors import KvmsrError, MsrListError
 from kvmsr.kvm import Vcpu, Vm
 from kvmsr.kvm.exits import (
@@ -42,6 +41,7 @@ from kvmsr.machine.board import Board
 from kvmsr.machine.diagnose import explain_emulation_failure, explain_internal, where
 from kvmsr.machine.native import NativeLoop
 from kvmsr.machine.result import CRASHED, FAILED, INTERRUPTED, End, EndKind
+from kvmsr.native.questions import NativeDispatcher
 from kvmsr.policy import Access, Op, Reason
 from kvmsr.trace import Summary
 

@@ -7,17 +7,18 @@ What is known about model-specific registers: :func:`catalog` and :func:`handled
 their fields: :func:`decode` and :func:`encode`.
 """
 
-from kvmsr.msr.catalog import Catalog, HandledRange, catalog, handled
+from kvmsr.msr.catalog import X2APIC, Catalog, HandledRange, catalog, handled
 from kvmsr.msr.decode import Decoded, FieldValue, decode, encode
-from kvmsr.msr.entry import Field, Msr
+from kvmsr.msr.entry import Msr, MsrField
 
 __all__ = (
+    "X2APIC",
     "Catalog",
     "Decoded",
-    "Field",
     "FieldValue",
     "HandledRange",
     "Msr",
+    "MsrField",
     "catalog",
     "decode",
     "encode",

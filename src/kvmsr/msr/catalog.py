@@ -21,7 +21,10 @@ import msgspec
 from kvmsr.errors import UnknownMsrError
 from kvmsr.msr.entry import Msr
 
-__all__ = ("Catalog", "HandledRange", "catalog", "handled")
+__all__ = ("X2APIC", "Catalog", "HandledRange", "catalog", "handled")
+
+X2APIC: Final = (0x800, 0x8FF)
+"""MSRs that no filter can deny: KVM lets them through before it looks at the filter."""
 
 _PREFIXES: Final = (
     "msr_ia32_",

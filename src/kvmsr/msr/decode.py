@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 from kvmsr.errors import FieldError
-from kvmsr.msr.entry import Field, Msr
+from kvmsr.msr.entry import Msr, MsrField
 
 __all__ = ("Decoded", "FieldValue", "decode", "encode")
 
@@ -26,7 +26,7 @@ class FieldValue(NamedTuple):
     :ivar meaning: what that means, in words; "" where there is nothing to say.
     """
 
-    field: Field
+    field: MsrField
     number: int
     meaning: str
 
@@ -112,7 +112,7 @@ def encode(msr: Msr, fields: Mapping[str, int | str], start: int = 0) -> int:
     return value
 
 
-def _number(msr: Msr, field: Field, text: str) -> int:
+def _number(msr: Msr, field: MsrField, text: str) -> int:
     for number, meaning in field.values.items():
         if meaning.lower() == text.lower():
             return number

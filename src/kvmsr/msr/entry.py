@@ -11,13 +11,13 @@ from typing import Final
 
 import msgspec
 
-__all__ = ("CATEGORIES", "Field", "Msr")
+__all__ = ("CATEGORIES", "Msr", "MsrField")
 
 CATEGORIES: Final = ("control", "model-specific", "package-window")
 """What an MSR is there for: it steers the CPU, belongs to one model, or looks into the package."""
 
 
-class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class MsrField(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """
     Some neighbouring bits of an MSR.
 
@@ -93,7 +93,7 @@ class Msr(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     access: str = ""
     reset: int | None = None
     category: str = ""
-    fields: tuple[Field, ...] = ()
+    fields: tuple[MsrField, ...] = ()
     rest: str = ""
     kvm: str = ""
     sources: tuple[str, ...] = ()

@@ -19,7 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from kvmsr.errors import CatalogError
-from kvmsr.msr.entry import CATEGORIES, Field, Msr
+from kvmsr.msr.entry import CATEGORIES, Msr, MsrField
 
 __all__ = ("read_sources",)
 
@@ -137,15 +137,15 @@ def _given(part: _Shared) -> dict[str, Any]:
     return {key: getattr(part, key) for key in _Shared.__struct_fields__ if getattr(part, key)}
 
 
-def _fields(detail: _Detail, where: str) -> tuple[Field, ...]:
-    made: list[Field] = []
+def _fields(detail: _Detail, where: str) -> tuple[MsrField, ...]:
+    made: list[MsrField] = []
     for field in detail.fields:
         high, _, low = str(field.bits).partition("-" if "-" in str(field.bits) else ":")
         ends = sorted((int(high), int(low or high)))
         if ends[1] > 63 or field.kind not in _KINDS:
             raise CatalogError(f"{where}: {detail.msr}.{field.name}: bits or kind are none")
         values = {int(number, 0): meaning for number, meaning in field.values.items()}
-        new = Field(
+        new = MsrField(
             field.name, ends[0], ends[1], field.about, field.kind, values, field.scale, field.unit
         )
         for other in made:

@@ -15,7 +15,7 @@ from kvmsr.errors import PolicyError
 from kvmsr.policy.access import Op, Reason
 from kvmsr.policy.actions import Action, ActionSpec, Counter, Model, Plain, Value, to_action
 from kvmsr.policy.bits import Bits
-from kvmsr.policy.schema import FormError
+from kvmsr.policy.form import FormError
 from kvmsr.policy.selector import MsrSpec, Ranges, merge, nearest, parse_msrs, shown
 from kvmsr.policy.topology import Scope
 from kvmsr.policy.when import When

@@ -11,16 +11,31 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
+import msgspec
+
 from kvmsr.errors import PolicyError
 from kvmsr.policy.access import Reason
-from kvmsr.policy.schema import FormError, WhenTable, convert
+from kvmsr.policy.form import FormError, convert
 from kvmsr.policy.selector import nearest, shown
 
-__all__ = ("When",)
+__all__ = ("When", "WhenTable")
 
 _U64: Final = (1 << 64) - 1
 _HEX: Final = r"(0[xX][0-9a-fA-F_]{1,30}|\d{1,30})"
 _RIP: Final = re.compile(rf"{_HEX}(?:\s*-\s*{_HEX})?")
+
+
+class WhenTable(msgspec.Struct, forbid_unknown_fields=True):
+    """A rule's condition."""
+
+    vcpu: int | list[int] | None = None
+    cpl: int | list[int] | None = None
+    rip: str | None = None
+    value: int | None = None
+    mask: int | None = None
+    after: int | None = None
+    every: int | None = None
+    reason: str | list[str] | None = None
 
 
 @dataclass(frozen=True, slots=True, init=False)

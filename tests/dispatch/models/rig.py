@@ -2,7 +2,8 @@
 
 from kvmsr.dispatch import Dispatcher, Verdict
 from kvmsr.msr import catalog
-from kvmsr.policy import Access, Model, Op, Policy, Reason, Rule, Topology, compile_policy
+from kvmsr.policy import Access, Model, Op, Policy, Reason, Rule, Topology
+from kvmsr.policy.plan import compile_policy
 
 FAULT = "fault"
 

@@ -4,7 +4,8 @@ import pytest
 
 from kvmsr.dispatch import Dispatcher
 from kvmsr.machine import Boot, Machine
-from kvmsr.policy import Access, Model, Op, Policy, Reason, Rule, Topology, compile_policy
+from kvmsr.policy import Access, Model, Op, Policy, Reason, Rule, Topology
+from kvmsr.policy.plan import compile_policy
 
 RULE = Rule("MSR_CORE_THREAD_COUNT", read=Model("topology.core-thread-count"), write="fault")
 

@@ -10,19 +10,10 @@ from kvmsr.dispatch import Dispatcher, Verdict
 from kvmsr.dispatch.models import Field, Register, RegisterModel, Scope, Topology
 from kvmsr.errors import PolicyError
 from kvmsr.machine import Boot, Machine
-from kvmsr.policy import (
-    Access,
-    Defaults,
-    Fault,
-    Model,
-    Op,
-    Policy,
-    Reason,
-    Rule,
-    compile_policy,
-    load_policy,
-)
-from kvmsr.policy.models import BUILT_IN, find_model
+from kvmsr.policy import Access, Defaults, Fault, Model, Op, Policy, Reason, Rule
+from kvmsr.policy.file import load_policy
+from kvmsr.policy.plan import compile_policy
+from kvmsr.policy.register_models import BUILT_IN, find_model
 
 UNIT, COUNTER, STATUS = 0x606, 0x611, 0x19C
 

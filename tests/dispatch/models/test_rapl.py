@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kvmsr.dispatch.models.energy import CpuTime, Powercap
 from kvmsr.errors import PolicyError
 from kvmsr.policy import Topology
-from kvmsr.policy.schema import FormError
+from kvmsr.policy.form import FormError
 from tests.dispatch.models.rig import FAULT, Rig
 
 INTEL = [0x606, 0x610, 0x611, 0x614, 0x619, 0x639, 0x641]

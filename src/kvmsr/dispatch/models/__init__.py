@@ -18,7 +18,7 @@ parameters, and says what reads and writes do where that is more than keeping a 
             return register.pack(rpm=self.parameters.rpm)
 
 A policy names it ``{ model = "module:Fan", rpm = 900 }``; those that come with kvmsr have names of
-their own, in :data:`kvmsr.policy.models.BUILT_IN`.
+their own, in :data:`kvmsr.policy.register_models.BUILT_IN`.
 """
 
 from msgspec import Meta

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+# The library's face, the one list of it: at run time these names are read from here, too.
+
+from ._version import __version__ as __version__
+from .dispatch import Dispatcher as Dispatcher
+from .dispatch import Outcome as Outcome
+from .dispatch import Verdict as Verdict
+from .dispatch.models import RegisterModel as RegisterModel
+from .errors import BackendError as BackendError
+from .errors import HostError as HostError
+from .errors import ImageError as ImageError
+from .errors import KvmsrError as KvmsrError
+from .errors import PolicyError as PolicyError
+from .errors import UnknownMsrError as UnknownMsrError
+from .errors import UsageError as UsageError
+from .kvm import Kvm as Kvm
+from .kvm import Vcpu as Vcpu
+from .kvm import Vm as Vm
+from .machine import Boot as Boot
+from .machine import End as End
+from .machine import EndKind as EndKind
+from .machine import Machine as Machine
+from .machine import RunResult as RunResult
+from .msr import catalog as catalog
+from .policy import Access as Access
+from .policy import Counter as Counter
+from .policy import Defaults as Defaults
+from .policy import Fault as Fault
+from .policy import Host as Host
+from .policy import Model as Model
+from .policy import Op as Op
+from .policy import Policy as Policy
+from .policy import Reason as Reason
+from .policy import Rule as Rule
+from .policy import Scope as Scope
+from .policy import Topology as Topology
+from .policy import Value as Value
+from .policy import When as When
+from .policy import on_read as on_read
+from .policy import on_write as on_write
+from .policy.file import load_policy as load_policy
+from .policy.file import parse_policy as parse_policy
+from .policy.plan import KernelFacts as KernelFacts
+from .policy.plan import Plan as Plan
+from .policy.plan import compile_policy as compile_policy

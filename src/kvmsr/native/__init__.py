@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The native core
+---------------
+
+C for what has to be fast or has to live in another process: the compiled policy and its evaluator,
+the run loop, and the shim of ``kvmsr exec``. It is optional: without it guests run slower, and
+``kvmsr exec`` does not work.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+__all__ = ("REMEDY", "SHIM", "available", "ffi", "lib", "why_not")
+
+REMEDY = (
+    "install a C compiler and Python's headers (on Debian: gcc and python3-dev), then kvmsr again"
+)
+
+ffi: Any = None
+lib: Any = None
+
+try:
+    _core = import_module("kvmsr.native._core")
+except ImportError as error:
+    _why = str(error)
+else:
+    _why = ""
+    ffi, lib = _core.ffi, _core.lib
+
+SHIM = next(iter(sorted(Path(__file__).parent.glob("shim*.so"))), Path(__file__).parent / "shim.so")
+"""The library that is preloaded into VMMs."""
+
+
+def available() -> bool:
+    """Tell whether the native core was built."""
+    return not _why
+
+
+def why_not() -> str:
+    """Return why there is no native core and what to do, or ""."""
+    if available():
+        return ""
+    return f"kvmsr's native core is not there ({_why}): {REMEDY}"

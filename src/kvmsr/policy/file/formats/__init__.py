@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Other programs' formats
+-----------------------
+
+Files of others that say something about MSRs, as policies, and policies as such files.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Final, NamedTuple
+
+from kvmsr.errors import PolicyError, UsageError
+from kvmsr.msr import X2APIC
+from kvmsr.policy.file.formats import bochs, crosvm, firecracker, kernel_log, msr_safe
+from kvmsr.policy.file.formats.statement import Imported, Statement
+from kvmsr.policy.file.toml import to_toml
+from kvmsr.policy.policy import Policy
+from kvmsr.policy.rule import Rule
+
+__all__ = ("FORMATS", "Imported", "Statement", "as_policy", "export_policy", "import_text")
+
+
+class Format(NamedTuple):
+    """
+    A format.
+
+    :ivar about: what it is.
+    :ivar looks_like: tells whether a text seems to have it.
+    :ivar read: yields a text's statements, given where it is from.
+    :ivar write: returns a policy in it, and the rules that it cannot hold; None: only read.
+    """
+
+    about: str
+    looks_like: Callable[[str], bool]
+    read: Callable[[str, str], Iterator[Statement]]
+    write: Callable[[Policy], tuple[str, list[Rule]]] | None
+
+
+FORMATS: Final = {
+    "firecracker": Format(
+        "a CPU template's msr_modifiers", firecracker.looks_like, firecracker.read,
+        firecracker.write,
+    ),
+    "crosvm": Format("--userspace-msr options", crosvm.looks_like, crosvm.read, crosvm.write),
+    "bochs": Format("msrs.def", bochs.looks_like, bochs.read, bochs.write),
+    "msr-safe": Format("an allow list", msr_safe.looks_like, msr_safe.read, msr_safe.write),
+    "kernel-log": Format(
+        "lines of dmesg, a journal or a trace", kernel_log.looks_like, kernel_log.read, None
+    ),
+}  # fmt: skip
+"""The formats by name; the first that a text looks like is taken for its own."""
+
+
+def import_text(text: str, source: str, form: str | None = None) -> Imported:
+    """
+    Return what *text* says.
+
+    :param source: where it is from, for messages.
+    :param form: its format; None finds out.
+    :raises PolicyError: if it is in none of the formats, or not as its format wants it.
+    :raises UsageError: if there is no such format.
+    """
+    if form is None:
+        form = next((name for name, f in FORMATS.items() if f.looks_like(text)), None)
+        if form is None:
+            known = ", ".join(f"{name} ({f.about})" for name, f in FORMATS.items())
+            raise PolicyError(f"this looks like none of the formats: {known}", file=source)
+    if form not in FORMATS:
+        raise UsageError(f"no format is called {form!r}; there are {', '.join(FORMATS)}")
+    return Imported(form, tuple(_possible(FORMATS[form].read(text, source))))
+
+
+def _possible(statements: Iterator[Statement]) -> Iterator[Statement]:
+    """Take the rules away that no policy can have, or that an earlier one leaves nothing for."""
+    first: dict[int, int] = {}
+    for each in statements:
+        if each.rule is None or each.index is None:
+            yield each
+        elif X2APIC[0] <= each.index <= X2APIC[1]:
+            yield replace(each, rule=None, lost="no policy can take x2APIC's MSRs from KVM")
+        elif each.index in first:
+            yield replace(each, rule=None, lost=f"line {first[each.index]} comes before it")
+        else:
+            first[each.index] = each.line
+            yield each
+
+
+def as_policy(imported: Imported, name: str) -> str:
+    """Return the policy file that *imported* proposes, with what it cannot say as comments."""
+    rules = [
+        Rule(
+            rule.msrs, rule.read, rule.write, reset=rule.reset or None, bits=rule.bits,
+            log=rule.log, where=f"line {each.line}: {each.said}",
+        )
+        for each in imported.statements
+        if (rule := each.rule) is not None
+    ]  # fmt: skip
+    text = to_toml(Policy(rules, name=name, description=f"made of {imported.format}"))
+    lost = [
+        f"# line {each.line}: {each.said}: {each.lost}"
+        for each in imported.statements
+        if each.lost and (each.rule is not None or each.index is None)
+    ]
+    if not lost:
+        return text
+    return "\n".join(["# What no rule says:", *dict.fromkeys(lost), "", text])
+
+
+def export_policy(policy: Policy, form: str) -> tuple[str, list[Rule]]:
+    """
+    Return *policy* in a format, and the rules that it cannot hold.
+
+    :raises UsageError: if there is no such format, or it can only be read.
+    """
+    writers = {name: f.write for name, f in FORMATS.items() if f.write is not None}
+    if form not in writers:
+        raise UsageError(f"policies cannot be written as {form!r}; there are {', '.join(writers)}")
+    return writers[form](policy)

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+JSON schema
+-----------
+
+The form of a policy file, for editors: what may stand where, and what it means.
+"""
+
+from typing import Any, Final
+
+import msgspec
+
+from kvmsr.policy.access import Reason
+from kvmsr.policy.actions import SAME_CPU, Plain
+from kvmsr.policy.bits import BitKind
+from kvmsr.policy.file.schema import ActionTable, File
+from kvmsr.policy.policy import ON_ERROR, ON_UNKNOWN
+from kvmsr.policy.register_models import BUILT_IN, find_model
+from kvmsr.policy.rule import Log
+from kvmsr.policy.topology import Scope
+from kvmsr.policy.when import WhenTable
+
+__all__ = ("json_schema",)
+
+_U64: Final = {"type": "integer", "minimum": 0, "maximum": (1 << 64) - 1}
+_MSR: Final = {
+    "anyOf": [
+        {"type": "integer", "minimum": 0, "maximum": (1 << 32) - 1},
+        {"type": "string", "description": "a name, 0x35, 0x600-0x63f, or IA32_MC*_STATUS"},
+    ]
+}
+
+# What a key means, and where the form is narrower than its type.
+_SAYS: Final[dict[str, dict[str, tuple[str, dict[str, Any]]]]] = {
+    "HeaderTable": {
+        "name": ("how the policy is called", {}),
+        "description": ("what it is for", {}),
+        "extends": ("policies to build on: files, or preset:NAME; later wins over earlier", {}),
+        "allow_host_writes": ("whether host may be an action for writes", {}),
+    },
+    "DefaultsTable": {
+        "unknown": ("for MSRs that KVM does not know", {"enum": [*map(str, ON_UNKNOWN)]}),
+        "invalid": ("for values and modes that KVM refuses", {"enum": [*map(str, ON_UNKNOWN)]}),
+        "on_error": ("when a handler fails", {"enum": [*map(str, ON_ERROR)]}),
+    },
+    "TopologyTable": {
+        "threads_per_core": ("vCPUs of a core", {"type": "integer", "minimum": 1}),
+        "cores_per_package": ("cores of a package", {"type": "integer", "minimum": 1}),
+    },
+    "RuleTable": {
+        "msr": ("which MSRs", {"anyOf": [*_MSR["anyOf"], {"type": "array", "items": _MSR}]}),
+        "reset": ("what shadow reads before anything was written", _U64),
+        "bits": (
+            'what shadow does of each bit: "0", "1-2", or "*" for all others',
+            {
+                "type": "object",
+                "additionalProperties": {"enum": [*map(str, BitKind)]},
+                "propertyNames": {"pattern": r"^(\*|\d{1,2}(\s*-\s*\d{1,2})?)$"},
+            },
+        ),
+        "scope": ("which vCPUs share what shadow keeps", {"enum": [*map(str, Scope)]}),
+        "when": ("the condition under which the rule holds", {"$ref": "#/$defs/WhenTable"}),
+        "log": ("what is told while the guest runs", {"enum": [*map(str, Log)]}),
+    },
+    "WhenTable": {
+        "vcpu": ("the vCPUs", {}),
+        "cpl": ("the privilege levels", {}),
+        "rip": ('where the guest is: "0x1000-0x1fff"', {}),
+        "value": ("what is written, under mask", _U64),
+        "mask": ("which bits of the value count", _U64),
+        "after": ("from which match on, from 1", {"type": "integer", "minimum": 1}),
+        "every": ("each how many matches", {"type": "integer", "minimum": 1}),
+        "reason": ("why KVM gave it up", {}),
+    },
+}
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema (draft 2020-12) of a policy file."""
+    _, defs = msgspec.json.schema_components([File, WhenTable], ref_template="#/$defs/{name}")
+    for name, keys in _SAYS.items():
+        properties = defs[name]["properties"]
+        for key, (description, form) in keys.items():
+            properties[key] = {**(form or _plain(properties[key])), "description": description}
+    reasons = {"enum": [*map(str, Reason)]}
+    defs["WhenTable"]["properties"]["reason"]["anyOf"] = [
+        reasons,
+        {"type": "array", "items": reasons, "minItems": 1},
+    ]
+    rule = defs["RuleTable"]["properties"]
+    for op in ("read", "write"):
+        rule[op] = {"description": f"what happens to a {op}", "anyOf": _actions(op)}
+    defs["RuleTable"]["anyOf"] = [{"required": ["read"]}, {"required": ["write"]}]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **defs.pop("File"),
+        "title": "kvmsr policy",
+        "$defs": defs,
+    }
+
+
+def _plain(form: dict[str, Any]) -> dict[str, Any]:
+    """Return *form* without null, which TOML does not have."""
+    form = {key: value for key, value in form.items() if key != "default"}
+    kinds = [kind for kind in form.pop("anyOf", []) if kind != {"type": "null"}]
+    if len(kinds) == 1:
+        return {**form, **kinds[0]}
+    return {**form, "anyOf": kinds} if kinds else form
+
+
+def _actions(op: str) -> list[dict[str, Any]]:
+    host = {"anyOf": [{"const": SAME_CPU}, {"type": "integer", "minimum": 0}]}
+    forms: dict[str, dict[str, Any]] = {
+        "value": {"value": _U64},
+        "python": {"python": {"type": "string", "pattern": r"^[A-Za-z_][\w.]*:\w+$"}},
+        "host": {"host": host},
+        "counter": {"counter": {"type": "integer", "minimum": 1, "maximum": 10**12}},
+    }
+    assert {*forms, "model"} == set(ActionTable.__struct_fields__)
+    tables = [
+        {"type": "object", "properties": form, "required": [key], "additionalProperties": False}
+        for key, form in forms.items()
+        if not (key == "value" and op == "write")
+    ]
+    for name in BUILT_IN:
+        model = find_model(name)
+        _, parts = msgspec.json.schema_components([model.Parameters])
+        own = parts[model.Parameters.__name__]
+        tables.append(
+            {
+                "type": "object",
+                "description": " ".join((model.__doc__ or "").split("\n\n")[0].split()),
+                "properties": {"model": {"const": name}, **own["properties"]},
+                "required": ["model"],
+                "additionalProperties": False,
+            }
+        )
+    users = {"type": "string", "pattern": ":", "description": "module:Class, a model of your own"}
+    tables.append({"type": "object", "properties": {"model": users}, "required": ["model"]})
+    return [{"enum": [*map(str, Plain)]}, *tables]

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Policies as text
+----------------
+
+A policy as TOML, or as what JSON knows, with everything resolved: what it extends stands in it,
+names are numbers. Read again, it is the same policy.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from kvmsr.msr import catalog
+from kvmsr.policy.actions import SAME_CPU, Action, Counter, Host, Model, Plain, Python, Value
+from kvmsr.policy.policy import Policy
+from kvmsr.policy.rule import Rule
+from kvmsr.policy.selector import Ranges
+from kvmsr.policy.topology import Scope
+
+__all__ = ("action_text", "as_json", "msr_names", "policy_tables", "to_toml")
+
+_BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
+_HEX_KEYS: Final = ("value", "mask", "reset", "msr")
+
+
+def policy_tables(policy: Policy) -> dict[str, Any]:
+    """Return *policy* as the tables of a policy file."""
+    header: dict[str, Any] = {"name": policy.name, "description": policy.description}
+    header["allow_host_writes"] = policy.allow_host_writes
+    topology = {
+        "threads_per_core": policy.topology.threads_per_core,
+        "cores_per_package": policy.topology.cores_per_package,
+    }
+    defaults = policy.defaults
+    return {
+        "policy": {key: value for key, value in header.items() if value},
+        "defaults": {
+            "unknown": str(defaults.unknown),
+            "invalid": str(defaults.invalid),
+            "on_error": str(defaults.on_error),
+        },
+        "topology": {key: value for key, value in topology.items() if value is not None},
+        "rule": [_rule(rule) for rule in policy.rules],
+    }
+
+
+def to_toml(policy: Policy) -> str:
+    """Return *policy* as a policy file; comments tell names, and where each rule was written."""
+    tables = policy_tables(policy)
+    parts = []
+    for name in ("policy", "defaults", "topology"):
+        if tables[name]:
+            parts.append("\n".join([f"[{name}]", *_keys(tables[name])]))
+    for rule, table in zip(policy.rules, tables["rule"], strict=True):
+        names = msr_names(rule.msrs)
+        comment = f"# {rule.where}" + (f": {names}" if names else "")
+        parts.append("\n".join([comment, "[[rule]]", *_keys(table)]))
+    return "\n\n".join(parts) + "\n"
+
+
+def as_json(policy: Policy) -> dict[str, Any]:
+    """Return *policy* as its tables, with numbers as in "0x35", and where each rule was written."""
+    tables = policy_tables(policy)
+    for rule, table in zip(policy.rules, tables["rule"], strict=True):
+        table.update(where=rule.where, **rule.place.as_dict())
+    hexed: dict[str, Any] = _hexed(tables)
+    return hexed
+
+
+def _hexed(value: Any, key: str = "") -> Any:
+    if isinstance(value, Mapping):
+        return {k: _hexed(v, k) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_hexed(item, key) for item in value]
+    if isinstance(value, int) and not isinstance(value, bool) and key in _HEX_KEYS:
+        return f"{value:#x}"
+    return value
+
+
+def action_text(action: Action | None) -> str:
+    """Return *action* as a policy file has it; "" for None."""
+    return "" if action is None else _text(_action(action)).strip('"')
+
+
+def msr_names(msrs: Ranges, most: int = 4) -> str:
+    """Return the names of the first MSRs of *msrs* that have one."""
+    names: list[str] = []
+    for first, last in msrs:
+        for index in range(first, min(last, first + 255) + 1):
+            name = catalog().name(index)
+            if name and len(names) == most:
+                return ", ".join([*names, "…"])
+            if name:
+                names.append(name)
+    return ", ".join(names)
+
+
+def _rule(rule: Rule) -> dict[str, Any]:
+    table: dict[str, Any] = {"msr": _msrs(rule.msrs)}
+    for op, action in (("read", rule.read), ("write", rule.write)):
+        if action is not None:
+            table[op] = _action(action)
+    if rule.reset:
+        table["reset"] = rule.reset
+    if rule.bits is not None:
+        table["bits"] = rule.bits.spec()
+    if rule.scope is not Scope.THREAD:
+        table["scope"] = str(rule.scope)
+    if rule.when is not None:
+        table["when"] = rule.when.spec()
+    if rule.log is not None:
+        table["log"] = str(rule.log)
+    return table
+
+
+def _msrs(msrs: Ranges) -> int | list[int | str]:
+    if len(msrs) == 1 and msrs[0][0] == msrs[0][1]:
+        return msrs[0][0]
+    return [first if first == last else f"{first:#x}-{last:#x}" for first, last in msrs]
+
+
+def _action(action: Action) -> Any:
+    if isinstance(action, Plain):
+        return str(action)
+    if isinstance(action, Value):
+        return {"value": action.value}
+    if isinstance(action, Python):
+        return {"python": action.name}
+    if isinstance(action, Host):
+        return {"host": SAME_CPU if action.cpu is None else action.cpu}
+    if isinstance(action, Counter):
+        return {"counter": action.hz}
+    assert isinstance(action, Model)
+    # By way of JSON, which has lists and no tuples; and TOML has no null.
+    given = msgspec.json.decode(msgspec.json.encode(action.parameters))
+    return {"model": action.name, **{key: v for key, v in given.items() if v is not None}}
+
+
+def _keys(table: Mapping[str, Any]) -> list[str]:
+    return [f"{_key(key)} = {_text(value, key)}" for key, value in table.items()]
+
+
+def _key(key: str) -> str:
+    return key if _BARE.fullmatch(key) else json.dumps(key)
+
+
+def _text(value: Any, key: str = "") -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        # JSON's strings are TOML's, but for DEL, which TOML wants escaped.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, int):
+        return f"{value:#x}" if key in _HEX_KEYS else str(value)
+    if isinstance(value, Mapping):
+        inside = ", ".join(f"{_key(k)} = {_text(v, k)}" for k, v in value.items())
+        return f"{{ {inside} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(_text(item, key) for item in value)}]"
+    return str(value)  # floats: TOML writes them as Python does

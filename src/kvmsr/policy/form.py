@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The form of values
+------------------
+
+Holds what comes from outside to a declared type, and reports what is wrong in the words of a policy
+file.
+"""
+
+import re
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import msgspec
+
+from kvmsr.errors import PolicyError
+from kvmsr.policy.selector import nearest
+
+__all__ = ("FormError", "Path", "convert")
+
+_T = TypeVar("_T")
+
+Path = tuple[str | int, ...]
+"""Where a value stands: ``("rule", 2, "read")``."""
+
+
+class FormError(PolicyError):
+    """
+    A value that does not have the form asked for.
+
+    :ivar path: where in the value.
+    """
+
+    def __init__(self, message: str, path: Path) -> None:
+        self.path = path
+        super().__init__(message)
+
+
+def convert(raw: Any, form: type[_T]) -> _T:
+    """
+    Return *raw* as a *form*.
+
+    :raises FormError: if it does not have that form.
+    """
+    try:
+        return msgspec.convert(raw, form)
+    except msgspec.ValidationError as error:
+        match = re.fullmatch(r"(.*?)(?: - at `\$(.*)`)?", str(error), re.DOTALL)
+        assert match is not None
+        raise _in_words(match[1], _path(match[2] or ""), form) from None
+    except (ValueError, TypeError, ArithmeticError) as error:  # of a model's __post_init__
+        raise FormError(str(error), ()) from None
+
+
+def _in_words(what: str, path: Path, form: type) -> FormError:
+    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL)
+    if unknown:
+        known = _fields_at(form, path)
+        hint = nearest(unknown[1], known) if known else "there are none here"
+        return FormError(f"unknown key; {hint}", (*path, unknown[1]))
+    missing = re.fullmatch(r"Object missing required field `(.*)`", what)
+    if missing:
+        return FormError(f"the key {missing[1]!r} is missing", path)
+    if path == ("rule",) and "got `object`" in what:
+        return FormError("rules are an array of tables: write [[rule]], with two brackets", path)
+    for word, toml in (
+        ("Expected", "expected"),
+        (" | null", ""),
+        ("object", "table"),
+        ("bool", "boolean"),
+        ("str", "string"),
+        ("int", "integer"),
+        ("`", ""),
+    ):
+        what = what.replace(word, toml)
+    return FormError(what.replace(" | ", " or "), path)
+
+
+def _fields_at(form: Any, path: Path) -> tuple[str, ...]:
+    """Return the keys that the table at *path* in a *form* may have."""
+    for part in path:
+        inner = (
+            get_type_hints(form).get(part)
+            if isinstance(part, str) and hasattr(form, "__struct_fields__")
+            else form
+        )
+        form = _struct_in(inner) or form
+    return tuple(getattr(form, "__struct_fields__", ()))
+
+
+def _struct_in(hint: Any) -> Any:
+    """Return the structure that *hint* is, or that it is a list or union of."""
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        return hint
+    return next((found for arg in get_args(hint) if (found := _struct_in(arg))), None)
+
+
+def _path(text: str) -> Path:
+    """Read msgspec's ``.rule[2].read``."""
+    # A key of a free table is told as [...]: of those the table itself is named.
+    parts = re.findall(r"\.([^.\[]+)|\[(\d+)\]", text.split("[...]")[0])
+    return tuple(int(number) if number else name for name, number in parts)

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Plans
+-----
+
+A policy compiled for a KVM: which accesses it hands over, through which filter, who answers
+them, and what the policy's owner should know about that.
+"""
+
+from kvmsr.policy.plan.explain import Case, Effect, Explanation, explain
+from kvmsr.policy.plan.facts import KernelFacts
+from kvmsr.policy.plan.filter import Filter, FilterRange
+from kvmsr.policy.plan.lint import Lint, LintId
+from kvmsr.policy.plan.plan import Plan, compile_policy
+from kvmsr.policy.plan.segments import Segment, Table
+
+__all__ = (
+    "Case",
+    "Effect",
+    "Explanation",
+    "Filter",
+    "FilterRange",
+    "KernelFacts",
+    "Lint",
+    "LintId",
+    "Plan",
+    "Segment",
+    "Table",
+    "compile_policy",
+    "explain",
+)

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Lints
+-----
+
+What a policy says well, and its owner may yet not mean. Each has an identifier that stays.
+"""
+
+import enum
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from kvmsr.errors import PolicyError
+from kvmsr.msr import X2APIC, catalog
+from kvmsr.policy.access import Op, Reason
+from kvmsr.policy.actions import Host, Plain
+from kvmsr.policy.plan.facts import KernelFacts
+from kvmsr.policy.plan.segments import Table
+from kvmsr.policy.policy import Policy
+from kvmsr.policy.rule import NOWHERE, Place, Rule
+
+__all__ = ("MAX_SHADOWED", "Lint", "LintId", "lint_policy", "refuse_x2apic")
+
+_TSC_DEADLINE: Final = 0x6E0
+
+MAX_SHADOWED: Final = 65_536
+"""How many shadowed MSRs a VM keeps; kvmsr.dispatch.MAX_SHADOWS is the same."""
+
+# What tells one machine from another, or lets a guest watch its neighbours (Intel SDM volume 4; AMD
+# PPR: PPIN, energy counters; energy as a side channel: CVE-2020-8694, CVE-2020-12912).
+_IDENTIFYING: Final = (
+    (0x17, 0x17, "the platform ID"),
+    (0x4E, 0x4F, "the protected processor inventory number"),
+    (0x8B, 0x8B, "the microcode revision"),
+    (0x19C, 0x19C, "the temperature"),
+    (0x1A2, 0x1A2, "the temperature limit"),
+    (0x1B1, 0x1B1, "the package's temperature"),
+    (0x610, 0x611, "the package's power, a side channel"),
+    (0x619, 0x619, "the memory's energy, a side channel"),
+    (0x639, 0x639, "the cores' energy, a side channel"),
+    (0x641, 0x641, "the graphics' energy, a side channel"),
+    (0xC00102F0, 0xC00102F1, "the protected processor inventory number"),
+    (0xC001029A, 0xC001029B, "energy, a side channel"),
+)
+
+
+class LintId(enum.StrEnum):
+    """The identifiers of lints; docs/policy.md explains each."""
+
+    UNREACHABLE = "unreachable"
+    X2APIC = "x2apic"
+    IGNORE_MSRS = "ignore-msrs"
+    HOST_IDENTITY = "host-identity"
+    HOST_VALUE = "host-value"
+    HOST_WRITE = "host-write"
+    KERNEL_WRITE = "kernel-write"
+    TSC_DEADLINE = "tsc-deadline"
+    SHADOW_LIMIT = "shadow-limit"
+    RELIES_ON_KERNEL = "relies-on-kernel"
+
+
+@dataclass(frozen=True, slots=True)
+class Lint:
+    """
+    Something that the owner of a policy should know.
+
+    :ivar id: which lint it is.
+    :ivar message: what there is to know, and what to do.
+    :ivar place: file, line and key; empty where it is of the policy as a whole.
+    :ivar where: how messages call the rule, or "".
+    """
+
+    id: LintId
+    message: str
+    place: Place = NOWHERE
+    where: str = ""
+
+    def __str__(self) -> str:
+        return f"{f'{self.where}: ' if self.where else ''}{self.message} [{self.id}]"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the lint as JSON has it."""
+        return {"id": str(self.id), **self.place.as_dict(), "message": self.message}
+
+
+def lint_policy(policy: Policy, kernel: KernelFacts, reads: Table, writes: Table) -> Iterator[Lint]:
+    """Yield what there is to know of *policy*, cut to *reads* and *writes* for *kernel*."""
+    yield from _unreachable(policy, reads, writes)
+    for rule in policy.rules:
+        if rule.msrs[0][0] <= X2APIC[1]:  # also TSC_DEADLINE
+            yield from _x2apic(rule)
+            yield from _tsc_deadline(rule)
+        if isinstance(rule.read, Host) or isinstance(rule.write, Host):
+            yield from _host(rule)
+        if rule.write is Plain.SHADOW:
+            yield from _shadow_limit(rule)
+        if kernel.ignore_msrs:
+            yield from _swallowed(rule, kernel)
+    yield from _kernel_writes(writes)
+    if kernel.ignore_msrs:
+        yield Lint(
+            LintId.IGNORE_MSRS,
+            "this host has kvm.ignore_msrs=1: MSRs that KVM does not know are denied by the"
+            " filter, so that the policy decides; but of those that only some KVMs handle, the"
+            " ones without a rule read 0 where this KVM does not",
+        )
+
+
+def refuse_x2apic(policy: Policy) -> None:
+    """
+    Refuse rules for x2APIC alone.
+
+    :raises PolicyError: for the first of them.
+    """
+    for rule in policy.rules:
+        inside = all(X2APIC[0] <= first and last <= X2APIC[1] for first, last in rule.msrs)
+        if inside and _takes_from_kvm(rule):
+            file, line, key, _ = rule.place.at("msr")
+            raise PolicyError(
+                f"{'' if file else f'{rule.where}: '}the x2APIC MSRs 0x800-0x8ff cannot be taken"
+                " from KVM: no filter denies them; hide x2apic from the guest with --cpu-feature"
+                " -x2apic instead",
+                file=file,
+                line=line,
+                key=key,
+            )
+
+
+def _lint(rule: Rule, id_: LintId, message: str, key: str = "") -> Lint:
+    return Lint(id_, message, rule.place.at(key) if key else rule.place, rule.where)
+
+
+def _takes_from_kvm(rule: Rule) -> bool:
+    return any(rule.asks_for(op) for op in Op)
+
+
+def _touches(rule: Rule, first: int, last: int) -> bool:
+    return any(a <= last and first <= b for a, b in rule.msrs)
+
+
+def _unreachable(policy: Policy, reads: Table, writes: Table) -> Iterator[Lint]:
+    """
+    Find rules that never win.
+
+    That a file overrides what it extends is what extending is for: so a rule counts only if rules
+    of its own file take all from it.
+    """
+    tried: dict[Op, set[int]] = {
+        op: {id(rule) for segment in table.segments for rule in segment.rules}
+        for op, table in ((Op.READ, reads), (Op.WRITE, writes))
+    }
+    before: list[Rule] = []
+    for rule in policy.rules:
+        if rule.never:
+            yield _lint(rule, LintId.UNREACHABLE, f"it never holds: {rule.never}", "when.cpl")
+        for op in Op:
+            if rule.action(op) is None or rule.never or id(rule) in tried[op]:
+                continue
+            if all(X2APIC[0] <= first and last <= X2APIC[1] for first, last in rule.msrs):
+                continue
+            own = [r for r in before if r.place.file == rule.place.file]
+            hiding = _hiding(rule, op, own)
+            if hiding:
+                message = f"this is never reached: {hiding} {'is' if ' ' not in hiding else 'are'}"
+                yield _lint(rule, LintId.UNREACHABLE, f"{message} before it", op)
+        before.append(rule)
+
+
+def _hiding(rule: Rule, op: Op, before: Iterable[Rule]) -> str:
+    """Return the rules of *before* that together take every MSR of *rule*, or ""."""
+    left = list(rule.msrs)
+    names: list[str] = []
+    for other in before:
+        if other.when is not None or other.action(op) is None:
+            continue
+        rest = [part for span in left for part in _without(span, other.msrs)]
+        if rest != left:
+            names.append(other.where)
+        left = rest
+    if any(not (X2APIC[0] <= first and last <= X2APIC[1]) for first, last in left):
+        return ""
+    return " and ".join(names)
+
+
+def _without(span: tuple[int, int], others: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    first, last = span
+    for a, b in others:
+        if b < first or a > last:
+            continue
+        if first < a:
+            yield first, a - 1
+        first = b + 1
+    if first <= last:
+        yield first, last
+
+
+def _x2apic(rule: Rule) -> Iterator[Lint]:
+    if _takes_from_kvm(rule) and _touches(rule, *X2APIC):
+        message = "0x800-0x8ff (x2APIC) stay with KVM: no filter denies them"
+        yield _lint(rule, LintId.X2APIC, message, "msr")
+
+
+def _tsc_deadline(rule: Rule) -> Iterator[Lint]:
+    if rule.asks_for(Op.WRITE) and _touches(rule, _TSC_DEADLINE, _TSC_DEADLINE):
+        yield _lint(
+            rule,
+            LintId.TSC_DEADLINE,
+            f"some hosts' KVM does writes to {_TSC_DEADLINE:#x} (IA32_TSC_DEADLINE) at once,"
+            " before it looks at the filter; hide it with --cpu-feature -tsc-deadline",
+            "write",
+        )
+
+
+def _host(rule: Rule) -> Iterator[Lint]:
+    if isinstance(rule.read, Host):
+        told = [what for first, last, what in _IDENTIFYING if _touches(rule, first, last)]
+        if told:
+            message = f"the guest learns what tells this host from others: {', '.join(told)}"
+            yield _lint(rule, LintId.HOST_IDENTITY, message, "read")
+        else:
+            which = (
+                "of whatever CPU the vCPU runs on just then: pin it, or name the CPU"
+                if rule.read.cpu is None
+                else f"of the host's CPU {rule.read.cpu}, wherever the vCPU runs"
+            )
+            message = f"the guest reads the host's own value, {which}"
+            yield _lint(rule, LintId.HOST_VALUE, message, "read")
+    if isinstance(rule.write, Host):
+        message = "the guest writes the host's own register: that is felt beyond this VM"
+        yield _lint(rule, LintId.HOST_WRITE, message, "write")
+
+
+def _shadow_limit(rule: Rule) -> Iterator[Lint]:
+    msrs = sum(last - first + 1 for first, last in rule.msrs)
+    if msrs > MAX_SHADOWED:
+        message = (
+            f"{msrs:,} shadowed MSRs: {MAX_SHADOWED:,} values a VM are kept, then writes fault"
+        )
+        yield _lint(rule, LintId.SHADOW_LIMIT, message, "write")
+
+
+def _swallowed(rule: Rule, kernel: KernelFacts) -> Iterator[Lint]:
+    """Rules that wait for KVM to give up an MSR, where kvm.ignore_msrs keeps it from doing so."""
+    if not any(_touches(rule, one.first, one.last) for one in kernel.handled):
+        return
+    waits = rule.when is not None and rule.when.reason == (Reason.UNKNOWN,)
+    if waits or Plain.KERNEL in (rule.read, rule.write):
+        yield _lint(
+            rule,
+            LintId.IGNORE_MSRS,
+            "this host has kvm.ignore_msrs=1: where this KVM does not know the MSR after all, it"
+            f" reads 0, and {'this rule' if waits else 'defaults.unknown'} is never asked",
+        )
+
+
+def _kernel_writes(writes: Table) -> Iterator[Lint]:
+    """Writes that are taken from KVM for one rule's sake and handed back for another's."""
+    seen: set[int] = set()
+    for segment in writes.segments:
+        if not segment.known or not any(rule.asks_for(Op.WRITE) for rule in segment.rules):
+            continue
+        asking = next(rule for rule in segment.rules if rule.asks_for(Op.WRITE))
+        last = segment.rules[-1]
+        handed = next((r for r in segment.rules if r.write is Plain.KERNEL), None)
+        subject = handed or (asking if last.when is not None else None)
+        if subject is None or id(subject) in seen:
+            continue
+        seen.add(id(subject))
+        name = catalog().name(segment.first) or f"{segment.first:#x}"
+        yield _lint(
+            subject,
+            LintId.KERNEL_WRITE,
+            f"where the condition of {asking.where} fails, KVM does the write to {name} as the"
+            " host's, by KVM_SET_MSRS, whose rules are laxer than the guest's",
+            "write",
+        )

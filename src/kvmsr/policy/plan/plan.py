@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Plans
+-----
+
+A policy compiled for a KVM: for which reasons accesses are to come to user space, the filter, and
+the table in which an access finds its rule.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvmsr.errors import FilterCapacityError
+from kvmsr.msr import X2APIC, catalog
+from kvmsr.policy.access import Op, Reason
+from kvmsr.policy.plan.facts import MAX_RANGES, KernelFacts
+from kvmsr.policy.plan.filter import Filter, Misfit, Run, Want, compile_filter
+from kvmsr.policy.plan.lint import Lint, lint_policy, refuse_x2apic
+from kvmsr.policy.plan.segments import Segment, Table, cut
+from kvmsr.policy.policy import Policy
+from kvmsr.policy.selector import MAX_INDEX, Ranges
+
+__all__ = ("Plan", "compile_policy")
+
+_LISTED = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """
+    A policy compiled for a KVM.
+
+    :ivar policy: what it was compiled from.
+    :ivar kernel: what it was compiled for.
+    :ivar reasons: for which reasons KVM shall hand accesses over.
+    :ivar filter: what KVM_X86_SET_MSR_FILTER gets.
+    :ivar reads: the segments for reads.
+    :ivar writes: the segments for writes.
+    :ivar lints: what the policy's owner should know.
+    """
+
+    policy: Policy
+    kernel: KernelFacts
+    reasons: frozenset[Reason]
+    filter: Filter
+    reads: Table
+    writes: Table
+    lints: tuple[Lint, ...]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Return what the policy's owner should know, a line each."""
+        return tuple(map(str, self.lints))
+
+    def segment(self, op: Op, index: int) -> Segment:
+        """Return what holds for *op* on MSR *index*: the rules to try, and what KVM knows."""
+        return (self.reads if op == Op.READ else self.writes).find(index)
+
+    def relied_on(self) -> Ranges:
+        """
+        Return the MSRs that have a rule and no filter range, because KVM does not know them.
+
+        Whoever runs the plan can ask the KVM whether that is so, and compile again with
+        :meth:`KernelFacts.knowing` if it is not.
+        """
+        if self.kernel.ignore_msrs:
+            return ()
+        found = {
+            (segment.first, segment.last)
+            for op, table in ((Op.READ, self.reads), (Op.WRITE, self.writes))
+            for segment in table.segments
+            if not segment.known and _is_ours(segment, op)
+        }
+        return tuple(sorted(found))
+
+
+def compile_policy(policy: Policy, kernel: KernelFacts | None = None) -> Plan:
+    """
+    Return the plan that makes *kernel* decide as *policy* wants, for every MSR and direction.
+
+    :param kernel: by default, any KVM from Linux 5.10 on.
+    :raises FilterCapacityError: if KVM's 16 ranges do not do it; lists what does not fit.
+    :raises PolicyError: for a rule that KVM cannot obey.
+    """
+    kernel = kernel or KernelFacts()
+    refuse_x2apic(policy)
+    reads, writes = cut(policy, Op.READ, kernel), cut(policy, Op.WRITE, kernel)
+    runs = _runs(reads, writes, kernel)
+    compiled = compile_filter(runs)
+    if isinstance(compiled, Misfit):
+        raise FilterCapacityError(_say_misfit(compiled, reads, writes), file=policy.source)
+    denies = compiled.default_deny or bool(compiled.ranges)
+    reasons = {Reason.UNKNOWN, Reason.INVALID} | ({Reason.FILTER} if denies else set())
+    lints = tuple(lint_policy(policy, kernel, reads, writes))
+    return Plan(policy, kernel, frozenset(reasons), compiled, reads, writes, lints)
+
+
+def _is_ours(segment: Segment, op: Op) -> bool:
+    """Tell whether a rule wants accesses of *segment* to come to user space."""
+    return any(rule.asks_for(op) for rule in segment.rules)
+
+
+_Wanted = tuple[Want, bool]
+
+
+def _wants(table: Table, op: Op, kernel: KernelFacts) -> list[_Wanted]:
+    """Return what each segment of *table* wants of KVM, and the bit where that does not matter."""
+    found: list[_Wanted] = []
+    # Segments alike want the same, and most have one rule without a condition, or none.
+    by_kind: dict[tuple[bool, bool], _Wanted] = {}
+    for segment in table.segments:
+        first, _, rules, known = segment
+        if len(rules) > 1 or X2APIC[0] <= first <= X2APIC[1] or (rules and rules[0].when):
+            found.append(_want(segment, op, kernel))
+            continue
+        kind = (known, bool(rules) and rules[0].asks_for(op))
+        wanted = by_kind.get(kind)
+        if wanted is None:
+            wanted = by_kind[kind] = _want(segment, op, kernel)
+        found.append(wanted)
+    return found
+
+
+def _want(segment: Segment, op: Op, kernel: KernelFacts) -> _Wanted:
+    if X2APIC[0] <= segment.first <= X2APIC[1]:
+        return Want.ANY, True
+    ours = _is_ours(segment, op)
+    if segment.known:
+        return (Want.DENY if ours else Want.ALLOW), not ours
+    # KVM does not know it, so it comes to user space either way ...
+    if kernel.ignore_msrs:
+        return Want.DENY, False  # ... but for this switch, which swallows it unless denied.
+    # A rule may ask for which reason it comes: then that must be the one that is meant.
+    reasons = [rule.when.reason for rule in segment.rules if rule.when and rule.when.reason]
+    if any(Reason.FILTER in asked for asked in reasons):
+        return Want.DENY, False
+    return (Want.ALLOW, True) if reasons else (Want.ANY, not ours)
+
+
+def _runs(reads: Table, writes: Table, kernel: KernelFacts) -> list[Run]:
+    for_reads, for_writes = _wants(reads, Op.READ, kernel), _wants(writes, Op.WRITE, kernel)
+    starts = sorted({*reads.starts, *writes.starts})
+    runs: list[Run] = []
+    read_number = write_number = 0
+    for start, end in zip(starts, [*starts[1:], MAX_INDEX + 1], strict=True):
+        read_number += reads.segments[read_number].last < start
+        write_number += writes.segments[write_number].last < start
+        read, read_bit = for_reads[read_number]
+        write, write_bit = for_writes[write_number]
+        if runs and runs[-1][2:] == (read, write, read_bit, write_bit):
+            runs[-1] = Run(runs[-1].first, end - 1, read, write, read_bit, write_bit)
+        else:
+            runs.append(Run(start, end - 1, read, write, read_bit, write_bit))
+    return runs
+
+
+def _say_misfit(misfit: Misfit, reads: Table, writes: Table) -> str:
+    lines = []
+    for first, last in misfit.left[:_LISTED]:
+        names = catalog().name(first) if first == last else ""
+        where = f"{first:#x}" if first == last else f"{first:#x}-{last:#x}"
+        rules = _rules_over((first, last), (reads, writes))
+        lines.append(f"  {where}{f' {names}' if names else ''}{f' ({rules})' if rules else ''}")
+    more = len(misfit.left) - _LISTED
+    if more > 0:
+        lines.append(f"  and {more} more")
+    return (
+        f"the policy needs more filter ranges than KVM's {MAX_RANGES} (of at most 0x3000 MSRs"
+        " each). What does not fit:\n" + "\n".join(lines)
+    )
+
+
+def _rules_over(span: tuple[int, int], tables: Sequence[Table]) -> str:
+    found: dict[str, None] = {}
+    for table in tables:
+        for segment in table.segments:
+            if segment.first <= span[1] and span[0] <= segment.last:
+                found.update(dict.fromkeys(rule.where for rule in segment.rules))
+    names = list(found)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

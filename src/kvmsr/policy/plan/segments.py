@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Segments
+--------
+
+The 2**32 MSRs, cut where anything changes: which rule wins there, and whether KVM may handle them.
+All reasoning about a plan goes over these few segments and never over indices one by one.
+"""
+
+import heapq
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from kvmsr.msr import X2APIC
+from kvmsr.policy.access import Op
+from kvmsr.policy.plan.facts import KernelFacts
+from kvmsr.policy.policy import Policy
+from kvmsr.policy.rule import Rule
+from kvmsr.policy.selector import MAX_INDEX
+
+__all__ = ("Segment", "Table", "cut")
+
+
+class Segment(NamedTuple):
+    """
+    MSRs *first* to *last*, all alike for one direction.
+
+    :ivar rules: the rules to try in turn: some with a condition, and at most one without, as the
+        last. None for x2APIC, which no rule can take.
+    :ivar known: whether KVM may handle them itself.
+    """
+
+    first: int
+    last: int
+    rules: tuple[Rule, ...]
+    known: bool
+
+
+class Table:
+    """The segments of one direction, from 0 to 2**32 - 1 without gap."""
+
+    __slots__ = ("segments", "starts")
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self.segments = tuple(segments)
+        self.starts = [segment.first for segment in segments]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Table) and self.segments == other.segments
+
+    def __hash__(self) -> int:
+        return hash(self.segments)
+
+    def find(self, index: int) -> Segment:
+        """Return the segment that holds MSR *index*."""
+        return self.segments[bisect_right(self.starts, index) - 1]
+
+
+def cut(policy: Policy, op: Op, kernel: KernelFacts) -> Table:
+    """Return the segments of *policy* for *op*."""
+    rules = [rule for rule in policy.rules if rule.action(op) is not None and not rule.never]
+    spans = [(f, last, n) for n, rule in enumerate(rules) for f, last in rule.msrs]
+    spans.sort()
+    known = kernel.ranges(op)
+    borders = {0, X2APIC[0], X2APIC[1] + 1, MAX_INDEX}
+    for first, last, *_ in (*spans, *known):
+        borders.add(first)
+        borders.add(last + 1)
+    borders.discard(MAX_INDEX + 1)
+    starts = sorted(borders)
+
+    segments: list[Segment] = []
+    # The spans begun and not ended, by rule number, and again by where they end.
+    open_: list[int] = []
+    ends: list[tuple[int, int]] = []
+    next_span = next_known = 0
+    for start, end in zip(starts, [*starts[1:], MAX_INDEX + 1], strict=True):
+        while ends and ends[0][0] < start:
+            del open_[bisect_left(open_, heapq.heappop(ends)[1])]
+        while next_span < len(spans) and spans[next_span][0] <= start:
+            _, last, number = spans[next_span]
+            insort(open_, number)
+            heapq.heappush(ends, (last, number))
+            next_span += 1
+        while next_known < len(known) and known[next_known][1] < start:
+            next_known += 1
+        in_x2apic = X2APIC[0] <= start <= X2APIC[1]
+        tried = () if in_x2apic else _tried(rules, open_)
+        is_known = next_known < len(known) and known[next_known][0] <= start
+        segments.append(Segment(start, end - 1, tried, is_known))
+    return Table(segments)
+
+
+def _tried(rules: Sequence[Rule], numbers: Sequence[int]) -> tuple[Rule, ...]:
+    """Return the rules with these numbers, up to the first without a condition."""
+    tried = []
+    for number in numbers:
+        tried.append(rules[number])
+        if rules[number].when is None:
+            break
+    return tuple(tried)

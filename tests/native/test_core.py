@@ -1,0 +1,72 @@
+"""The C itself: it compiles without a warning, and nonsense in shared memory does no harm."""
+
+import random
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from kvmsr import native
+from kvmsr.policy import Policy, Rule
+from kvmsr.policy.plan import compile_policy
+from tests.conftest import need
+
+if native.available():
+    from kvmsr.native import ffi, lib
+    from kvmsr.native.block import Block
+    from kvmsr.native.table import Names, compile_table
+
+needs_core = pytest.mark.skipif(not native.available(), reason=f"needs {native.why_not()}")
+
+SOURCES = sorted((Path(native.__file__).parent / "c").glob("*.c"))
+assert SOURCES
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
+def test_it_compiles_without_a_warning(source):
+    flags = "-std=gnu11 -O2 -Wall -Wextra -Werror -fsyntax-only".split()
+    done = subprocess.run([need("cc"), *flags, source], capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr
+
+
+def table():
+    rules = [
+        Rule([0x35, "0x100-0x1ff"], read=5, write="shadow", bits={"0": "lock"}),
+        Rule(0x36, read="ignore", when={"vcpu": [0, 1], "after": 2}),
+        Rule(0x277, read=1, when={"rip": "0x1000-0x2000"}),
+    ]
+    return compile_table(compile_policy(Policy(rules)), Names(), tells=True)
+
+
+@needs_core
+def test_a_broken_table_is_refused_or_harmless():
+    """Whatever bytes pass the check can be evaluated; what lies outside would crash here."""
+    whole = table()
+    chance = random.Random(5)
+    refused = 0
+    with Block(1) as block:
+        cpu = ffi.new("struct kvmsr_cpu *")
+        cpu.block, cpu.shared, cpu.fd = block.raw, block.take(0, 0), -1
+        outcome = ffi.addressof(cpu, "outcome")
+        for _ in range(20_000):
+            data = bytearray(whole)
+            for _ in range(chance.randint(1, 3)):
+                place = chance.randrange(0, min(len(data), 1200))
+                data[place] = chance.choice([0, 1, 0x7F, 0x80, 0xFF, chance.randrange(256)])
+            raw = ffi.cast("struct kvmsr_table *", ffi.from_buffer(data))
+            if lib.kvmsr_table_check(raw, len(data)):
+                refused += 1
+                continue
+            for index in (0, 0x35, 0x36, 0x150, 0x277, 0xFFFFFFFF):
+                for op in range(2):
+                    access = ffi.new("struct kvmsr_access *", (7, 0, index, op, 2, 0))
+                    lib.kvmsr_evaluate(cpu, raw, access, outcome)
+    assert refused > 1000
+
+
+@needs_core
+def test_a_table_is_cut_off_anywhere():
+    whole = table()
+    for length in range(0, len(whole), 8):
+        data = ffi.new("char[]", whole[:length] or b"\0")
+        assert lib.kvmsr_table_check(ffi.cast("struct kvmsr_table *", data), length)

@@ -1,0 +1,199 @@
+"""C and Python answer alike: random policies, random accesses, the same outcomes and state."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvmsr import native
+from kvmsr.dispatch import Dispatcher, Verdict
+from kvmsr.policy import (
+    Access,
+    BitKind,
+    Counter,
+    Defaults,
+    Op,
+    Policy,
+    Reason,
+    Rule,
+    Scope,
+    Topology,
+)
+from kvmsr.policy.plan import KernelFacts, compile_policy
+
+if native.available():
+    from kvmsr.native import ffi, lib
+    from kvmsr.native.block import Block
+    from kvmsr.native.questions import NativeDispatcher, outcome_of
+    from kvmsr.native.table import Names
+
+pytestmark = pytest.mark.skipif(not native.available(), reason=f"needs {native.why_not()}")
+
+INDICES = [0x10, 0x35, 0x1B0, 0x277, 0x40000000, 0x12345678, 0xC0010015]
+RIP = 0x1000
+
+indices = st.sampled_from(INDICES)
+values = st.sampled_from([0, 1, 2, 3, 0xFF, 1 << 63, (1 << 64) - 1]) | st.integers(0, (1 << 64) - 1)
+bits = st.dictionaries(
+    st.sampled_from(["0", "1", "2-3", "4-7", "63", "*"]), st.sampled_from(list(BitKind)), min_size=1
+)
+reasons = st.sampled_from(list(Reason))
+rates = st.sampled_from([1, 10**9, 10**12]) | st.integers(1, 10**12)
+
+
+@st.composite
+def conditions(draw, for_writes):
+    when = {}
+    if draw(st.booleans()):
+        when["vcpu"] = draw(st.lists(st.integers(0, 3), min_size=1))
+    if draw(st.booleans()):
+        when["rip"] = draw(st.sampled_from(["0x1000", "0x0-0xfff", "0x800-0x1800"]))
+    if for_writes and draw(st.booleans()):
+        when["value"] = draw(st.integers(0, 3))
+        when["mask"] = 3
+    if draw(st.booleans()):
+        when["after"] = draw(st.integers(1, 4))
+    if draw(st.booleans()):
+        when["every"] = draw(st.integers(1, 3))
+    if draw(st.booleans()):
+        when["reason"] = draw(st.lists(reasons.map(str), min_size=1))
+    return when or None
+
+
+@st.composite
+def rules(draw):
+    plain = ["fault", "ignore", "shadow", "kernel", "stop", Counter(draw(rates))]
+    both = draw(st.booleans())
+    read = draw(st.sampled_from([*plain, 0x1234, lambda access: access.index + access.vcpu]))
+    write = draw(st.sampled_from([*plain, lambda access: None]))
+    if not both:
+        read, write = (read, None) if draw(st.booleans()) else (None, write)
+    shadow = "shadow" in (read, write)
+    keeps = shadow or any(isinstance(action, Counter) for action in (read, write))
+    return Rule(
+        draw(st.lists(indices, min_size=1, max_size=3, unique=True)),
+        read=read,
+        write=write,
+        reset=draw(values) if keeps else None,
+        bits=draw(st.none() | bits) if shadow else None,
+        scope=draw(st.sampled_from(list(Scope))) if keeps else None,
+        when=draw(st.none() | conditions(read is None)),
+        log=draw(st.none() | st.sampled_from(["never", "once", "change", "always"])),
+    )
+
+
+unknown = st.sampled_from(["fault", "ignore", "shadow", "stop"])
+policies = st.builds(
+    Policy,
+    st.lists(rules(), max_size=6),
+    st.builds(Defaults, unknown, unknown, st.sampled_from(["fault", "ignore", "stop"])),
+    topology=st.builds(Topology, st.integers(1, 2), st.none() | st.integers(1, 2)),
+)
+accesses = st.lists(
+    st.builds(
+        lambda vcpu, op, index, value, reason, refused, time: (
+            Access(vcpu, op, index, value if op is Op.WRITE else 0, reason),
+            refused,
+            time,
+        ),
+        st.integers(0, 3),
+        st.sampled_from(list(Op)),
+        indices,
+        values,
+        reasons,
+        st.sampled_from([Reason.UNKNOWN, Reason.INVALID]),
+        st.integers(0, 1 << 40),
+    ),
+    max_size=30,
+)
+
+
+class Clock:
+    """The guest's time, for both."""
+
+    begun = now = 5
+
+    @property
+    def elapsed(self):
+        return self.now - self.begun
+
+
+def same(state):
+    """What must be the same; the host's clock goes on by itself."""
+    return state | {"elapsed": 0}
+
+
+class Native:
+    """Answers as the C of a vCPU does, KVM's part being played by the caller."""
+
+    def __init__(self, plan, told, clock):
+        self.block = Block(4)
+        self.names = Names()
+        self.dispatcher = Dispatcher(
+            plan, vcpus=4, rip=lambda vcpu: RIP, log=lambda a, o, text: told.append(text)
+        )
+        self.clock = clock
+        self.native = NativeDispatcher(self.dispatcher, self.block, self.names)
+        self.native.install()
+        self.cpus = []
+        for number in range(4):
+            cpu = ffi.new("struct kvmsr_cpu *")
+            cpu.block, cpu.shared = self.block.raw, self.block.take(0, number)
+            cpu.fd, cpu.rip = -1, RIP
+            self.cpus.append(cpu)
+
+    def handle(self, access):
+        cpu = self.cpus[access.vcpu]
+        cpu.time_ns = self.clock.elapsed
+        raw = cpu.access
+        raw.vcpu, raw.index, raw.value = access.vcpu, access.index, access.value
+        raw.op, raw.reason = list(Op).index(access.op), list(Reason).index(access.reason)
+        table = lib.kvmsr_enter(cpu)
+        lib.kvmsr_evaluate(cpu, table, ffi.addressof(raw), ffi.addressof(cpu, "outcome"))
+        return self._rest(cpu, access)
+
+    def refused(self, access, reason):
+        cpu = self.cpus[access.vcpu]
+        lib.kvmsr_refused(
+            cpu, lib.kvmsr_enter(cpu), ffi.addressof(cpu, "access"), list(Reason).index(reason),
+            ffi.addressof(cpu, "outcome"),
+        )  # fmt: skip
+        return self._rest(cpu, access._replace(reason=reason))
+
+    def _rest(self, cpu, access):
+        lib.kvmsr_leave(cpu)
+        if cpu.outcome.verdict == lib.KVMSR_UPCALL:
+            return self.native.answer(access, cpu.outcome)
+        outcome = outcome_of(cpu.outcome, self.names)
+        if cpu.outcome.tell:
+            self.native.tell(access, cpu.outcome)
+        return outcome
+
+
+@settings(max_examples=400)
+@given(policies, accesses, st.booleans())
+def test_c_and_python_agree(policy, asked, ignore_msrs):
+    plan = compile_policy(policy, KernelFacts(ignore_msrs=ignore_msrs))
+    told, told_by_c = [], []
+    clock = Clock()
+    python = Dispatcher(
+        plan,
+        vcpus=4,
+        clock=lambda: clock.now,
+        rip=lambda vcpu: RIP,
+        log=lambda a, o, text: told.append(text),
+    )
+    native = Native(plan, told_by_c, clock)
+    with native.block:
+        for access, reason, time in asked:
+            clock.now += time
+            expected, got = python.handle(access), native.handle(access)
+            assert got == expected, access
+            if expected.verdict is Verdict.KERNEL:
+                expected = python.refused(access, expected, reason)
+                assert native.refused(access, reason) == expected, access
+        assert same(native.native.state()) == same(python.state())
+        # What was refused by KVM is told with another reason, which the texts show.
+        assert [text.split(" (")[0] for text in told_by_c] == [t.split(" (")[0] for t in told]
+        kept = python.state()
+        native.native.restore(kept)
+        assert same(native.native.state()) == same(kept)
