@@ -9,7 +9,7 @@ BUILD = "src/kvmsr/native/build.py"
 build = runpy.run_path(BUILD)
 
 setup(
-    cffi_modules=[f"{BUILD}:ffi"],
+    cffi_modules=[f"{BUILD}:make_ffi"],
     ext_modules=[
         Extension(
             "kvmsr.native.shim",  # no module: a library for LD_PRELOAD

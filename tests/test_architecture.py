@@ -12,7 +12,10 @@ from tests.conftest import ROOT
 
 SRC = ROOT / "src/kvmsr"
 
-# Each room and the rooms below it: two towers, `machine` where they meet, `cli` on top.
+# Each room and the rooms below it. Two towers, mechanics and knowledge, meet in `session`; on it
+# `machine` and `attach` stand side by side; `cli` is the roof.
+MECHANICS = {"abi", "backend", "kvm"}
+KNOWLEDGE = {"msr", "policy", "policy.file", "policy.plan", "dispatch", "trace", "native"}
 BELOW = {
     "errors": set(),
     "_version": set(),
@@ -24,12 +27,13 @@ BELOW = {
     "policy.file": {"policy", "msr", "errors"},
     "policy.plan": {"policy", "msr", "errors"},
     "dispatch": {"policy.plan", "policy", "msr", "errors"},
-    "trace": {"dispatch", "policy", "msr", "errors"},
+    "trace": {"dispatch", "policy.plan", "policy", "msr", "errors"},
+    "native": {"trace", "dispatch", "policy.plan", "policy", "msr", "errors"},
+    "session": {*MECHANICS, *KNOWLEDGE, "errors"},
+    "machine": {"session", *MECHANICS, *KNOWLEDGE, "errors"},
+    "attach": {"session", *MECHANICS, *KNOWLEDGE, "errors"},
+    "cli": {"machine", "attach", "session", *MECHANICS, *KNOWLEDGE, "errors", "_version"},
 }
-BELOW["native"] = {"trace", "dispatch", *BELOW["dispatch"]}
-BELOW["machine"] = {"kvm", "backend", "abi", "native", *BELOW["native"]}
-BELOW["attach"] = {"machine", "policy.file", *BELOW["machine"]}
-BELOW["cli"] = {"attach", "_version", *BELOW["attach"]} - {"dispatch"}
 
 RAW = {"ctypes", "mmap"}
 MAY_TOUCH_RAW_MEMORY = {"native", "abi", "backend"}

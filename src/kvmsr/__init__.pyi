@@ -17,10 +17,7 @@ from .kvm import Kvm as Kvm
 from .kvm import Vcpu as Vcpu
 from .kvm import Vm as Vm
 from .machine import Boot as Boot
-from .machine import End as End
-from .machine import EndKind as EndKind
 from .machine import Machine as Machine
-from .machine import RunResult as RunResult
 from .msr import catalog as catalog
 from .policy import Access as Access
 from .policy import Counter as Counter
@@ -43,3 +40,8 @@ from .policy.file import parse_policy as parse_policy
 from .policy.plan import KernelFacts as KernelFacts
 from .policy.plan import Plan as Plan
 from .policy.plan import compile_policy as compile_policy
+from .session import End as End
+from .session import EndKind as EndKind
+from .session import RunResult as RunResult
+from .session import Session as Session
+from .session import VmFacts as VmFacts

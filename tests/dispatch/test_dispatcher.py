@@ -61,8 +61,9 @@ def test_what_the_filter_denied_without_a_rule_is_for_kvm(rules):
     access = read(reason=Reason.FILTER)
     passed = d.handle(access)
     assert passed == (Verdict.KERNEL, "rule[0]" if rules else "kernel", 0)
-    assert short(d.refused(access, passed, Reason.UNKNOWN)) == ("fault", "defaults.unknown", 0)
-    assert short(d.refused(access, passed, Reason.INVALID)) == ("fault", "defaults.invalid", 0)
+    for reason in (Reason.UNKNOWN, Reason.INVALID):
+        refused = d.refused(access._replace(reason=reason), passed)
+        assert short(refused) == ("fault", f"defaults.{reason}", 0)
     assert short(d.handle(read())) == ("fault", "defaults.unknown", 0)
 
 

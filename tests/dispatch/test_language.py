@@ -233,8 +233,8 @@ def test_the_dispatcher_does_what_walking_the_policy_does(rules, defaults, topol
         assert (got.verdict.value, got.rule, got.value) == wanted
         if got.verdict is Verdict.KERNEL:
             why = Reason.UNKNOWN if index == UNKNOWN else Reason.INVALID
-            got = d.refused(access, got, why)
-            wanted = walker.refused(access._replace(reason=why), wanted[1])
+            access = access._replace(reason=why)
+            got, wanted = d.refused(access, got), walker.refused(access, wanted[1])
             assert (got.verdict.value, got.rule, got.value) == wanted
 
 
@@ -249,7 +249,7 @@ def test_kernel_means_that_no_later_rule_is_asked():
         access = Access(vcpu, Op.READ, KNOWN, 0, Reason.FILTER)
         passed = d.handle(access)
         assert passed.rule == passed_by
-        assert d.refused(access, passed, Reason.INVALID).rule == after
+        assert d.refused(access._replace(reason=Reason.INVALID), passed).rule == after
 
 
 def test_no_two_scopes_share_a_register():

@@ -88,14 +88,10 @@ def run(backend, policy, accesses, ignore_msrs):
 def check(explanation, line, row):
     """Compare an explanation with a line of the guest's output and a row of the summary."""
     reason = row.reason if row else None
-    first = explanation.cases[0]
-    # Where KVM is asked and refuses, the summary has the reason for which the access came at first.
-    asked = reason == "filter" and first.effect is Effect.KERNEL and row.rule != first.rule
-    cases = explanation.cases[1:] if asked else explanation.cases
     (case, *_) = (
         one
-        for one in cases
-        if (asked or one.reason == reason) and (row is None or one.rule == row.rule)
+        for one in explanation.cases
+        if one.reason == reason and (row is None or one.rule == row.rule)
     )
     faulted = line.endswith("#GP")
     if case.effect is Effect.KERNEL:

@@ -11,11 +11,12 @@ import pytest
 from kvmsr.abi import Cap, ioctls
 from kvmsr.backend import HostBackend
 from kvmsr.errors import BackendError, CapabilityError, PolicyError, UsageError
-from kvmsr.machine import Boot, EndKind, Machine
+from kvmsr.machine import Boot, Machine
 from kvmsr.machine.probe import probe
 from kvmsr.msr import HandledRange, handled
 from kvmsr.policy import Defaults, Fault, Policy, Rule, on_read, on_write
 from kvmsr.policy.plan import KernelFacts
+from kvmsr.session import EndKind
 from tests.conftest import GUESTS
 
 MSR = 0x474F4F00
@@ -147,14 +148,14 @@ def test_what_a_default_deny_filter_sweeps_up_follows_the_default_for_unknown():
     result, lines = run_list("277 12345678 12345678=1", policy)
     assert [line.endswith("#GP") for line in lines] == [True, False, False]
     read = rows(result)[0x12345678, "read"]
-    assert (read.reason, read.rule) == ("filter", "defaults.unknown")
+    assert (read.reason, read.rule) == ("unknown", "defaults.unknown")
 
 
 def test_unless_this_kvm_knows_it_then_kvm_answers(monkeypatch):
     # As if 0x174 were newer than what is known of KVMs.
     others = (HandledRange(0, 0x173, True, True), HandledRange(0x175, (1 << 32) - 1, True, True))
     monkeypatch.setattr(
-        "kvmsr.machine.fitting.KernelFacts", lambda **kw: KernelFacts(handled=others, **kw)
+        "kvmsr.session.fitting.KernelFacts", lambda **kw: KernelFacts(handled=others, **kw)
     )
     policy = Policy([EFER, Rule(0x174, read="kernel", write="kernel"), ALL_ELSE])
     result, lines = run_list("174=1234 174 175", policy)
@@ -169,7 +170,7 @@ def test_unless_this_kvm_knows_it_then_kvm_answers(monkeypatch):
 def test_an_msr_that_this_kvm_turns_out_to_know_is_taken_from_it(monkeypatch):
     others = tuple(r for r in handled() if not r.first <= 0x277 <= r.last)
     monkeypatch.setattr(
-        "kvmsr.machine.fitting.KernelFacts", lambda **kw: KernelFacts(handled=others, **kw)
+        "kvmsr.session.fitting.KernelFacts", lambda **kw: KernelFacts(handled=others, **kw)
     )
     result, lines = run_list("277", Policy([Rule(0x277, read=5)]))
     assert lines == ["rdmsr 0x00000277 = 0x0000000000000005"]
@@ -177,8 +178,8 @@ def test_an_msr_that_this_kvm_turns_out_to_know_is_taken_from_it(monkeypatch):
 
 
 def test_of_too_many_msrs_to_ask_about_the_likely_ones_come_first(monkeypatch):
-    monkeypatch.setattr("kvmsr.machine.fitting.KernelFacts", lambda **kw: KernelFacts((), **kw))
-    monkeypatch.setattr("kvmsr.machine.fitting._MAX_ASKED", 100)
+    monkeypatch.setattr("kvmsr.session.fitting.KernelFacts", lambda **kw: KernelFacts((), **kw))
+    monkeypatch.setattr("kvmsr.session.fitting._MAX_ASKED", 100)
     policy = Policy([Rule("0xC0000000-0xC0001FFF", read=5), Rule(0x277, read=6)])
     with Machine(memory=64 << 20, policy=policy) as machine:
         known = {r.first for r in machine.plan.kernel.handled}
@@ -193,7 +194,7 @@ def test_on_a_host_that_swallows_unknown_msrs_the_policy_still_decides():
     assert lines[0].endswith("7")
     assert lines[1].endswith("#GP")
     assert not lines[2].endswith("#GP")
-    assert {row.reason for row in result.summary} == {"filter"}
+    assert {row.reason for row in result.summary} == {"unknown"}
     assert rows(result)[0x36, "read"].rule == "defaults.unknown"
     assert any("ignore_msrs" in note for note in result.notes)
 

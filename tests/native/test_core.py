@@ -35,7 +35,7 @@ def table():
         Rule(0x36, read="ignore", when={"vcpu": [0, 1], "after": 2}),
         Rule(0x277, read=1, when={"rip": "0x1000-0x2000"}),
     ]
-    return compile_table(compile_policy(Policy(rules)), Names(), tells=True)
+    return compile_table(compile_policy(Policy(rules)), Names(), logs=True)
 
 
 @needs_core

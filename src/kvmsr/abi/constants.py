@@ -123,6 +123,7 @@ class MsrExitReason(enum.IntFlag):
     __hash__ = int.__hash__  # an enumeration's own is Python: slow, on the way of every access
 
     INVAL = 1
+    INVALID = 1  # as kvmsr.Reason has it
     UNKNOWN = 2
     FILTER = 4
 

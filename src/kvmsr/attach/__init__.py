@@ -4,12 +4,11 @@ Attaching to other VMMs
 -----------------------
 
 ``kvmsr exec``: a library is preloaded into a VMM and answers its guest's MSR accesses by a plan;
-this is the side that starts the VMM, does what takes Python, and tells what happened.
+this is the side that starts the VMM, does what takes Python, and reports what happened.
 """
 
 from kvmsr.attach.control import ask
 from kvmsr.attach.controller import Controller
 from kvmsr.attach.elf import find_vmm
-from kvmsr.attach.state import load_state, parse_state, save_state
 
-__all__ = ("Controller", "ask", "find_vmm", "load_state", "parse_state", "save_state")
+__all__ = ("Controller", "ask", "find_vmm")

@@ -3,7 +3,7 @@
 The controller
 --------------
 
-Starts a VMM with the shim, answers what takes Python, and tells what happened.
+Starts a VMM with the shim, answers what takes Python, and logs what happened.
 
 The VMM's process writes into the shared memory. It runs with the same rights as this one, but it
 hosts an adversary: whatever is read from there may be nonsense, and must not do harm here.
@@ -15,33 +15,30 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from kvmsr import native
 from kvmsr.attach.control import ControlServer
-from kvmsr.attach.in_force import InForce
-from kvmsr.attach.state import load_state, parse_state, save_state
-from kvmsr.dispatch import Sink, Verdict
+from kvmsr.attach.elf import find_vmm
+from kvmsr.attach.questions import Questions
+from kvmsr.backend import HostBackend
+from kvmsr.dispatch import Sink
 from kvmsr.errors import BackendError, UsageError
-from kvmsr.machine.result import FAILED, End, EndKind, RunResult
-from kvmsr.native.block import Block
-from kvmsr.native.questions import access_of
-from kvmsr.native.summary import native_summary
-from kvmsr.native.table import Names
+from kvmsr.kvm import Kvm
 from kvmsr.policy import Access, Policy
 from kvmsr.policy.file import load_policy
+from kvmsr.session import End, EndKind, RunResult, Session, load_state, parse_state, save_state
+from kvmsr.session.result import FAILED, INTERRUPTED
 
 __all__ = ("Controller",)
 
 _MAX_VCPUS: Final = 1024
 _PAUSE: Final = 0.05
-_WAIT_MS: Final = 100
 _GRACE: Final = 5.0
-_KEPT: Final = 8
 _PASSED_ON: Final = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -50,9 +47,10 @@ class Controller:
     Runs a VMM whose guests are under a policy; once.
 
     :param command: the VMM and its arguments.
-    :param log: takes the accesses that the policy wants told.
+    :param log: takes log lines about accesses.
     :param state: where registers are kept from one run to the next.
     :param output_to_stderr: whether the VMM's standard output goes to standard error.
+    :raises UsageError: if there is no such VMM, or nothing can be preloaded into it.
     :raises HostError: if the host lacks what is needed.
     :raises PolicyError: if the policy does not fit this KVM.
     """
@@ -66,39 +64,33 @@ class Controller:
         state: Path | None = None,
         output_to_stderr: bool = False,
     ) -> None:
-        if not native.available() or not native.SHIM.exists():
-            raise BackendError(native.why_not() or f"{native.SHIM} is missing: install kvmsr anew")
-        if set(" :") & set(str(native.SHIM)):
-            raise UsageError(
-                f"{native.SHIM} cannot be preloaded: its path has a space or colon in it; install"
-                " kvmsr elsewhere"
-            )
+        _require_shim()
         self._command = list(command)
-        self._log = log
+        self._program = find_vmm(command[0]).absolute()
         self._to_stderr = output_to_stderr
         self._state = state
-        kept = load_state(state) if state is not None and state.exists() else None
-        self._names = Names()
-        self._block = Block(_MAX_VCPUS)
-        self._changing = threading.Lock()
-        self._now = InForce(policy, self._block, self._names, 0, log)
-        self._by_serial = {0: self._now}
-        self._over_with: list[InForce] = []
-        self._now.install()
-        if kept is not None:
-            self._now.restore(kept)
-        self._stop: End | None = None
-        self._begun = time.monotonic()
+        self._end: End | None = None
         self._over = False
+        self._begun = time.monotonic()
+        kept = load_state(state) if state is not None and state.exists() else None
+        self._kvm = Kvm(HostBackend())
+        try:
+            self.session = Session(policy, self._kvm, log=log, vcpus=_MAX_VCPUS)
+            assert self.session.shared is not None
+            self._block = self.session.shared.block
+            self.session.check()
+            if kept is not None:
+                self.session.restore(kept)
+        except BaseException:
+            self._kvm.close()
+            raise
+        self._questions = Questions(self.session, self._stop_at, self._interrupt)
 
     def run(self) -> RunResult:
         """Run the VMM to its end."""
         self._begun = time.monotonic()
         ours, theirs = socket.socketpair()
-        with ours:
-            before = {number: signal.signal(number, self._pass_on) for number in _PASSED_ON}
-            # A Ctrl-C goes to all processes of the terminal: what it means is the VMM's to say.
-            before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: None)
+        with ours, self._signals_are_the_vmms():
             server = ControlServer(self._control)
             try:
                 with theirs:
@@ -106,18 +98,17 @@ class Controller:
                 self._serve()
             finally:
                 self._over = True
+                self._questions.close()
                 server.close()
-                for number, handler in before.items():
-                    signal.signal(number, handler)
         if self._state is not None:
-            save_state(self._state, self._now.state())
-        return self._result(self._end_now(), time.monotonic() - self._begun)
+            save_state(self._state, self.session.state())
+        end = self._end or _end_of(self._command[0], self._vmm.returncode)
+        return self._result(end)
 
     def close(self) -> None:
         """Give everything back."""
-        self._block.close()
-        for one in (*self._over_with, *self._by_serial.values()):
-            one.close()
+        self.session.close()
+        self._kvm.close()
 
     # The VMM
 
@@ -132,6 +123,7 @@ class Controller:
         try:
             return subprocess.Popen(
                 self._command,
+                executable=self._program,
                 env=environment,
                 pass_fds=(life, self._block.fd),
                 stdout=sys.stderr.fileno() if self._to_stderr else None,
@@ -139,12 +131,22 @@ class Controller:
         except OSError as error:
             raise UsageError(f"{self._command[0]}: cannot start it: {error.strerror}") from None
 
+    @contextmanager
+    def _signals_are_the_vmms(self) -> Iterator[None]:
+        """Pass signals on to the VMM; a Ctrl-C reaches it anyway, as all of the terminal."""
+        before = {number: signal.signal(number, self._pass_on) for number in _PASSED_ON}
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: None)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
     def _pass_on(self, number: int, frame: object) -> None:
         self._vmm.send_signal(number)
 
     def _serve(self) -> None:
         """Serve vCPUs until the VMM has ended."""
-        served = 0
         stopping = 0.0
         while True:
             try:
@@ -152,112 +154,47 @@ class Controller:
             except subprocess.TimeoutExpired:
                 pass
             vcpus = list(self._block.vcpus())
-            for vcpu in vcpus[served:]:
-                threading.Thread(target=self._answer, args=(vcpu,), daemon=True).start()
-            served = len(vcpus)
-            self._tell(vcpus)
+            self._questions.serve(vcpus)
             if self._vmm.returncode is not None and not self._in_background(vcpus):
                 return
-            if self._stop is not None and not stopping:
+            if self._end is not None and not stopping:
                 self._vmm.terminate()
                 stopping = time.monotonic()
             elif stopping and time.monotonic() - stopping > _GRACE:
                 self._vmm.kill()
 
     def _in_background(self, vcpus: list[Any]) -> bool:
-        """Tell whether the VMM has forked, as ``-daemonize`` has it, and goes on."""
+        """Return whether the VMM has forked, as ``-daemonize`` has it, and goes on."""
         others = {vcpu.pid for vcpu in vcpus} - {0, self._vmm.pid}
         return any(Path(f"/proc/{pid}").exists() for pid in others)
 
-    def _tell(self, vcpus: list[Any]) -> None:
-        event = native.ffi.new("struct kvmsr_event *")
-        for vcpu in vcpus:
-            while native.lib.kvmsr_next_event(vcpu, event):
-                policy = self._by_serial.get(event.serial)
-                if policy is None or event.op > 1 or event.reason > 2 or event.verdict > 3:
-                    continue
-                raw = native.ffi.new(
-                    "struct kvmsr_access *",
-                    (event.value, vcpu.id, event.index, event.op, event.reason),
-                )
-                policy.vm(0).tell(access_of(raw), event)
-
-    # Questions
-
-    def _answer(self, vcpu: Any) -> None:
-        """Answer the questions of one vCPU; a thread of its own does."""
-        lib, ffi = native.lib, native.ffi
-        asked = ffi.new("struct kvmsr_upcall *")  # what is there may change while it is read
-        while not self._over:
-            question = lib.kvmsr_await_question(vcpu, _WAIT_MS)
-            if not question:
-                continue
-            ffi.memmove(asked, ffi.addressof(vcpu, "upcall"), ffi.sizeof("struct kvmsr_upcall"))
-            if not self._outcome(vcpu.vm, asked):
-                return
-            outcome = asked.outcome
-            lib.kvmsr_give_answer(vcpu, question, outcome.verdict, outcome.value, outcome.name)
-
-    def _outcome(self, vm: int, asked: Any) -> bool:
-        """Find what shall happen, and put it into *asked*; False: the VMM is to be ended."""
-        outcome = asked.outcome
-        policy = self._by_serial.get(asked.serial)
-        stops = outcome.verdict == native.lib.KVMSR_STOP
-        if policy is None or asked.access.op > 1 or asked.access.reason > 2:
-            outcome.verdict = native.lib.KVMSR_FAULT
-            return True
-        vm_side = policy.vm(vm)
-        if not stops and not vm_side.asks_python(outcome.rule):
-            outcome.verdict = native.lib.KVMSR_FAULT
-            return True
-        access = access_of(asked.access)
-        found = vm_side.answer(access, outcome)
-        if found.verdict is Verdict.STOP:
-            self._end_at(access, found.rule)
-            return False
-        return True
-
-    def _end_at(self, access: Access, rule: str) -> None:
+    def _stop_at(self, access: Access, rule: str) -> None:
         """End the VMM; the access gets no answer."""
-        self._stop = self._stop or End(EndKind.STOP, FAILED, f"{rule} stops the run at a {access}")
+        self._end = self._end or End(EndKind.STOP, FAILED, f"{rule} stops the run at a {access}")
+
+    def _interrupt(self) -> None:
+        """End the VMM because a handler wants that, as by Ctrl-C."""
+        self._end = self._end or End(EndKind.STOP, INTERRUPTED, "interrupted by a handler")
 
     # Requests
 
     def _control(self, request: dict[str, Any]) -> dict[str, Any]:
         """Do what ``kvmsr ctl`` asks."""
-        with self._changing:
-            match request:
-                case {"do": "policy", "file": str(file)}:
-                    return {"warnings": self._replace(load_policy(file))}
-                case {"do": "save"}:
-                    return {"state": self._now.state().as_json()}
-                case {"do": "load", "state": str(text), "file": str(file)}:
-                    self._now.restore(parse_state(text.encode(), file))
-                    return {}
-                case {"do": "reset"}:
-                    self._now.reset()
-                    return {}
-                case {"do": "summary"}:
-                    wall = time.monotonic() - self._begun
-                    return self._result(End(EndKind.VMM, 0, "still running"), wall).as_dict()
-        raise UsageError("this is a request that this version of kvmsr does not know")
-
-    def _replace(self, policy: Policy) -> list[str]:
-        """Let *policy* hold from now on; registers keep what they hold."""
-        old = self._now
-        new = InForce(policy, self._block, self._names, old.serial + 1, self._log)
-        new.inherit(old)
-        self._by_serial[new.serial] = new
-        try:
-            new.install()
-            self._wait_for_filter()
-        except BaseException:
-            old.install()
-            raise
-        self._now = new
-        if len(self._by_serial) > _KEPT:  # a question of theirs can hardly be waiting still
-            self._over_with.append(self._by_serial.pop(min(self._by_serial)))
-        return list(new.plan.warnings)
+        match request:
+            case {"do": "policy", "file": str(file)}:
+                policy = load_policy(file)
+                return {"warnings": self.session.replace(policy, self._wait_for_filter)}
+            case {"do": "save"}:
+                return {"state": self.session.state().as_json()}
+            case {"do": "load", "state": str(text), "file": str(file)}:
+                self.session.restore(parse_state(text.encode(), file))
+                return {}
+            case {"do": "reset"}:
+                self.session.reset()
+                return {}
+            case {"do": "summary"}:
+                return self._result(End(EndKind.VMM, 0, "still running")).as_dict()
+        raise UsageError("this version of kvmsr does not know this request")
 
     def _wait_for_filter(self) -> None:
         """Wait until every VM has the policy's filter."""
@@ -275,46 +212,42 @@ class Controller:
 
     # The end
 
-    def _end_now(self) -> End:
-        return self._stop or _end_of(self._command[0], self._vmm.returncode)
+    def _result(self, end: End) -> RunResult:
+        wall = time.monotonic() - self._begun
+        return self.session.result(shlex.join(self._command), end, wall, list(self._notes()))
 
-    def _result(self, end: End, wall: float) -> RunResult:
+    def _notes(self) -> Iterator[str]:
         raw = self._block.raw
-        policies = [*self._over_with, *self._by_serial.values()]
-        notes = list(dict.fromkeys(note for policy in policies for note in policy.notes))
         if not raw.n_vms:
-            notes.append("the VMM made no VM through KVM's ioctls, so no access could be seen")
+            yield "the VMM made no VM through KVM's ioctls, so no access could be seen"
         if raw.failed:
-            notes.append(
-                f"KVM did not take the policy for a VM: {os.strerror(raw.failed)}; that VM ran"
-                " without"
-            )
+            why = os.strerror(raw.failed)
+            yield f"KVM did not take the policy for a VM: {why}; that VM ran without"
         if raw.lost_ranges:
-            notes.append(
+            yield (
                 f"{raw.lost_ranges} filter ranges of the policy found no room besides the VMM's"
                 " own: MSRs in them were left to KVM"
             )
         if raw.n_vcpus > _MAX_VCPUS:
-            notes.append(f"only the first {_MAX_VCPUS} vCPUs were under the policy")
+            yield f"only the first {_MAX_VCPUS} vCPUs were under the policy"
         dropped = sum(vcpu.dropped for vcpu in self._block.vcpus())
         if dropped:
-            notes.append(f"{dropped:,} accesses were not told: they came too fast")
-        if raw.refused:
-            notes.append(
-                f"{raw.refused:,} writes to shadowed MSRs got #GP: {raw.n_shadows:,} MSRs are kept"
-                " and no more"
-            )
-        policy = self._now.plan.policy
-        return RunResult(
-            "kvm",
-            shlex.join(self._command),
-            policy.source or policy.name,
-            end,
-            native_summary(self._block, self._names),
-            wall,
-            tuple(failure for one in policies for failure in one.failures),
-            sum(one.failure_count for one in policies),
-            tuple(notes),
+            yield f"{dropped:,} accesses were not logged: they came too fast"
+
+
+def _require_shim() -> None:
+    """
+    Raise unless a library can be preloaded into VMMs.
+
+    :raises BackendError: if it was not built.
+    :raises UsageError: if its path cannot be named to the dynamic loader.
+    """
+    if not native.available() or not native.SHIM.exists():
+        raise BackendError(native.why_not() or f"{native.SHIM} is missing: install kvmsr anew")
+    if set(" :") & set(str(native.SHIM)):
+        raise UsageError(
+            f"{native.SHIM} cannot be preloaded: its path has a space or colon in it; install"
+            " kvmsr elsewhere"
         )
 
 
@@ -322,7 +255,7 @@ def _end_of(name: str, status: int) -> End:
     if status >= 0:
         return End(EndKind.VMM, status, f"{name} ended with status {status}")
     try:
-        told = signal.Signals(-status).name
+        number = signal.Signals(-status).name
     except ValueError:
-        told = f"signal {-status}"
-    return End(EndKind.VMM, 128 - status, f"{name} was ended by {told}")
+        number = f"signal {-status}"
+    return End(EndKind.VMM, 128 - status, f"{name} was ended by {number}")

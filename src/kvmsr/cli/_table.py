@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kvmsr.machine import EndKind, RunResult
 from kvmsr.policy import Policy
 from kvmsr.policy.file.toml import action_text, msr_names, policy_tables
+from kvmsr.session import EndKind, RunResult
 from kvmsr.trace import Row
 
 __all__ = ("print_policy", "print_result")

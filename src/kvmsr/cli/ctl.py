@@ -12,9 +12,10 @@ from typing import Any
 
 import click
 
-from kvmsr.attach import ask, load_state, parse_state, save_state
+from kvmsr.attach import ask
 from kvmsr.cli._parameters import PolicyFile
 from kvmsr.policy.file import load_policy
+from kvmsr.session import load_state, parse_state, save_state
 
 __all__ = ("command",)
 

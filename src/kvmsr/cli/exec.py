@@ -13,14 +13,14 @@ from pathlib import Path
 
 import click
 
-from kvmsr.attach import Controller, find_vmm
+from kvmsr.attach import Controller
 from kvmsr.cli._console import access_log
 from kvmsr.cli._parameters import PolicyFile
 from kvmsr.cli._table import print_result
 from kvmsr.errors import UsageError
-from kvmsr.machine import RunResult
 from kvmsr.policy import Policy
 from kvmsr.policy.file import load_policy
+from kvmsr.session import RunResult
 
 __all__ = ("command",)
 
@@ -72,19 +72,16 @@ def command(
 
     The VMM is any program that uses KVM and is linked dynamically; it runs as ever, on this
     terminal. At its end follows a table of the MSR accesses that came to user space. The exit
-    status is the VMM's.
+    status is the VMM's; 6 if that is 0 but a handler failed.
     """
-    program = find_vmm(vmm[0])
     rules = load_policy(policy) if policy else Policy()
     to_stdout = as_json and summary is None
     with access_log(log, lambda data: None, shared=False) as (_, tell):
-        controller = Controller(
-            [str(program), *vmm[1:]], rules, log=tell, state=state, output_to_stderr=to_stdout
-        )
+        controller = Controller(vmm, rules, log=tell, state=state, output_to_stderr=to_stdout)
         with closing(controller):
             result = controller.run()
             _print(result, summary, as_json)
-    return result.end.code
+    return result.exit_status
 
 
 def _print(result: RunResult, summary: str | None, as_json: bool) -> None:

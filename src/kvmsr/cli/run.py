@@ -25,11 +25,12 @@ from kvmsr.cli._console import access_log, guest_input, guest_output
 from kvmsr.cli._parameters import PolicyFile
 from kvmsr.cli._progress import progress
 from kvmsr.errors import GuestMemoryError, UsageError
-from kvmsr.machine import Boot, Machine, RunResult, find_features
+from kvmsr.machine import Boot, Machine, find_features
 from kvmsr.machine.choice import choose_backend
 from kvmsr.machine.layout import Layout
 from kvmsr.policy import Policy
 from kvmsr.policy.file import load_policy
+from kvmsr.session import RunResult
 
 __all__ = ("command", "run_guest")
 

@@ -147,14 +147,25 @@ class Dispatcher:
                 acts[access.index] = act
         return act(access)
 
-    def refused(self, access: Access, passed: Outcome, reason: Reason) -> Outcome:
+    def restated(self, access: Access) -> Access:
+        """
+        Return *access* with the reason that it has for handlers, log and rows.
+
+        With ``ignore_msrs`` KVM would claim to know every MSR, so the filter denies those that it
+        does not know; such an access is unknown all the same.
+        """
+        swallows = access.reason == _FILTER and self.plan.kernel.ignore_msrs
+        if swallows and not self.plan.segment(access.op, access.index).known:
+            return access._replace(reason=Reason.UNKNOWN)
+        return access
+
+    def refused(self, access: Access, passed: Outcome) -> Outcome:
         """
         Return what shall happen to an access that was passed on to KVM, and KVM refused.
 
+        :param access: the access, with the reason for which KVM refused it.
         :param passed: the outcome that passed it on.
-        :param reason: why KVM refused.
         """
-        access = access._replace(reason=reason)
         for rule in self.plan.segment(access.op, access.index).rules:
             passes = rule.action(access.op) is Plain.KERNEL and rule.where == passed.rule
             if rule.when is None or passes:
@@ -164,19 +175,19 @@ class Dispatcher:
                 holds, act = self._by_rule[id(rule), access.op]
                 if holds(access):
                     return act(access)
-        return self._defaults[reason](access)
+        return self._defaults[access.reason](access)
 
     def act(self, rule: Rule, op: Op) -> _Act:
         """Return what does *rule*'s action, whether its condition holds or not."""
         return self._by_rule[id(rule), op][1]
 
     @property
-    def tells(self) -> bool:
-        """Whether anybody takes what the policy wants told."""
+    def logs(self) -> bool:
+        """Whether anybody takes log lines."""
         return self._log.listens
 
-    def tell(self, rule: Rule | None, access: Access, outcome: Outcome) -> None:
-        """Tell an access that was answered elsewhere as *rule* wants; None is a default."""
+    def log(self, rule: Rule | None, access: Access, outcome: Outcome) -> None:
+        """Log an access that was answered elsewhere as *rule* wants; None is a default."""
         self._log.see(access, outcome, Log.ONCE if rule is None else rule.log)
 
     def elapsed(self) -> int:
@@ -194,9 +205,9 @@ class Dispatcher:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """
-        Become what :meth:`state` told; no vCPU may run meanwhile.
+        Restore a saved state; no vCPU may run meanwhile.
 
-        :raises PolicyError: if that was under another policy.
+        :raises PolicyError: if it was saved under another policy.
         """
         self.conditions.restore(state["conditions"])
         self.models.restore(state["models"])

@@ -104,33 +104,31 @@ class RunningVcpu(Handle):
         """The kvm_run page and what follows it."""
         return self._bytes
 
-    def run_by(self, enter: Callable[[], object]) -> None:
-        """
-        Let :meth:`run` call *enter* for KVM_RUN; it may do more than one.
-
-        :param enter: returns with an exit in the page, or raises OSError as KVM_RUN does.
-        """
-        self._enter = enter
-
-    def run(self, serve: "Callable[[Exit], bool] | None" = None) -> "Exit":
+    def run(
+        self,
+        serve: "Callable[[Exit], bool] | None" = None,
+        by: Callable[[], object] | None = None,
+    ) -> "Exit":
         """
         Run the guest until its next exit (KVM_RUN).
 
         :param serve: is given each exit first. Where it returns true it has answered, and the guest
             goes on; else this returns the exit. On the soft backend that saves most of an exit's
             price. It may look at the vCPU, but neither run it nor set its registers.
+        :param by: runs the vCPU instead of KVM_RUN. It may do more than one KVM_RUN, and returns
+            with an exit in the page, or raises OSError as KVM_RUN does.
         :raises ExitUnansweredError: if the last MSR exit has no answer yet, though *serve* says so.
         :raises IoctlError: if KVM refuses to run the vCPU.
         """
         if self._unanswered is not None or self._serving or self.fd < 0:
             self._refuse()
-        words = self._words
+        words, enter = self._words, by or self._enter
         while True:
             if words[_REASON] in _NO_EXIT:
                 words[_REASON] = 0
                 try:
                     if serve is None or self._run_in_place is None:
-                        self._enter()
+                        enter()
                     else:
                         self._run_in_place(self.fd, partial(self._serve, serve))
                 except OSError as error:

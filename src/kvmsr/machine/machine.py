@@ -9,30 +9,25 @@ A virtual machine of our own: memory, vCPUs, board, and a dispatcher that decide
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
-from kvmsr import native
 from kvmsr.abi import PIT_SPEAKER_DUMMY, Cap, Chip, RoutingType, vm
-from kvmsr.backend import Backend, HostBackend, Memory
-from kvmsr.dispatch import Dispatcher, Sink
+from kvmsr.backend import Backend, Memory
+from kvmsr.dispatch import Outcome, Sink
 from kvmsr.errors import HostError, UsageError
-from kvmsr.kvm import Kvm
+from kvmsr.kvm import Kvm, Vcpu, Vm
 from kvmsr.machine import acpi
 from kvmsr.machine.board import Board, BoardEvents
 from kvmsr.machine.cpuid import Feature, guest_cpuid
 from kvmsr.machine.cpustate import apply_start
-from kvmsr.machine.fitting import fitting_plan, install
-from kvmsr.machine.hostmsr import DeviceMsrs, host_msrs
+from kvmsr.machine.diagnose import where
 from kvmsr.machine.layout import ACPI_BASE, FOUR_GIB, IDENTITY_MAP, TSS_PAGES, Layout
 from kvmsr.machine.loaders import Boot, Guest, Loaded, load
-from kvmsr.machine.result import INTERRUPTED, TIMEOUT, End, EndKind, RunResult
 from kvmsr.machine.vcpu import VcpuThread
-from kvmsr.native.block import Block
-from kvmsr.native.questions import NativeDispatcher
-from kvmsr.native.summary import native_summary
-from kvmsr.native.table import Names
-from kvmsr.policy import Policy
-from kvmsr.trace import Summary
+from kvmsr.policy import Access, Policy
+from kvmsr.policy.plan import Plan
+from kvmsr.session import End, EndKind, RunResult, Session, VmFacts
+from kvmsr.session.result import FAILED, INTERRUPTED, TIMEOUT
 
 __all__ = ("Machine",)
 
@@ -48,6 +43,8 @@ _LONGEST_WATCH: Final = 0.5
 _GRACE: Final = 5.0
 
 Output = Callable[[bytes], None]
+
+_Opened = TypeVar("_Opened", Kvm, Vm, Vcpu, Session)
 
 
 class Machine:
@@ -99,15 +96,24 @@ class Machine:
         self._loaded: Loaded | None = None
         self._image = ""
         self._memories: list[Memory] = []
-        self._host: DeviceMsrs | None = None
         self._threads: list[VcpuThread] = []
-        self._block: Block | None = None
-        self.native: NativeDispatcher | None = None
-        self.kvm = Kvm(backend)
+        self._joined = False
+        self._opened: list[Kvm | Vm | Vcpu | Session] = []
+        self.kvm = self._open(Kvm(backend))
         try:
-            self._build(cpus, policy or Policy(), ignore_msrs, list(hidden), log)
-            if native:
-                self._go_native()
+            self._build(cpus, list(hidden))
+            self.session = self._open(
+                Session(
+                    policy or Policy(),
+                    self.kvm,
+                    vcpu=self.vcpus[0],
+                    ignore_msrs=ignore_msrs,
+                    log=log,
+                    vcpus=cpus,
+                    use_native=native,
+                )
+            )
+            self._put_under_policy()
             events = BoardEvents(
                 output,
                 debug_output or output,
@@ -122,14 +128,12 @@ class Machine:
 
     # Building
 
-    def _build(
-        self,
-        cpus: int,
-        policy: Policy,
-        ignore_msrs: bool | None,
-        hidden: list[Feature],
-        log: Sink | None,
-    ) -> None:
+    def _open(self, opened: _Opened) -> _Opened:
+        """Remember to close *opened*, before what was opened earlier."""
+        self._opened.append(opened)
+        return opened
+
+    def _build(self, cpus: int, hidden: list[Feature]) -> None:
         kvm = self.kvm
         kvm.require(
             Cap.USER_MEMORY, Cap.IRQCHIP, Cap.PIT2, Cap.IMMEDIATE_EXIT, Cap.X86_USER_SPACE_MSR,
@@ -138,7 +142,7 @@ class Machine:
         most = kvm.check_extension(Cap.MAX_VCPUS)
         if cpus > most:
             raise UsageError(f"a machine with {cpus} CPUs: this KVM runs {most} at most")
-        self.vm = kvm.create_vm()
+        self.vm = self._open(kvm.create_vm())
         self.vm.set_identity_map_addr(IDENTITY_MAP)
         self.vm.set_tss_addr(TSS_PAGES)
         self._add_memory(_LOW_SLOT, 0, self.layout.low_size)
@@ -147,36 +151,40 @@ class Machine:
         self.vm.create_irqchip()
         self.vm.create_pit2(PIT_SPEAKER_DUMMY)
         self.vm.set_gsi_routing(_routes())
-        self.vcpus = [self.vm.create_vcpu(number) for number in range(cpus)]
+        self.vcpus = [self._open(self.vm.create_vcpu(number)) for number in range(cpus)]
         supported = kvm.get_supported_cpuid()
         deadline = bool(kvm.check_extension(Cap.TSC_DEADLINE_TIMER))
         mcg_cap = _MCE_BANKS | kvm.get_mce_cap_supported() & _MCE_FEATURES
         for vcpu in self.vcpus:
             vcpu.set_cpuid2(guest_cpuid(supported, vcpu.id, cpus, hidden, tsc_deadline=deadline))
             vcpu.setup_mce(mcg_cap)
-        self.plan = fitting_plan(policy, kvm, self.vcpus[0], ignore_msrs)
-        self._host = host_msrs(policy)
-        self.dispatcher = Dispatcher(
-            self.plan,
-            vcpus=cpus,
+
+    def _put_under_policy(self) -> None:
+        facts = VmFacts(
+            vcpus=len(self.vcpus),
             clock=lambda: self.vm.get_clock().clock,
             rip=lambda number: self.vcpus[number].get_regs().rip,
-            host=self._host,
-            log=log,
             memory=self._read_memory,
         )
-        install(self.plan, self.vm)
-        self._threads = [VcpuThread(self, vcpu) for vcpu in self.vcpus]
+        guests = self.session.add_vm(self.vm, self.vcpus, facts, self._stop_at)
+        self._threads = [
+            VcpuThread(self, vcpu, guest) for vcpu, guest in zip(self.vcpus, guests, strict=True)
+        ]
 
-    def _go_native(self) -> None:
-        backend = self.kvm.backend
-        if not isinstance(backend, HostBackend) or not native.available():
-            return
-        self._block = Block(len(self._threads))
-        self.native = NativeDispatcher(self.dispatcher, self._block, Names())
-        self.native.install()
-        for thread in self._threads:
-            thread.use(self.native, backend)
+    @property
+    def plan(self) -> Plan:
+        """Return the policy's plan on this KVM."""
+        return self.session.plan
+
+    def _stop_at(self, vcpu: Vcpu) -> Callable[[Access, Outcome], None]:
+        """Return what ends the run at an access of *vcpu*."""
+
+        def stop(access: Access, outcome: Outcome) -> None:
+            rip = where(self.vm, vcpu).rip
+            detail = f"{outcome.rule} stops the run at a {access}, RIP {rip:#x}"
+            self.end(End(EndKind.STOP, FAILED, detail))
+
+        return stop
 
     def _read_memory(self, address: int, size: int) -> bytes | None:
         try:
@@ -242,33 +250,14 @@ class Machine:
         self._join()
         wall = time.monotonic() - begun
         assert self._end is not None
-        notes = [*self.plan.warnings, *self._loaded.notes, *self.dispatcher.models.notes]
+        notes = list(self._loaded.notes)
         notes += [
             f"vCPU {thread.vcpu.id} did not come back within {_GRACE:g} seconds: is a handler"
             " still at work?"
             for thread in self._threads
             if thread.is_alive()
         ]
-        parts = [thread.summary for thread in self._threads]
-        kept, refused = len(self.dispatcher.shadows), self.dispatcher.shadows.refused
-        if self.native is not None:
-            parts.append(native_summary(self.native.block, self.native.names))
-            kept, refused = self.native.shadows, self.native.refused
-        if refused:
-            notes.append(
-                f"{refused:,} writes to shadowed MSRs got #GP: {kept:,} MSRs are kept and no more"
-            )
-        return RunResult(
-            self.kvm.backend.name,
-            self._image,
-            self.plan.policy.source or self.plan.policy.name,
-            self._end,
-            Summary.merged(parts),
-            wall,
-            tuple(self.dispatcher.failures),
-            self.dispatcher.failure_count,
-            tuple(notes),
-        )
+        return self.session.result(self._image, self._end, wall, notes)
 
     def end(self, end: End) -> None:
         """End the run; the first end counts. From any thread."""
@@ -321,7 +310,12 @@ class Machine:
             pause = min(pause * 2, _LONGEST_WATCH)
 
     def _join(self) -> None:
-        """Wait for the threads; each has been kicked, and is kicked again should it not come."""
+        """
+        Wait for the threads, once; each has been kicked, and is kicked again should it not come.
+        """
+        if self._joined:
+            return
+        self._joined = True
         deadline = time.monotonic() + _GRACE
         for thread in self._threads:
             while thread.is_alive() and time.monotonic() < deadline:
@@ -345,15 +339,8 @@ class Machine:
                 return
         for thread in self._threads:
             thread.let_go()
-        for vcpu in getattr(self, "vcpus", ()):
-            vcpu.close()
-        if hasattr(self, "vm"):
-            self.vm.close()
-        self.kvm.close()
-        if self._host is not None:
-            self._host.close()
-        if self._block is not None:
-            self._block.close()
+        while self._opened:
+            self._opened.pop().close()
         for memory in self._memories:
             memory.close()
         self._memories = []

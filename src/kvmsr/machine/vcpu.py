@@ -12,13 +12,10 @@ of it. Nothing on the way of an MSR access takes a lock.
 
 import logging
 import threading
-from collections.abc import Callable
 from typing import Final, Protocol
 
-from kvmsr.abi import Chip, ExitReason, Mp, MsrExitReason
-from kvmsr.backend import HostBackend
-from kvmsr.dispatch import Dispatcher, Outcome, Verdict
-from kvmsr.errors import KvmsrError, MsrListError
+from kvmsr.abi import Chip, ExitReason, Mp
+from kvmsr.errors import KvmsrError
 from kvmsr.kvm import Vcpu, Vm
 from kvmsr.kvm.exits import (
     EmulationFailure,
@@ -32,20 +29,15 @@ from kvmsr.kvm.exits import (
     MmioRead,
     MmioWrite,
     Other,
-    Rdmsr,
     Shutdown,
     SystemEvent,
-    Wrmsr,
 )
 from kvmsr.machine.board import Board
-from kvmsr.machine.diagnose import explain_emulation_failure, explain_internal, where
-from kvmsr.machine.native import NativeLoop
-from kvmsr.machine.result import CRASHED, FAILED, INTERRUPTED, End, EndKind
-from kvmsr.native.questions import NativeDispatcher
-from kvmsr.policy import Access, Op, Reason
-from kvmsr.trace import Summary
+from kvmsr.machine.diagnose import explain_emulation_failure, explain_internal
+from kvmsr.session import End, EndKind, GuestVcpu
+from kvmsr.session.result import CRASHED, INTERRUPTED
 
-__all__ = ("Runner", "VcpuThread", "host_reads")
+__all__ = ("Runner", "VcpuThread")
 
 _log = logging.getLogger(__name__)
 
@@ -54,26 +46,8 @@ _LVT0: Final = 0x350
 _MASKED_OR_MODE: Final = 1 << 16 | 7 << 8
 _MODE_NMI: Final = 4 << 8
 
-# On the way of every access: looking a member up in its enumeration costs more than using it.
-_READ, _WRITE = Op.READ, Op.WRITE
-_VALUE, _DONE, _FAULT = Verdict.VALUE, Verdict.DONE, Verdict.FAULT
-_REASONS: Final = {
-    int(MsrExitReason.UNKNOWN): Reason.UNKNOWN,
-    int(MsrExitReason.INVAL): Reason.INVALID,
-    int(MsrExitReason.FILTER): Reason.FILTER,
-}
-
 _SERVED: Final = (IoOut, IoIn, MmioRead, MmioWrite)
 """What the board answers."""
-
-
-def host_reads(vcpu: Vcpu, index: int) -> bool:
-    """Tell whether KVM knows MSR *index*: whether the host can read it."""
-    try:
-        vcpu.get_msrs([index])
-    except MsrListError:
-        return False
-    return True
 
 
 class Runner(Protocol):
@@ -81,7 +55,6 @@ class Runner(Protocol):
 
     vm: Vm
     board: Board
-    dispatcher: Dispatcher
     over: bool
 
     def end(self, end: End) -> None:
@@ -92,38 +65,28 @@ class VcpuThread(threading.Thread):
     """
     A vCPU and the thread that runs it.
 
+    :param guest: runs the vCPU, and answers its MSR accesses.
     :ivar vcpu: the vCPU.
-    :ivar summary: what it asked for, and what it was told.
     :ivar asleep: when last kicked, it had halted with interrupts off and no device was to send
         NMIs, or waited for SIPI: only another vCPU can wake it.
     """
 
-    def __init__(self, runner: Runner, vcpu: Vcpu) -> None:
+    def __init__(self, runner: Runner, vcpu: Vcpu, guest: GuestVcpu) -> None:
         super().__init__(name=f"vcpu{vcpu.id}", daemon=True)
         self.vcpu = vcpu
-        # An answered access is still pending until the vCPU goes on: RIP is at the instruction.
-        self.summary = Summary(rip=lambda: vcpu.get_regs().rip)
-        self._exits = 0
-        self._native: NativeLoop | None = None
         self.asleep = False
+        self._exits = 0
+        self._guest = guest
         self._runner = runner
-        self._handle = runner.dispatcher.handle
-        self._record = self.summary.record
 
     @property
     def exits(self) -> int:
         """Return how often it came out of the guest, for whoever wonders whether it still does."""
-        return self._exits + (self._native.exits if self._native else 0)
-
-    def use(self, native: NativeDispatcher, backend: HostBackend) -> None:
-        """Leave the accesses to C, which asks *native* where it needs Python."""
-        self._native = NativeLoop(native, backend, self.vcpu, self._stop_at)
-        self.vcpu.run_by(self._native)
+        return self._exits + self._guest.accesses
 
     def let_go(self) -> None:
-        """Let go of the vCPU, which is to be closed."""
-        if self._native is not None:
-            self._native.close()
+        """Let go of the vCPU, which is about to be closed."""
+        self._guest.close()
 
     def run(self) -> None:
         """Run the guest until the run is over."""
@@ -140,9 +103,9 @@ class VcpuThread(threading.Thread):
             self._end(EndKind.ERROR, 1, f"kvmsr itself failed, please report it: {what}")
 
     def _loop(self) -> None:
-        runner, vcpu = self._runner, self.vcpu
+        runner, guest = self._runner, self._guest
         while not runner.over:
-            exit_ = vcpu.run(self._serve)
+            exit_ = guest.run(self._serve)
             if type(exit_) is Interrupted:
                 self._look_whether_asleep()
             else:
@@ -150,83 +113,15 @@ class VcpuThread(threading.Thread):
                 self._exits += 1
 
     def _serve(self, exit_: Exit) -> bool:
-        """Answer an exit that the guest waits for; False: it is another."""
-        kind = type(exit_)
-        if kind is Rdmsr:
-            self._rdmsr(exit_)  # type: ignore[arg-type]
-        elif kind is Wrmsr:
-            self._wrmsr(exit_)  # type: ignore[arg-type]
-        elif kind in _SERVED:
-            try:
-                self._runner.board.serve(exit_)  # type: ignore[arg-type]
-            except OSError as error:
-                what = f"the guest's output goes nowhere: {error.strerror}"
-                self._end(EndKind.ERROR, 1, what)
-        else:
+        """Have the board answer an exit; False: it is not the board's."""
+        if type(exit_) not in _SERVED:
             return False
+        try:
+            self._runner.board.serve(exit_)  # type: ignore[arg-type]
+        except OSError as error:
+            self._end(EndKind.ERROR, 1, f"cannot write the guest's output: {error.strerror}")
         self._exits += 1
         return True
-
-    # MSR accesses
-
-    def _rdmsr(self, exit_: Rdmsr) -> None:
-        access = _access(Access, (self.vcpu.id, _READ, exit_.index, 0, _REASONS[exit_.reason]))
-        outcome = self._handle(access)
-        verdict = outcome.verdict
-        if verdict is _VALUE:
-            exit_.answer(outcome.value)
-        elif verdict is _FAULT:
-            exit_.fault()
-        else:
-            outcome = self._special(access, exit_, outcome)
-        self._record(access, outcome)
-
-    def _wrmsr(self, exit_: Wrmsr) -> None:
-        access = _access(
-            Access, (self.vcpu.id, _WRITE, exit_.index, exit_.value, _REASONS[exit_.reason])
-        )
-        outcome = self._handle(access)
-        verdict = outcome.verdict
-        if verdict is _DONE:
-            exit_.done()
-        elif verdict is _FAULT:
-            exit_.fault()
-        else:
-            outcome = self._special(access, exit_, outcome)
-        self._record(access, outcome)
-
-    def _special(self, access: Access, exit_: Rdmsr | Wrmsr, outcome: Outcome) -> Outcome:
-        """Do what takes more than an answer: ask KVM itself, or stop the run."""
-        if outcome.verdict is Verdict.KERNEL:
-            outcome = self._ask_kvm(access, outcome)
-        if outcome.verdict is Verdict.STOP:
-            self._stop_at(access, outcome)
-            exit_.fault()  # it never sees this: but an exit must have an answer
-        elif outcome.verdict is Verdict.FAULT:
-            exit_.fault()
-        elif isinstance(exit_, Rdmsr):
-            exit_.answer(outcome.value)
-        else:
-            exit_.done()
-        return outcome
-
-    def _stop_at(self, access: Access, outcome: Outcome) -> None:
-        rip = where(self._runner.vm, self.vcpu).rip
-        detail = f"{outcome.rule} stops the run at a {access}, RIP {rip:#x}"
-        self._end(EndKind.STOP, FAILED, detail)
-
-    def _ask_kvm(self, access: Access, outcome: Outcome) -> Outcome:
-        try:
-            if access.op == Op.READ:
-                value = self.vcpu.get_msrs([access.index])[access.index]
-                return outcome._replace(verdict=Verdict.VALUE, value=value)
-            self.vcpu.set_msrs({access.index: access.value})
-            return outcome._replace(verdict=Verdict.DONE)
-        except MsrListError:
-            reason = Reason.UNKNOWN
-            if access.op == Op.WRITE and host_reads(self.vcpu, access.index):
-                reason = Reason.INVALID  # KVM knows it, so it is the value
-            return self._runner.dispatcher.refused(access, outcome, reason)
 
     # Everything else
 
@@ -266,7 +161,3 @@ class VcpuThread(threading.Thread):
 
     def _end(self, kind: EndKind, code: int, detail: str) -> None:
         self._runner.end(End(kind, code, detail))
-
-
-# Half the price of the constructor that a NamedTuple gets; once an access.
-_access: Callable[..., Access] = tuple.__new__

@@ -74,6 +74,10 @@ class Block:
             raise BrokenInvariantError("there are more vCPUs than records")
         return record
 
+    def forget(self, vm: int) -> None:
+        """Reset what a VM has written to shadowed MSRs."""
+        lib.kvmsr_shadow_forget(self.raw, vm)
+
     def vcpus(self) -> Iterator[Any]:
         """Yield the record of each vCPU there has been, in the order of their making."""
         for number in range(min(self.raw.n_vcpus, self.raw.max_vcpus)):

@@ -11,13 +11,13 @@ from typing import Any
 from kvmsr.native import ffi, lib
 from kvmsr.native.block import Block
 from kvmsr.native.table import Names
-from kvmsr.policy import Op, Reason
+from kvmsr.native.words import OPS, REASONS, by_number
+from kvmsr.policy import Reason
 from kvmsr.trace.summary import MAX_ROWS, Row, Summary
 
 __all__ = ("native_summary",)
 
-_OPS = (Op.READ, Op.WRITE)
-_REASONS = (Reason.UNKNOWN, Reason.INVALID, Reason.FILTER)
+_OPS, _REASONS = by_number(OPS), by_number(REASONS)
 
 
 def native_summary(block: Block, names: Names, max_rows: int = MAX_ROWS) -> Summary:

@@ -6,27 +6,29 @@ The compiled table
 A plan as the bytes that C answers accesses by; table.h says what they mean.
 """
 
+from collections import namedtuple
 from collections.abc import Sequence
 from typing import Any, Final
 
 from kvmsr.native import ffi, lib
-from kvmsr.policy import Action, Counter, Log, Op, Plain, Reason, Rule, Scope, Value
+from kvmsr.native.words import ACTIONS, LOGS, OPS, REASONS, SCOPES
+from kvmsr.policy import Action, Counter, Log, Op, Plain, Reason, Rule, Value, When
 from kvmsr.policy.plan import Plan
 
 __all__ = ("Names", "TableRule", "compile_table", "table_rules")
 
 _U64: Final = (1 << 64) - 1
-_OPS: Final = (Op.READ, Op.WRITE)
-_REASONS: Final = (Reason.UNKNOWN, Reason.INVALID, Reason.FILTER)
-_SCOPES: Final = {scope: number for number, scope in enumerate(Scope)}
-_PLAIN: Final = {
-    Plain.IGNORE: 1, Plain.FAULT: 2, Plain.SHADOW: 3, Plain.KERNEL: 4, Plain.STOP: 5,
-}  # fmt: skip
-_VALUE, _UPCALL, _COUNTER = 0, 6, 7
-_NEVER, _ONCE = 0, 2
-_LOGS: Final = {Log.NEVER: 0, None: 1, Log.ONCE: 2, Log.CHANGE: 3, Log.ALWAYS: 4}
-_WHEN_VCPU, _WHEN_VALUE, _WHEN_RIP, _WHEN_COUNT, _WHEN_REASON = 1, 2, 4, 8, 16
 _EXIT_REASONS: Final = {Reason.INVALID: 1, Reason.UNKNOWN: 2, Reason.FILTER: 4}
+"""KVM_MSR_EXIT_REASON_*, of linux/kvm.h."""
+
+
+def _fields_of(struct: str) -> Any:
+    """Return a tuple of the structure's fields, by their names in the header; absent ones are 0."""
+    names = [name for name, _ in ffi.typeof(f"struct {struct}").fields] if ffi else []
+    return namedtuple(struct, names, defaults=[0] * len(names))
+
+
+_Rule, _Segment, _Bits = map(_fields_of, ("kvmsr_rule", "kvmsr_segment", "kvmsr_bits"))
 
 TableRule = tuple[Rule | None, Op, str]
 """A rule of the table: the policy's rule, or None for a default; the direction; who says so."""
@@ -59,25 +61,25 @@ class Names:
 def table_rules(plan: Plan) -> list[TableRule]:
     """Return the rules of *plan*'s table by their numbers in it."""
     rules: list[TableRule] = [
-        (None, op, f"defaults.{name}") for name in ("unknown", "invalid", "on_error") for op in _OPS
+        (None, op, f"defaults.{name}") for name in ("unknown", "invalid", "on_error") for op in OPS
     ]
     rules += [
         (rule, op, rule.where)
         for rule in plan.policy.rules
-        for op in _OPS
+        for op in OPS
         if rule.action(op) is not None
     ]
     return rules
 
 
-def compile_table(plan: Plan, names: Names, *, serial: int = 0, tells: bool = False) -> bytes:
+def compile_table(plan: Plan, names: Names, *, serial: int = 0, logs: bool = False) -> bytes:
     """
     Return *plan* as C reads it.
 
     :param serial: which policy of the run it is.
-    :param tells: whether anybody takes what rules want told.
+    :param logs: whether anybody takes log lines.
     """
-    return _Writer(plan, names).write(serial, tells)
+    return _Writer(plan, names).write(serial, logs)
 
 
 class _Writer:
@@ -85,21 +87,21 @@ class _Writer:
         self._plan = plan
         self._names = names
         self._vcpus: list[int] = []
-        self._bits: dict[tuple[int, ...], int] = {}
+        self._bits: dict[Any, int] = {}
         self._counters = 0
         self._data = bytearray(ffi.sizeof("struct kvmsr_table"))
 
-    def write(self, serial: int, tells: bool) -> bytes:
+    def write(self, serial: int, logs: bool) -> bytes:
         plan = self._plan
         given = table_rules(plan)
         rules = [self._rule(*one) for one in given]
-        numbers: dict[Op, dict[int, int]] = {op: {} for op in _OPS}
+        numbers: dict[Op, dict[int, int]] = {op: {} for op in OPS}
         for number, (rule, op, _) in enumerate(given):
             numbers[op][id(rule)] = number
         steps: list[int] = []
         places: dict[tuple[int, ...], int] = {}
         parts: list[tuple[list[int], list[tuple[int, int, bool]]]] = []
-        for op, table in zip(_OPS, (plan.reads, plan.writes), strict=True):
+        for op, table in zip(OPS, (plan.reads, plan.writes), strict=True):
             segments = []
             number_of = numbers[op]
             ignore_msrs = plan.kernel.ignore_msrs
@@ -109,11 +111,12 @@ class _Writer:
                 if place is None:
                     place = places[tried] = len(steps)
                     steps += tried
-                segments.append((place, len(tried), ignore_msrs and not known))
+                swallowed = ignore_msrs and not known
+                segments.append(_Segment(place, len(tried), swallowed))
             parts.append((table.starts, segments))
         head = ffi.new("struct kvmsr_table *")
         head.magic, head.version = lib.KVMSR_TABLE_MAGIC, lib.KVMSR_VERSION
-        head.serial, head.tells = serial, tells
+        head.serial, head.logs = serial, logs
         topology = plan.policy.topology
         # No VM has so many vCPUs that a larger number would make a difference.
         head.threads_per_core = min(topology.threads_per_core, 1 << 31)
@@ -149,76 +152,72 @@ class _Writer:
     def _array(self, kind: str, items: Sequence[Any]) -> int:
         return self._append(bytes(ffi.buffer(ffi.new(f"{kind}[]", items))))
 
-    def _rule(self, rule: Rule | None, op: Op, name: str) -> tuple[int, ...]:
-        plan, number = self._plan, self._names.number(name)
+    def _rule(self, rule: Rule | None, op: Op, name: str) -> Any:
+        number = self._names.number(name)
         if rule is None:
-            default = getattr(plan.policy.defaults, name.removeprefix("defaults."))
-            log = _NEVER if name == "defaults.on_error" else _ONCE
-            return (
-                0, 0, 0, 0, 0, 0, 0, 0, number, lib.KVMSR_NONE, 0, 0, 0, _PLAIN[default],
-                0, log, 0, 0,
-            )  # fmt: skip
+            default = getattr(self._plan.policy.defaults, name.removeprefix("defaults."))
+            log = None if name == "defaults.on_error" else Log.ONCE
+            return _Rule(
+                name=number, bits=lib.KVMSR_NONE, action=ACTIONS[default], log=_log(log, default)
+            )
         action = rule.action(op)
         assert action is not None
         kind, value = self._action(action, rule)
-        if kind == _VALUE and rule.when is None and rule.log is None:  # what most rules are
-            return (
-                value, 0, 0, 0, 0, 0, 0, 0, number, lib.KVMSR_NONE, 0, 0, 0, _VALUE,
-                _SCOPES[rule.scope], _NEVER, 0, 0,
-            )  # fmt: skip
-        log = _LOGS[rule.log]
-        if kind == _UPCALL or (
-            rule.log is None and (kind == _VALUE or action is Plain.IGNORE)
-        ):  # Python tells its own; and these do not fault
-            log = _NEVER
-        bits = lib.KVMSR_NONE
+        made = _Rule(
+            value=value,
+            name=number,
+            bits=lib.KVMSR_NONE,
+            action=kind,
+            scope=SCOPES[rule.scope],
+            log=_log(rule.log, action),
+        )
+        if isinstance(action, Counter):
+            made = made._replace(hz=action.hz)
         if rule.bits is not None:
-            bits = self._bits.setdefault(tuple(rule.bits), len(self._bits))
-        hz = action.hz if isinstance(action, Counter) else 0
-        when, asked = self._when(rule)
-        (
-            when_value, when_mask, rip_first, rip_last, after, every, vcpus, n_vcpus, counter,
-            reasons,
-        ) = asked  # fmt: skip
-        return (
-            value, hz, when_value, when_mask, rip_first, rip_last, after, every, number, bits,
-            vcpus, n_vcpus, counter, kind, _SCOPES[rule.scope], log, when, reasons,
-        )  # fmt: skip
+            bits = _Bits(**rule.bits._asdict())
+            made = made._replace(bits=self._bits.setdefault(bits, len(self._bits)))
+        return made if rule.when is None else made._replace(**self._when(rule.when))
 
     def _action(self, action: Action, rule: Rule) -> tuple[int, int]:
+        """Return the number of what *action* does, and the value that it starts from."""
         if isinstance(action, Value):
-            return _VALUE, action.value
+            return lib.KVMSR_ACT_VALUE, action.value
         if isinstance(action, Plain):
-            return _PLAIN[action], rule.reset if action is Plain.SHADOW else 0
+            return ACTIONS[action], rule.reset if action is Plain.SHADOW else 0
         if isinstance(action, Counter):
-            return _COUNTER, rule.reset
-        return _UPCALL, 0
+            return lib.KVMSR_ACT_COUNTER, rule.reset
+        return lib.KVMSR_ACT_UPCALL, 0
 
-    def _when(self, rule: Rule) -> tuple[int, tuple[int, ...]]:
-        when = rule.when
-        if when is None:
-            return 0, (0,) * 10
-        flags = vcpus = counter = reasons = 0
-        wanted: list[int] = []
+    def _when(self, when: When) -> dict[str, int]:
+        """Return the fields of a condition."""
+        fields = {"when": 0, "every": when.every or 1}
+        fields["after"] = when.after if when.after is not None else fields["every"]
         if when.vcpu is not None:
-            flags |= _WHEN_VCPU
-            vcpus, wanted = len(self._vcpus), [n for n in when.vcpu if n < 1 << 32]
+            wanted = [n for n in when.vcpu if n < 1 << 32]
+            fields |= {"vcpus": len(self._vcpus), "n_vcpus": len(wanted)}
+            fields["when"] |= lib.KVMSR_WHEN_VCPU
             self._vcpus += wanted
         if when.value is not None:
-            flags |= _WHEN_VALUE
+            mask = _U64 if when.mask is None else when.mask
+            fields |= {"when_value": when.value, "when_mask": mask}
+            fields["when"] |= lib.KVMSR_WHEN_VALUE
         if when.rip is not None:
-            flags |= _WHEN_RIP
-        every = when.every or 1
-        after = when.after if when.after is not None else every
+            fields["rip_first"], fields["rip_last"] = when.rip
+            fields["when"] |= lib.KVMSR_WHEN_RIP
         if when.counts:
-            flags |= _WHEN_COUNT
-            counter = self._counters
+            fields["counter"] = self._counters
+            fields["when"] |= lib.KVMSR_WHEN_COUNT
             self._counters += 1
         if when.reason is not None:
-            flags |= _WHEN_REASON
-            reasons = sum(1 << _REASONS.index(reason) for reason in when.reason)
-        first, last = when.rip or (0, 0)
-        mask = _U64 if when.mask is None else when.mask
-        return flags, (
-            when.value or 0, mask, first, last, after, every, vcpus, len(wanted), counter, reasons,
-        )  # fmt: skip
+            fields["reasons"] = sum(1 << REASONS[reason] for reason in when.reason)
+            fields["when"] |= lib.KVMSR_WHEN_REASON
+        return fields
+
+
+def _log(log: Log | None, action: Action) -> int:
+    """Return when C reports what *action* did."""
+    logs_itself = not isinstance(action, (Value, Plain, Counter))  # Python does, and so logs it
+    never_faults = isinstance(action, Value) or action is Plain.IGNORE
+    if logs_itself or (log is None and never_faults):
+        return LOGS[Log.NEVER]
+    return LOGS[log]

@@ -4,7 +4,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "block.h"
+#include "core.h"
 
 uint64_t kvmsr_now_ns(void)
 {

@@ -51,13 +51,13 @@ struct kvmsr_row {
 	uint64_t first_value, last_value, first_rip;
 };
 
-/* An access as it is told or traced. */
+/* An access as it is logged or traced. */
 struct kvmsr_event {
 	uint64_t time_ns; /* CLOCK_MONOTONIC */
 	uint64_t value; /* what was read or written */
 	uint32_t index, name, rule, serial;
 	uint8_t op, reason, verdict;
-	uint8_t tell;
+	uint8_t log;
 	uint8_t pad[28];
 };
 
@@ -86,7 +86,7 @@ struct kvmsr_vcpu {
 	uint64_t head __attribute__((aligned(64))); /* events written */
 	uint64_t dropped; /* events that found no room */
 	uint64_t tail __attribute__((aligned(64))); /* events read */
-	uint64_t marks[KVMSR_MARKS]; /* what was told once, as far as it is remembered */
+	uint64_t marks[KVMSR_MARKS]; /* what was logged once, as far as it is remembered */
 	struct kvmsr_row others[2]; /* by op: what found no row */
 	struct kvmsr_row rows[KVMSR_ROW_SLOTS];
 	struct kvmsr_event events[KVMSR_EVENTS];
@@ -102,7 +102,7 @@ struct kvmsr_block {
 	uint32_t n_vms;
 	uint32_t n_vcpus; /* the numbers of records given out; more than max_vcpus: too many */
 	uint32_t installed; /* the generation whose filter every VM has */
-	uint32_t trace; /* whether every access is an event, or only what is told */
+	uint32_t trace; /* whether every access is an event, or only what is logged */
 	uint32_t lossless; /* whether a vCPU waits for room for its events */
 	uint32_t lost_ranges; /* filter ranges of the plan that the VMM's own left no room for */
 	uint32_t failed; /* errno, if KVM refused the plan */
@@ -114,81 +114,5 @@ struct kvmsr_block {
 	char tables[2][KVMSR_TABLE_ROOM] __attribute__((aligned(4096)));
 	struct kvmsr_vcpu vcpus[] __attribute__((aligned(4096)));
 };
-
-/* One vCPU as its own process sees it. */
-struct kvmsr_cpu {
-	struct kvmsr_block *block;
-	struct kvmsr_vcpu *shared;
-	struct kvm_run *run;
-	int fd; /* of the vCPU; -1: there is no KVM, and rip and time_ns say where and when the guest is */
-	int vm_fd;
-	uint64_t rip, time_ns;
-	struct kvmsr_access access; /* the last one */
-	struct kvmsr_outcome outcome;
-	uint32_t serial; /* of the table that outcome is from */
-	uint32_t question; /* the number of the last one, times 4 */
-	int waits; /* for Python to fill in outcome */
-	int events; /* what is to be told becomes an event */
-};
-
-/* block.c */
-uint64_t kvmsr_now_ns(void);
-size_t kvmsr_block_size(uint32_t max_vcpus);
-void kvmsr_block_make(struct kvmsr_block *block, uint32_t max_vcpus);
-const char *kvmsr_block_check(const struct kvmsr_block *block, size_t size);
-const uint64_t *kvmsr_page(const struct kvmsr_others *others, uint32_t number);
-struct kvmsr_table *kvmsr_table_at(struct kvmsr_block *block, uint32_t number);
-struct kvmsr_vcpu *kvmsr_vcpu_at(struct kvmsr_block *block, uint32_t number);
-struct kvmsr_vcpu *kvmsr_take_vcpu(struct kvmsr_block *block, uint32_t vm, uint32_t id);
-const char *kvmsr_install(struct kvmsr_block *block, const void *table, size_t size);
-const struct kvmsr_table *kvmsr_enter(struct kvmsr_cpu *cpu);
-void kvmsr_leave(struct kvmsr_cpu *cpu);
-
-/* evaluate.c */
-void kvmsr_evaluate(struct kvmsr_cpu *cpu, const struct kvmsr_table *table,
-		    const struct kvmsr_access *access, struct kvmsr_outcome *outcome);
-void kvmsr_refused(struct kvmsr_cpu *cpu, const struct kvmsr_table *table,
-		   const struct kvmsr_access *access, uint8_t reason, struct kvmsr_outcome *outcome);
-void kvmsr_failed(struct kvmsr_cpu *cpu, const struct kvmsr_table *table,
-		  const struct kvmsr_access *access, struct kvmsr_outcome *outcome);
-
-/* shadow.c */
-struct kvmsr_shadow *kvmsr_shadow_at(struct kvmsr_block *block, uint64_t key, int make);
-uint64_t kvmsr_holder(const struct kvmsr_table *table, uint32_t vm, uint32_t vcpu, uint8_t scope);
-uint64_t kvmsr_shadow_read(struct kvmsr_block *block, uint64_t key, uint64_t reset);
-int kvmsr_shadow_write(struct kvmsr_block *block, uint64_t key, uint64_t value);
-int kvmsr_shadow_read_bits(struct kvmsr_block *block, uint64_t key, uint64_t reset,
-			   const struct kvmsr_bits *bits, uint64_t *value);
-int kvmsr_shadow_write_bits(struct kvmsr_block *block, uint64_t key, uint64_t value, uint64_t reset,
-			    const struct kvmsr_bits *bits);
-void kvmsr_shadow_put(struct kvmsr_block *block, uint64_t key, uint64_t value, int written);
-void kvmsr_shadow_forget(struct kvmsr_block *block, uint32_t vm);
-
-/* record.c */
-void kvmsr_record(struct kvmsr_cpu *cpu, const struct kvmsr_access *access,
-		  const struct kvmsr_outcome *outcome);
-void kvmsr_event(struct kvmsr_cpu *cpu);
-int kvmsr_next_event(struct kvmsr_vcpu *vcpu, struct kvmsr_event *event);
-
-/* kvm.c */
-long kvmsr_ioctl(int fd, unsigned long request, void *argument);
-uint64_t kvmsr_rip(const struct kvmsr_cpu *cpu);
-int kvmsr_is_msr_exit(const struct kvm_run *run);
-void kvmsr_take_access(struct kvmsr_cpu *cpu);
-void kvmsr_decide(struct kvmsr_cpu *cpu);
-void kvmsr_answer(struct kvmsr_cpu *cpu);
-
-/* loop.c */
-enum { KVMSR_EXIT, KVMSR_ASK, KVMSR_TELL };
-int kvmsr_run(struct kvmsr_cpu *cpu);
-
-/* upcall.c */
-void kvmsr_wake(uint32_t *word);
-void kvmsr_ask(struct kvmsr_cpu *cpu);
-int kvmsr_await_answer(struct kvmsr_cpu *cpu, unsigned int milliseconds);
-void kvmsr_give_up(struct kvmsr_cpu *cpu);
-uint32_t kvmsr_await_question(struct kvmsr_vcpu *vcpu, unsigned int milliseconds);
-int kvmsr_give_answer(struct kvmsr_vcpu *vcpu, uint32_t question, uint8_t verdict, uint64_t value,
-		      uint32_t name);
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What shall happen to an access: the same as kvmsr.dispatch.Dispatcher says. */
-#include "block.h"
+#include "core.h"
 
 static const struct kvmsr_segment *find(const struct kvmsr_table *t, int op, uint32_t index)
 {
@@ -29,13 +29,13 @@ static int among(const struct kvmsr_table *t, const struct kvmsr_rule *r, uint32
 
 /* Does the rule hold? Counting its matches comes last: only where all else holds is one counted. */
 static int holds(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, const struct kvmsr_rule *r,
-		 const struct kvmsr_access *a, uint8_t reason)
+		 const struct kvmsr_access *a)
 {
 	if (!r->when)
 		return 1;
 	if (r->when & KVMSR_WHEN_VCPU && !among(t, r, a->vcpu))
 		return 0;
-	if (r->when & KVMSR_WHEN_REASON && !(r->reasons >> reason & 1))
+	if (r->when & KVMSR_WHEN_REASON && !(r->reasons >> a->reason & 1))
 		return 0;
 	if (r->when & KVMSR_WHEN_VALUE && (a->value & r->when_mask) != r->when_value)
 		return 0;
@@ -54,7 +54,7 @@ static int holds(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, const struc
 	return 1;
 }
 
-/* Is it the first time, as far as that is remembered? Whoever tells remembers it exactly. */
+/* Is it the first time, as far as that is remembered? Whoever logs it remembers exactly. */
 static int unmarked(struct kvmsr_cpu *cpu, uint32_t name, const struct kvmsr_access *a)
 {
 	uint64_t mark = (uint64_t)name << 33 | (uint64_t)a->op << 32 | a->index;
@@ -67,10 +67,10 @@ static int unmarked(struct kvmsr_cpu *cpu, uint32_t name, const struct kvmsr_acc
 	return 1;
 }
 
-static int tells(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, const struct kvmsr_rule *r,
+static int wants_log(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, const struct kvmsr_rule *r,
 		 const struct kvmsr_access *a, uint8_t verdict)
 {
-	if (!t->tells || r->log == KVMSR_LOG_NEVER || verdict == KVMSR_KERNEL)
+	if (!t->logs || r->log == KVMSR_LOG_NEVER || verdict == KVMSR_KERNEL)
 		return 0;
 	if (r->log >= KVMSR_LOG_CHANGE)
 		return 1;
@@ -148,54 +148,56 @@ static void act(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, uint32_t num
 		o->verdict = KVMSR_UPCALL;
 		break;
 	}
-	o->tell = tells(cpu, t, r, a, o->verdict);
+	o->log = wants_log(cpu, t, r, a, o->verdict);
 }
 
 /* No rule decides, or the one that does says that KVM shall: NUMBER is its, or KVMSR_NONE. */
 static void unruled(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, uint32_t number,
-		    const struct kvmsr_access *a, uint8_t reason, struct kvmsr_outcome *o)
+		    const struct kvmsr_access *a, struct kvmsr_outcome *o)
 {
 	const struct kvmsr_rule *rules = kvmsr_part(t, t->rules);
+	int theirs = a->theirs >> a->reason & 1;
 
-	if (!(a->theirs >> reason & 1) && reason != KVMSR_FILTER) {
-		act(cpu, t, (reason == KVMSR_INVALID ? KVMSR_DEFAULT_INVALID : 0) + a->op, a, o);
+	if (!theirs && a->reason != KVMSR_FILTER) {
+		act(cpu, t, (a->reason == KVMSR_INVALID ? KVMSR_DEFAULT_INVALID : 0) + a->op, a, o);
 		return;
 	}
-	o->verdict = a->theirs >> reason & 1 ? KVMSR_THEIRS : KVMSR_KERNEL;
+	o->verdict = theirs ? KVMSR_THEIRS : KVMSR_KERNEL;
 	o->rule = number;
 	o->name = number == KVMSR_NONE ? KVMSR_UNRULED : rules[number].name;
 	o->value = 0;
-	o->tell = 0;
+	o->log = 0;
 }
 
-void kvmsr_evaluate(struct kvmsr_cpu *cpu, const struct kvmsr_table *t,
-		    const struct kvmsr_access *a, struct kvmsr_outcome *o)
+void kvmsr_evaluate(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, struct kvmsr_access *a,
+		    struct kvmsr_outcome *o)
 {
 	const struct kvmsr_segment *s = find(t, a->op, a->index);
 	const struct kvmsr_rule *rules = kvmsr_part(t, t->rules);
 	const uint32_t *steps = (const uint32_t *)kvmsr_part(t, t->steps) + s->steps;
+
 	/*
 	 * Of an MSR that KVM does not know it says so; but with ignore_msrs it would claim that it
 	 * does, so the filter denies it.
 	 */
-	uint8_t reason = s->swallowed && a->reason == KVMSR_FILTER ? KVMSR_UNKNOWN : a->reason;
-
+	if (s->swallowed && a->reason == KVMSR_FILTER)
+		a->reason = KVMSR_UNKNOWN;
 	for (uint32_t i = 0; i < s->n_steps; i++) {
 		const struct kvmsr_rule *r = &rules[steps[i]];
 
-		if (!holds(cpu, t, r, a, reason))
+		if (!holds(cpu, t, r, a))
 			continue;
 		if (r->action == KVMSR_ACT_KERNEL)
-			unruled(cpu, t, steps[i], a, reason, o);
+			unruled(cpu, t, steps[i], a, o);
 		else
 			act(cpu, t, steps[i], a, o);
 		return;
 	}
-	unruled(cpu, t, KVMSR_NONE, a, reason, o);
+	unruled(cpu, t, KVMSR_NONE, a, o);
 }
 
-/* The access was passed on to KVM, as OUTCOME says, and KVM refused it for REASON. */
-void kvmsr_refused(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, const struct kvmsr_access *a,
+/* The access was passed on to KVM, as OUTCOME says, and KVM refused it: from now on for REASON. */
+void kvmsr_refused(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, struct kvmsr_access *a,
 		   uint8_t reason, struct kvmsr_outcome *o)
 {
 	const struct kvmsr_segment *s = find(t, a->op, a->index);
@@ -203,6 +205,7 @@ void kvmsr_refused(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, const str
 	const uint32_t *steps = (const uint32_t *)kvmsr_part(t, t->steps) + s->steps;
 	uint32_t passed = o->rule;
 
+	a->reason = reason;
 	for (uint32_t i = 0; i < s->n_steps; i++) {
 		const struct kvmsr_rule *r = &rules[steps[i]];
 
@@ -210,15 +213,15 @@ void kvmsr_refused(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, const str
 			break;
 		/* The others have been asked already, and would count the access twice. */
 		if (r->when & KVMSR_WHEN_REASON && !(r->reasons >> KVMSR_FILTER & 1) &&
-		    holds(cpu, t, r, a, reason)) {
+		    holds(cpu, t, r, a)) {
 			if (r->action == KVMSR_ACT_KERNEL)
-				unruled(cpu, t, steps[i], a, reason, o);
+				unruled(cpu, t, steps[i], a, o);
 			else
 				act(cpu, t, steps[i], a, o);
 			return;
 		}
 	}
-	unruled(cpu, t, passed, a, reason, o);
+	unruled(cpu, t, passed, a, o);
 }
 
 /* Python did not answer: do what the policy has for that. */

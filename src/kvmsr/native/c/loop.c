@@ -2,12 +2,12 @@
 /* The run loop of our own machine: KVM_RUN, until there is something that Python has to do. */
 #include <linux/kvm.h>
 
-#include "block.h"
+#include "core.h"
 
 /*
  * Return KVMSR_EXIT: the page holds an exit that is no MSR's; KVMSR_ASK: cpu->outcome is to be
- * filled in by Python, and then this to be called again; KVMSR_TELL: cpu->access has been answered
- * and may have to be told; or a negative errno.
+ * filled in by Python, and then this to be called again; KVMSR_LOG: cpu->access has been answered
+ * and may have to be logged; or a negative errno.
  */
 int kvmsr_run(struct kvmsr_cpu *cpu)
 {
@@ -29,7 +29,7 @@ int kvmsr_run(struct kvmsr_cpu *cpu)
 			return KVMSR_ASK;
 		}
 		kvmsr_answer(cpu);
-		if (cpu->outcome.tell)
-			return KVMSR_TELL;
+		if (cpu->outcome.log)
+			return KVMSR_LOG;
 	}
 }

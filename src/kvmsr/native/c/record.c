@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What came of accesses: the rows of the summary, and events. One thread writes a vCPU's. */
-#include "block.h"
+#include "core.h"
 
 static void count_other(struct kvmsr_block *block, uint32_t index)
 {
@@ -90,7 +90,7 @@ void kvmsr_record(struct kvmsr_cpu *cpu, const struct kvmsr_access *a,
 	}
 }
 
-/* Tell the last access to the controller; where there is no room it is counted. */
+/* Report the last access to the controller; where there is no room it is counted. */
 void kvmsr_event(struct kvmsr_cpu *cpu)
 {
 	struct kvmsr_vcpu *vcpu = cpu->shared;
@@ -112,7 +112,7 @@ void kvmsr_event(struct kvmsr_cpu *cpu)
 		.op = a->op,
 		.reason = a->reason,
 		.verdict = o->verdict,
-		.tell = o->tell,
+		.log = o->log,
 	};
 	__atomic_store_n(&vcpu->head, vcpu->head + 1, __ATOMIC_RELEASE);
 }

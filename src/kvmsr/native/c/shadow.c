@@ -3,7 +3,7 @@
  * What guests have written to shadowed MSRs: a hash table that only grows, up to its limit. A place
  * in it is taken by writing its key, once; from then on it changes under its own lock alone.
  */
-#include "block.h"
+#include "core.h"
 
 enum {
 	BUSY = 1, /* somebody changes it */

@@ -24,7 +24,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "block.h"
+#include "core.h"
 #include "merge.h"
 
 #define MAX_FDS 65536

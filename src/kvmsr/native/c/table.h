@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The plan as C reads it: one run of bytes without pointers, so that it can lie in shared memory.
- * kvmsr.dispatch.table writes it, and evaluate.c answers accesses by it.
+ * kvmsr.native.table writes it, and evaluate.c answers accesses by it.
  */
 #ifndef KVMSR_TABLE_H
 #define KVMSR_TABLE_H
@@ -78,7 +78,6 @@ struct kvmsr_rule {
 	uint32_t counter; /* the number of its matches in the table's counters */
 	uint8_t action, scope, log, when;
 	uint8_t reasons; /* a bit for each, under KVMSR_WHEN_REASON */
-	uint8_t pad[7];
 };
 
 /* MSRs from table.firsts[i] on, up to the next one's. */
@@ -92,12 +91,12 @@ struct kvmsr_range {
 	uint32_t bitmap; /* where its (count + 7) / 8 bytes lie in the table; 1 lets through */
 };
 
-/* Where arrays lie is told in bytes from the start of the table, each a multiple of 8. */
+/* Arrays are found by their offset in bytes from the start of the table, each a multiple of 8. */
 struct kvmsr_table {
 	uint32_t magic, version;
 	uint64_t size;
 	uint32_t serial; /* which policy of the run this is */
-	uint32_t tells; /* whether anybody takes what rules want told */
+	uint32_t logs; /* whether anybody takes log lines */
 	uint32_t threads_per_core, cores_per_package; /* 0: one package */
 	uint32_t n_segments[2], firsts[2], segments[2]; /* by op */
 	uint32_t steps, n_steps;
@@ -130,11 +129,8 @@ struct kvmsr_outcome {
 	uint32_t rule; /* the rule's number in the table, or KVMSR_NONE */
 	uint32_t name;
 	uint8_t verdict;
-	uint8_t tell; /* Python may want to tell it */
+	uint8_t log; /* Python may want to log it */
 };
-
-/* Return 0 if TABLE, of at most ROOM bytes, can be read without harm; else why not. */
-const char *kvmsr_table_check(const struct kvmsr_table *table, size_t room);
 
 static inline const void *kvmsr_part(const struct kvmsr_table *table, uint32_t offset)
 {

@@ -6,7 +6,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "block.h"
+#include "core.h"
 
 void kvmsr_wake(uint32_t *word)
 {

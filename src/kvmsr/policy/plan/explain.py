@@ -233,8 +233,7 @@ def _kernel(asked: _Asked, segment: Segment) -> str:
 def _cases(asked: _Asked, segment: Segment, says: FilterSays) -> Iterator[Case]:
     swallowed = asked.plan.kernel.ignore_msrs and not segment.known
     if says.denied and swallowed:
-        case = _decide(asked, segment, Reason.UNKNOWN)
-        yield Case(Reason.FILTER, case.steps, case.rule, case.effect, case.value, case.text)
+        yield _decide(asked, segment, Reason.UNKNOWN)
     elif says.denied:
         first = _decide(asked, segment, Reason.FILTER)
         yield first

@@ -1,48 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The native dispatcher
----------------------
+A VM whose accesses C answers
+-----------------------------
 
-A plan that C answers accesses by, and Python where the plan needs it: the same outcomes, the same
-state afterwards, as :class:`~kvmsr.dispatch.Dispatcher` has by itself.
+What Python has to do for it: answer what the table leaves to Python, log what its rules want
+logged, and keep the registers over a snapshot. The same outcomes, and the same state afterwards, as
+:class:`~kvmsr.dispatch.Dispatcher` has by itself.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from kvmsr.dispatch.dispatcher import Dispatcher
-from kvmsr.dispatch.outcome import Outcome, Verdict
+from kvmsr.dispatch import Dispatcher, Outcome, Verdict
 from kvmsr.errors import PolicyError
 from kvmsr.native import ffi, lib
 from kvmsr.native.block import Block
-from kvmsr.native.table import Names, TableRule, compile_table, table_rules
-from kvmsr.policy import Access, Op, Reason, Scope
+from kvmsr.native.table import Names, TableRule, table_rules
+from kvmsr.native.words import VERDICTS, by_number
+from kvmsr.policy import Access, Scope
 
-__all__ = ("NativeDispatcher", "access_of", "made_access", "outcome_of")
+__all__ = ("NativeVm", "outcome_of")
 
-_OPS: Final = (Op.READ, Op.WRITE)
-_REASONS: Final = (Reason.UNKNOWN, Reason.INVALID, Reason.FILTER)
-_VERDICTS: Final = (
-    Verdict.VALUE, Verdict.DONE, Verdict.FAULT, Verdict.STOP, Verdict.KERNEL,
-)  # fmt: skip
-_NUMBERS: Final = {verdict: number for number, verdict in enumerate(_VERDICTS)}
-_VALUE, _STOP = Verdict.VALUE, _NUMBERS[Verdict.STOP]
+_VERDICTS: Final = by_number(VERDICTS)
+_VALUE, _STOP = Verdict.VALUE, VERDICTS[Verdict.STOP]
 _THREAD, _SCOPES = 0, len(Scope)
 _HAS, _WRITTEN = 2, 4
 _MADE: Final = 1 << 63
 _U64: Final = (1 << 64) - 1
-
-_new: Callable[..., Access] = tuple.__new__
-
-
-def access_of(raw: Any) -> Access:
-    """Return the access that a ``struct kvmsr_access`` holds."""
-    return made_access(raw.value, raw.vcpu, raw.index, raw.op, raw.reason)
-
-
-def made_access(value: int, vcpu: int, index: int, op: int, reason: int) -> Access:
-    """Return the access that C has in these numbers."""
-    return _new(Access, (vcpu, _OPS[op], index, value, _REASONS[reason]))
 
 
 def outcome_of(raw: Any, names: Names) -> Outcome:
@@ -50,14 +34,15 @@ def outcome_of(raw: Any, names: Names) -> Outcome:
     return Outcome(_VERDICTS[raw.verdict], names.name(raw.name), raw.value)
 
 
-class NativeDispatcher:
+class NativeVm:
     """
-    Answers accesses of one VM as a dispatcher's plan says.
+    The Python side of one VM under one policy.
 
-    :param dispatcher: knows what Python has to do.
+    :param dispatcher: has the policy's plan, its handlers and models.
     :param block: where the table and the shadows are.
-    :param names: numbers those who decide.
-    :param vm: the VM's number in the block.
+    :param names: numbers for who decided.
+    :param vm: the VM's number in the block, 0 to 511.
+    :ivar number: the VM's number in the block.
     :ivar rules: the rules of the table by their numbers.
     """
 
@@ -66,24 +51,10 @@ class NativeDispatcher:
         self.block = block
         self.names = names
         self.rules: list[TableRule] = table_rules(dispatcher.plan)
-        self._vm = vm
+        self.number = vm
         self._acts: list[Callable[[Access], Outcome] | None] = [
             None if rule is None else dispatcher.act(rule, op) for rule, op, _ in self.rules
         ]
-
-    def install(self, serial: int = 0) -> None:
-        """
-        Let the plan hold from now on, for every VM of the block.
-
-        :param serial: the plan's number in the run.
-        """
-        plan, tells = self.dispatcher.plan, self.dispatcher.tells
-        self.block.install(compile_table(plan, self.names, serial=serial, tells=tells))
-
-    @staticmethod
-    def number_of(verdict: Verdict) -> int:
-        """Return C's number of *verdict*."""
-        return _NUMBERS[verdict]
 
     def asks_python(self, rule: int) -> bool:
         """Tell whether *rule*, a number that may be anything, is one that Python answers."""
@@ -99,27 +70,27 @@ class NativeDispatcher:
         outcome: Outcome = act(access)
         verdict, rule, value = outcome
         if verdict is _VALUE:
-            raw.verdict, raw.value = 0, value
+            raw.verdict, raw.value = VERDICTS[_VALUE], value
         else:
-            raw.verdict = _NUMBERS[verdict]
+            raw.verdict = VERDICTS[verdict]
         if rule is not self.rules[number][2]:  # on_error, say
             raw.name = self.names.number(rule)
         return outcome
 
-    def tell(self, access: Access, raw: Any) -> None:
-        """Tell an access that C has answered, if its rule wants that."""
+    def log(self, access: Access, raw: Any) -> None:
+        """Log an access that C has answered, if its rule wants that."""
         rule = self.rules[raw.rule][0] if raw.rule < len(self.rules) else None
-        self.dispatcher.tell(rule, access, outcome_of(raw, self.names))
+        self.dispatcher.log(rule, access, outcome_of(raw, self.names))
 
     # The state, in the form that the dispatcher's own has
 
     def state(self) -> dict[str, Any]:
-        """Return what must survive a snapshot, as JSON knows it; no vCPU may run meanwhile."""
+        """Return the registers, in the dispatcher's form; no vCPU may run meanwhile."""
         values, written = [], []
         raw = self.block.raw
         for shadow in self._shadows():
             key = shadow.key
-            if key >> 54 & 0x1FF != self._vm or not shadow.state & _HAS:
+            if key >> 54 & 0x1FF != self.number or not shadow.state & _HAS:
                 continue
             name = [_holder(key), key & 0xFFFF_FFFF]
             values.append([*name, shadow.value])
@@ -135,9 +106,9 @@ class NativeDispatcher:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """
-        Become what :meth:`state` told; no vCPU may run meanwhile.
+        Restore the registers; no vCPU may run meanwhile.
 
-        :raises PolicyError: if that was under another policy.
+        :raises PolicyError: if they were saved under another policy.
         """
         counted = self._counted()
         if set(state["conditions"]) != {name for _, name in counted}:
@@ -148,10 +119,10 @@ class NativeDispatcher:
             counters[number] = state["conditions"][name]
         # Before the host's own beginning, perhaps: C wraps around as this does.
         self.block.raw.begun_ns = lib.kvmsr_now_ns() - state["elapsed"] & _U64
-        lib.kvmsr_shadow_forget(self.block.raw, self._vm)
+        self.block.forget(self.number)
         written = {tuple(key) for key in state["shadows"]["written"]}
         for holder, index, value in state["shadows"]["values"]:
-            key = _key(self._vm, holder, index)
+            key = _key(self.number, holder, index)
             lib.kvmsr_shadow_put(self.block.raw, key, value, (holder, index) in written)
 
     @property

@@ -11,12 +11,12 @@ from itertools import islice
 from typing import Final
 
 from kvmsr.abi import MsrExitReason, MsrFilterFlag
+from kvmsr.errors import MsrListError
 from kvmsr.kvm import Kvm, MsrFilterRange, Vcpu, Vm
-from kvmsr.machine.vcpu import host_reads
 from kvmsr.policy import Policy, Reason
 from kvmsr.policy.plan import FilterRange, KernelFacts, Lint, LintId, Plan, compile_policy
 
-__all__ = ("fitting_plan", "install")
+__all__ = ("fitting_plan", "host_reads", "install", "plan_for")
 
 _MAX_ASKED: Final = 16_384
 """How many MSRs KVM is asked about before a policy is installed; a few microseconds each."""
@@ -29,6 +29,15 @@ _MASK: Final = {
     Reason.INVALID: MsrExitReason.INVAL,
     Reason.FILTER: MsrExitReason.FILTER,
 }
+
+
+def host_reads(vcpu: Vcpu, index: int) -> bool:
+    """Return whether KVM knows MSR *index*: whether the host can read it."""
+    try:
+        vcpu.get_msrs([index])
+    except MsrListError:
+        return False
+    return True
 
 
 def install(plan: Plan, vm: Vm) -> None:
@@ -46,6 +55,12 @@ def _filter_range(given: FilterRange) -> MsrFilterRange:
         MsrFilterFlag.WRITE if given.writes else MsrFilterFlag(0)
     )
     return MsrFilterRange(given.base, given.count, flags, given.bitmap)
+
+
+def plan_for(policy: Policy, kvm: Kvm, ignore_msrs: bool | None = None) -> Plan:
+    """Return the plan for *policy* on this very KVM, which is asked by a VM that runs nothing."""
+    with kvm.create_vm() as vm, vm.create_vcpu(0) as vcpu:
+        return fitting_plan(policy, kvm, vcpu, ignore_msrs)
 
 
 def fitting_plan(policy: Policy, kvm: Kvm, vcpu: Vcpu, ignore_msrs: bool | None = None) -> Plan:

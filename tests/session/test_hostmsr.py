@@ -5,9 +5,10 @@ import os
 import pytest
 
 from kvmsr.errors import HostError
-from kvmsr.machine import Boot, Machine, hostmsr
-from kvmsr.machine.hostmsr import DeviceMsrs, running_on
+from kvmsr.machine import Boot, Machine
 from kvmsr.policy import Host, Policy, Rule
+from kvmsr.session import hostmsr
+from kvmsr.session.hostmsr import DeviceMsrs, running_on
 
 
 @pytest.fixture

@@ -8,43 +8,53 @@ lock is free while the guest runs.
 """
 
 from collections.abc import Callable
+from typing import Any
 
-from kvmsr.backend import HostBackend
 from kvmsr.dispatch import Outcome, Verdict
-from kvmsr.kvm import Vcpu
 from kvmsr.native import ffi, lib
 from kvmsr.native.block import access_reader
-from kvmsr.native.questions import NativeDispatcher, made_access
+from kvmsr.native.vm import NativeVm
+from kvmsr.native.words import made_access
 from kvmsr.policy import Access
 
 __all__ = ("NativeLoop",)
 
 _STOP = Verdict.STOP
 
+Enter = Callable[[int, Callable[[Any], int], Any], int]
+"""Calls a function that does KVM_RUN on a vCPU's descriptor, so that kicks reach it."""
+
 
 class NativeLoop:
     """
     Runs a vCPU until an exit that is no MSR access; called instead of KVM_RUN.
 
+    :param vm: the VM's Python side.
+    :param vcpu: the vCPU's number.
+    :param fd: the vCPU's descriptor.
+    :param page: its kvm_run page.
+    :param enter: runs it.
     :param stop: takes the access at which the policy stops the run.
     """
 
     def __init__(
         self,
-        native: NativeDispatcher,
-        backend: HostBackend,
-        vcpu: Vcpu,
+        vm: NativeVm,
+        vcpu: int,
+        fd: int,
+        page: memoryview,
+        enter: Enter,
         stop: Callable[[Access, Outcome], None],
     ) -> None:
-        self._native = native
-        self._backend = backend
-        self._vcpu = vcpu
+        self._vm = vm
+        self._fd = fd
+        self._enter = enter
         self._stop = stop
         self._cpu = ffi.new("struct kvmsr_cpu *")
-        self._cpu.block = native.block.raw
-        self._cpu.shared = self._shared = native.block.take(0, vcpu.id)
-        self._cpu.fd = vcpu.fd
-        self._page = ffi.from_buffer(vcpu.page)
+        self._cpu.block = vm.block.raw
+        self._cpu.shared = self._shared = vm.block.take(vm.number, vcpu)
+        self._cpu.fd = fd
+        self._page = ffi.from_buffer(page)
         self._cpu.run = ffi.cast("struct kvm_run *", self._page)
         self._read, self._outcome = access_reader(self._cpu), self._cpu.outcome
 
@@ -64,16 +74,16 @@ class NativeLoop:
 
         :raises OSError: as KVM_RUN.
         """
-        loop, run, cpu, fd = self._backend.loop, lib.kvmsr_run, self._cpu, self._vcpu.fd
-        raw, read, answer = self._outcome, self._read, self._native.answer
-        ends, tells = lib.KVMSR_EXIT, lib.KVMSR_TELL
+        enter, run, cpu, fd = self._enter, lib.kvmsr_run, self._cpu, self._fd
+        raw, read, answer = self._outcome, self._read, self._vm.answer
+        ends, logs = lib.KVMSR_EXIT, lib.KVMSR_LOG
         while True:
-            status = loop(fd, run, cpu)
+            status = enter(fd, run, cpu)
             if status == ends:
                 return
             access = made_access(*read())
-            if status == tells:
-                self._native.tell(access, raw)
+            if status == logs:
+                self._vm.log(access, raw)
                 continue
             try:
                 outcome = answer(access, raw)

@@ -75,4 +75,4 @@ def test_where_kvm_then_refuses_rules_that_wait_for_it_are_asked(any_backend, tm
     )
     result, *_ = run(any_backend, tmp_path, code, policy)
     (row,) = result.summary
-    assert (row.rule, row.dones, row.reason) == ("rule[1]", 1, "filter")
+    assert (row.rule, row.dones, row.reason) == ("rule[1]", 1, "invalid")

@@ -77,8 +77,14 @@ class RunResult:
 
     @property
     def exit_status(self) -> int:
-        """Return the exit status: a failed handler must not look like a guest that ended well."""
-        return FAILED if self.failure_count else self.end.code
+        """
+        Return the exit status.
+
+        A failed handler must not look like a guest that ended well; but what another VMM has to say
+        of its own failure is passed on.
+        """
+        passed_on = self.end.kind is EndKind.VMM and self.end.code
+        return FAILED if self.failure_count and not passed_on else self.end.code
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON summary."""

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Sessions
+--------
+
+A policy at work: :class:`Session`, and the :class:`RunResult` that it leaves.
+"""
+
+from kvmsr.session.facts import VmFacts
+from kvmsr.session.result import End, EndKind, RunResult
+from kvmsr.session.session import Session
+from kvmsr.session.state import State, load_state, parse_state, save_state
+from kvmsr.session.vcpu import GuestVcpu
+
+__all__ = (
+    "End",
+    "EndKind",
+    "GuestVcpu",
+    "RunResult",
+    "Session",
+    "State",
+    "VmFacts",
+    "load_state",
+    "parse_state",
+    "save_state",
+)

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The log of a run
+----------------
+
+Where log lines about accesses go. A log that fails must not end a run, and nobody may take its
+silence for "nothing happened": the failure becomes a note.
+"""
+
+import threading
+
+from kvmsr.dispatch import Outcome, Sink
+from kvmsr.errors import KvmsrError
+from kvmsr.policy import Access
+from kvmsr.policy.selector import told
+
+__all__ = ("RunLog",)
+
+
+class RunLog:
+    """
+    Hands log lines on until that fails; from any thread.
+
+    :param sink: takes them.
+    :ivar notes: one line about the failure, once there is one.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        self.notes: list[str] = []
+        self._sink = sink
+        self._failing = threading.Lock()
+
+    def __call__(self, access: Access, outcome: Outcome, line: str) -> None:
+        """Log an access, unless the log has failed."""
+        if self.notes:
+            return
+        try:
+            self._sink(access, outcome, line)
+        except Exception as error:  # whatever a caller's own function raises
+            with self._failing:
+                if not self.notes:
+                    why = str(error) if isinstance(error, KvmsrError) else told(error)
+                    self.notes.append(f"the log failed, later accesses are not in it: {why}")
