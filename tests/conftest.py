@@ -1,6 +1,7 @@
 """What the tests share: which KVM is there, which peers, and how to skip by name."""
 
 import os
+import runpy
 import shutil
 import signal
 from functools import cache
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import kvmsr
 from kvmsr import backend
 from kvmsr.errors import KvmsrError
 from kvmsr.kvm import Kvm
@@ -16,7 +18,8 @@ from tests.harness import Guest
 
 ROOT = Path(__file__).parent.parent
 PEERS = Path(os.environ.get("KVMSR_PEERS", ROOT / ".peers"))
-GUESTS = ROOT / "src/kvmsr/machine/guests"
+PACKAGE = Path(kvmsr.__file__).parent
+GUESTS = PACKAGE / "machine/guests"
 
 # Started in the background of a shell, SIGINT is ignored here, and all children would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -25,6 +28,24 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # Timing means nothing on shared machines: no test may fail because one example took long.
 settings.register_profile("kvmsr", deadline=None, print_blob=True)
 settings.load_profile("kvmsr")
+
+
+def installed() -> str:
+    """Return how kvmsr is installed: see tools/install.py, which need not be here."""
+    script = ROOT / "tools/install.py"
+    return runpy.run_path(str(script))["state"]() if script.exists() else "foreign"
+
+
+def pytest_configure(config):
+    if installed() == "stale":
+        raise pytest.UsageError(
+            "the installed kvmsr is not that of src any more: run `make install`, or `make dev`"
+            " to test the files in src as they are"
+        )
+
+
+def pytest_report_header(config):
+    return f"kvmsr: {PACKAGE} ({installed()})"
 
 
 @cache

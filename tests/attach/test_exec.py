@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -33,7 +34,7 @@ def up(access):
 @pytest.fixture(scope="session")
 def vmm(tmp_path_factory):
     program = tmp_path_factory.mktemp("vmm") / "vmm"
-    source = GUESTS.parents[3] / "tests/attach/vmm.c"
+    source = Path(__file__).with_name("vmm.c")
     subprocess.run([need("cc"), "-O2", "-pthread", "-o", program, source], check=True)
     return [program, GUESTS / "loop.bin"]
 
