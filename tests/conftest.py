@@ -4,6 +4,7 @@ import os
 import runpy
 import shutil
 import signal
+import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -37,6 +38,8 @@ def installed() -> str:
 
 
 def pytest_configure(config):
+    if PACKAGE.is_relative_to(ROOT / "src") and installed() != "editable":
+        raise pytest.UsageError(f"kvmsr is taken from {PACKAGE}, not as installed: see PYTHONPATH")
     if installed() == "stale":
         raise pytest.UsageError(
             "the installed kvmsr is not that of src any more: run `make install`, or `make dev`"
@@ -146,3 +149,12 @@ def qemu() -> list[str]:
     environment = f"LD_LIBRARY_PATH={':'.join(sorted(libraries))}"
     data = [option for part in ("qemu", "seabios") for option in ("-L", root / "usr/share" / part)]
     return ["env", environment, str(binary), *map(str, data)]
+
+
+@pytest.fixture(scope="session")
+def vmm(tmp_path_factory) -> list[Path]:
+    """Return the command that starts a small VMM, which knows nothing of kvmsr, with its image."""
+    program = tmp_path_factory.mktemp("vmm") / "vmm"
+    source = ROOT / "tests/attach/vmm.c"
+    subprocess.run([need("cc"), "-O2", "-pthread", "-o", program, source], check=True)
+    return [program, GUESTS / "loop.bin"]

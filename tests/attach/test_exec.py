@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -29,14 +28,6 @@ def up(access):
     count += 1
     return count << 8
 """
-
-
-@pytest.fixture(scope="session")
-def vmm(tmp_path_factory):
-    program = tmp_path_factory.mktemp("vmm") / "vmm"
-    source = Path(__file__).with_name("vmm.c")
-    subprocess.run([need("cc"), "-O2", "-pthread", "-o", program, source], check=True)
-    return [program, GUESTS / "loop.bin"]
 
 
 def command(tmp_path, policy, *vmm):
