@@ -16,6 +16,9 @@ from kvmsr import backend
 from kvmsr.errors import KvmsrError
 from kvmsr.kvm import Kvm
 from tests.harness import Guest
+from tests.skipped import pytest_sessionfinish, pytest_terminal_summary
+
+__all__ = ("pytest_sessionfinish", "pytest_terminal_summary")
 
 ROOT = Path(__file__).parent.parent
 PEERS = Path(os.environ.get("KVMSR_PEERS", ROOT / ".peers"))
