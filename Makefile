@@ -4,52 +4,56 @@ PYTHON ?= python3
 VENV := .venv
 PEERS := .peers
 BIN := $(VENV)/bin
-NATIVE := setup.py src/kvmsr/native/build.py $(wildcard src/kvmsr/native/c/*.[ch])
-READY := $(VENV)/.ready
+TOOLS := $(VENV)/.tools
 
-.PHONY: help demo test check conformance bench guests clean
+.PHONY: help demo test check conformance bench guests install dev peers clean
 
 help:
-	@echo "make demo    set everything up and boot Debian's kernel under a policy"
-	@echo "make test    set everything up and run the tests"
-	@echo "make check   style and types only"
+	@echo "make demo         set everything up and boot Debian's kernel under a policy"
+	@echo "make test         set everything up and run the tests, of kvmsr as users get it"
+	@echo "make check        style and types only"
+	@echo "make install      install kvmsr into $(VENV), as users get it"
+	@echo "make dev          have $(VENV) use the files in src as they are, until make install"
 	@echo "make conformance  compare the KVMs that are here, item by item"
-	@echo "make bench   measure"
-	@echo "make guests  build the guest images again (needs binutils)"
-	@echo "make clean   remove what was set up"
+	@echo "make bench        measure"
+	@echo "make guests       build the guest images again (needs binutils)"
+	@echo "make clean        remove what was set up"
 
-$(READY): pyproject.toml tools/make_venv.sh $(NATIVE)
+$(TOOLS): pyproject.toml tools/make_venv.sh
 	@PYTHON=$(PYTHON) tools/make_venv.sh $(VENV)
 	@touch $@
 
-$(PEERS)/.tried: tools/fetch_peers.py
-	@mkdir -p $(PEERS)
-	@$(PYTHON) tools/fetch_peers.py $(PEERS)
-	@touch $@
+# Compares contents, not times: nothing is done if the environment has the present wheel.
+install: $(TOOLS)
+	@$(BIN)/python tools/install.py
 
-demo: $(READY)
-	@mkdir -p $(PEERS)
+dev: $(TOOLS)
+	$(BIN)/python -m pip install --quiet --no-deps --no-index --no-build-isolation --editable .
+
+peers:
+	@$(PYTHON) tools/fetch_peers.py $(PEERS)
+
+demo: install
 	@$(PYTHON) tools/fetch_peers.py $(PEERS) kernel
 	@kernel=$$(ls $(PEERS)/kernel/boot/vmlinuz-* 2>/dev/null | tail -n 1); \
 	if [ -n "$$kernel" ]; then \
 		$(BIN)/kvmsr demo --kernel "$$kernel" --policy examples/linux.toml; \
 	else \
-		echo "Debian's kernel cannot be had here: the demo runs kvmsr's own small guest."; \
 		$(BIN)/kvmsr demo; \
 	fi
 
-check: $(READY)
+check: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: check $(PEERS)/.tried
+test: check install peers
 	$(BIN)/pytest
 
-conformance: $(READY) $(PEERS)/.tried
+conformance: install peers
 	$(BIN)/python -m tests.conformance
 
-bench: $(READY)
+bench: install
 	$(BIN)/python bench/access.py
 	$(BIN)/python bench/soft.py
 	$(BIN)/python bench/boot.py

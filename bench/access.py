@@ -20,10 +20,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+import kvmsr
 from kvmsr import Boot, Machine, Policy, Rule, backend
 
 BENCH = Path(__file__).parent
-LOOP = BENCH.parent / "src/kvmsr/machine/guests/loop.bin"
+LOOP = Path(kvmsr.__file__).parent / "machine/guests/loop.bin"
 COUNT_AT = 4
 MSR = 0x35
 

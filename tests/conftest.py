@@ -1,22 +1,29 @@
 """What the tests share: which KVM is there, which peers, and how to skip by name."""
 
 import os
+import runpy
 import shutil
 import signal
+import subprocess
 from functools import cache
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+import kvmsr
 from kvmsr import backend
 from kvmsr.errors import KvmsrError
 from kvmsr.kvm import Kvm
 from tests.harness import Guest
+from tests.skipped import pytest_sessionfinish, pytest_terminal_summary
+
+__all__ = ("pytest_sessionfinish", "pytest_terminal_summary")
 
 ROOT = Path(__file__).parent.parent
 PEERS = Path(os.environ.get("KVMSR_PEERS", ROOT / ".peers"))
-GUESTS = ROOT / "src/kvmsr/machine/guests"
+PACKAGE = Path(kvmsr.__file__).parent
+GUESTS = PACKAGE / "machine/guests"
 
 # Started in the background of a shell, SIGINT is ignored here, and all children would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -25,6 +32,26 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # Timing means nothing on shared machines: no test may fail because one example took long.
 settings.register_profile("kvmsr", deadline=None, print_blob=True)
 settings.load_profile("kvmsr")
+
+
+def installed() -> str:
+    """Return how kvmsr is installed: see tools/install.py, which need not be here."""
+    script = ROOT / "tools/install.py"
+    return runpy.run_path(str(script))["state"]() if script.exists() else "foreign"
+
+
+def pytest_configure(config):
+    if PACKAGE.is_relative_to(ROOT / "src") and installed() != "editable":
+        raise pytest.UsageError(f"kvmsr is taken from {PACKAGE}, not as installed: see PYTHONPATH")
+    if installed() == "stale":
+        raise pytest.UsageError(
+            "the installed kvmsr is not that of src any more: run `make install`, or `make dev`"
+            " to test the files in src as they are"
+        )
+
+
+def pytest_report_header(config):
+    return f"kvmsr: {PACKAGE} ({installed()})"
 
 
 @cache
@@ -125,3 +152,12 @@ def qemu() -> list[str]:
     environment = f"LD_LIBRARY_PATH={':'.join(sorted(libraries))}"
     data = [option for part in ("qemu", "seabios") for option in ("-L", root / "usr/share" / part)]
     return ["env", environment, str(binary), *map(str, data)]
+
+
+@pytest.fixture(scope="session")
+def vmm(tmp_path_factory) -> list[Path]:
+    """Return the command that starts a small VMM, which knows nothing of kvmsr, with its image."""
+    program = tmp_path_factory.mktemp("vmm") / "vmm"
+    source = ROOT / "tests/attach/vmm.c"
+    subprocess.run([need("cc"), "-O2", "-pthread", "-o", program, source], check=True)
+    return [program, GUESTS / "loop.bin"]

@@ -8,9 +8,7 @@ import sys
 import pytest
 
 import kvmsr
-from tests.conftest import ROOT
-
-SRC = ROOT / "src/kvmsr"
+from tests.conftest import PACKAGE, ROOT
 
 # Each room and the rooms below it. Two towers, mechanics and knowledge, meet in `session`; on it
 # `machine` and `attach` stand side by side; `cli` is the roof.
@@ -39,7 +37,7 @@ RAW = {"ctypes", "mmap"}
 MAY_TOUCH_RAW_MEMORY = {"native", "abi", "backend"}
 OPEN_NOTHING = {"abi", "msr", "policy"}
 
-FILES = sorted(path for path in SRC.rglob("*.py") if path.parent != SRC)
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE)
 
 
 def imports(path):
@@ -52,7 +50,7 @@ def imports(path):
 
 
 def room(path):
-    return room_of(path.relative_to(SRC).with_suffix("").parts)
+    return room_of(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
 def room_of(parts):
@@ -67,12 +65,12 @@ def rooms_imported(path):
         if (
             parts[0] == "kvmsr"
             and len(parts) > 1
-            and (SRC / parts[1]).exists() | (SRC / f"{parts[1]}.py").exists()
+            and (PACKAGE / parts[1]).exists() | (PACKAGE / f"{parts[1]}.py").exists()
         ):
             yield room_of(parts[1:])
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_go_down_only(path):
     own = room(path)
     assert set(rooms_imported(path)) - {own} <= BELOW[own]
@@ -83,7 +81,7 @@ def test_every_room_is_in_the_plan():
     assert rooms <= set(BELOW)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_raw_memory_is_touched_in_the_cellar_only(path):
     if room(path) not in MAY_TOUCH_RAW_MEMORY:
         assert not RAW & {name.split(".")[0] for name in imports(path)}
@@ -103,12 +101,12 @@ assert threading.active_count() == 1
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_modules_say_what_they_are_and_what_they_export(path):
     text = path.read_text()
     assert text.startswith("# SPDX-License-Identifier: Apache-2.0\n")
     module = importlib.import_module(
-        ".".join(["kvmsr", *path.relative_to(SRC).with_suffix("").parts])
+        ".".join(["kvmsr", *path.relative_to(PACKAGE).with_suffix("").parts])
     )
     assert module.__doc__
     for name in getattr(module, "__all__", ()):

@@ -16,11 +16,11 @@ from kvmsr.msr.source import read_sources
 DATA = Path(__file__).parent.parent / "src/kvmsr/msr/data"
 
 
-def build() -> bytes:
-    """Return the catalog, an MSR a line."""
-    lines = [msgspec.json.encode(msr) for msr in read_sources(DATA)]
+def build(data: Path) -> bytes:
+    """Return the catalog made of the files in folder *data*, an MSR a line."""
+    lines = [msgspec.json.encode(msr) for msr in read_sources(data)]
     return b"[\n" + b",\n".join(lines) + b"\n]\n"
 
 
 if __name__ == "__main__":
-    (DATA / "catalog.json").write_bytes(build())
+    (DATA / "catalog.json").write_bytes(build(DATA))

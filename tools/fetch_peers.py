@@ -4,7 +4,8 @@
 Fetch the real programs that the tests and the demo run against: Debian's cloud kernel, SeaBIOS,
 busybox and QEMU. Each comes as a Debian package and is unpacked into a folder of its own; nothing
 is installed, nothing outside that folder is touched, and no rights are needed. What cannot be had
-is named, and the tests that need it say so when they are skipped.
+is named with the reason: tests that need it are skipped, or, with KVMSR_REQUIRE_PEERS=1, this exits
+with status 1.
 
     tools/fetch_peers.py FOLDER [kernel] [seabios] [busybox] [qemu]
 """
@@ -14,7 +15,13 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+REQUIRED = os.environ.get("KVMSR_REQUIRE_PEERS", "0") != "0"
+TRIES = 10 if REQUIRED else 3
+PAUSE = 10
+"""Seconds between two tries: a mirror that is being brought up to date is whole soon after."""
 
 # For the machine of tests/nested: KVM, what it needs, and the driver of /dev/cpu/*/msr.
 MODULES = [
@@ -52,49 +59,64 @@ class Apt:
             "-qq",
             "-oDebug::NoLocking=1",
             "-oAPT::Sandbox::User=",
+            "-oAPT::Architectures=amd64",  # the lists of this system's other ones are of no use
+            "-oAcquire::Languages=none",
+            "-oAcquire::http::Timeout=30",
             f"-oDir::State={state}",
             "-oDir::State::status=/var/lib/dpkg/status",
             f"-oDir::Cache={folder}",
             f"-oDir::Cache::archives={self.debs}",
         ]
-        self.updated = False
-
-    def run(self, *words: str, program: str = "apt-get") -> str:
-        command = [program, *self.options, *words]
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=900, check=False, cwd=self.debs
-            )
-        except subprocess.TimeoutExpired:
-            raise Unavailable(f"{program} {words[0]} took longer than 15 minutes") from None
-        if done.returncode:
-            lines = (done.stderr or done.stdout).strip().splitlines()
-            raise Unavailable(lines[-1] if lines else f"{program} {words[0]} failed")
-        return done.stdout
+        self.complaint = ""
 
     def update(self) -> None:
-        if not self.updated:
-            self.run("update")
-            self.updated = True
+        """Read the lists. One that cannot be had is no harm unless a package is missing then."""
+        self.complaint = complaint(self.call("apt-get", "update").stderr)
 
     def fetch(self, packages: list[str], recursive: bool) -> list[Path]:
         """Download *packages*, and what they need beyond the system's own if *recursive*."""
-        self.update()
         if recursive:
             words = ["install", "--no-install-recommends", "--print-uris", "-y", *packages]
-            found = re.findall(r"^'[^']*' (\S+_\S+\.deb) ", self.run(*words), re.MULTILINE)
-            names = [name.split("_")[0] for name in found] or packages
-        else:
-            names = packages
-        before = set(self.debs.glob("*.deb"))
-        self.run("download", *names)
-        return sorted(set(self.debs.glob("*.deb")) - before)
+            uris = self.run("apt-get", *words)
+            found = re.findall(r"^'[^']*' (\S+_\S+\.deb) ", uris, re.MULTILINE)
+            packages = [name.split("_")[0] for name in found] or packages
+        for left in self.debs.glob("*.deb"):
+            left.unlink()
+        self.run("apt-get", "download", *packages)
+        return sorted(self.debs.glob("*.deb"))
+
+    def run(self, program: str, *words: str) -> str:
+        """Return what a program puts out; if it fails, that and what update did not get is why."""
+        done = self.call(program, *words)
+        if done.returncode:
+            why = complaint(done.stderr) or f"{program} {words[0]} failed"
+            raise Unavailable("; ".join(filter(None, (why, self.complaint))))
+        return done.stdout
+
+    def call(self, program: str, *words: str) -> subprocess.CompletedProcess[str]:
+        command = [program, *self.options, *words]
+        try:
+            return subprocess.run(
+                command, capture_output=True, text=True, timeout=600, check=False, cwd=self.debs,
+                env=os.environ | {"LC_ALL": "C"},
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise Unavailable(f"{program} {words[0]} took longer than 10 minutes") from None
+
+
+def complaint(errors: str) -> str:
+    """Return what is wrong according to apt's error output: two lines, errors before warnings."""
+    lines = [
+        line
+        for line in sorted(errors.splitlines())
+        if line.startswith(("E: ", "W: ")) and "Some index files failed" not in line
+    ]
+    return "; ".join(line[3:] for line in lines[:2])
 
 
 def resolve(apt: Apt, package: str) -> str:
     """Return what a meta-package stands for."""
-    apt.update()
-    text = apt.run("depends", "--important", package, program="apt-cache")
+    text = apt.run("apt-cache", "depends", "--important", package)
     match = re.search(r"Depends: (linux-image-\d\S+)", text)
     return match[1] if match else package
 
@@ -124,30 +146,53 @@ def fetch(apt: Apt, folder: Path, name: str) -> None:
         unpack(deb, parts, partial)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
+    if present(folder, name) is None:
+        raise Unavailable("the package does not hold what it should")
+
+
+def fetch_all(folder: Path, names: list[str]) -> dict[str, str]:
+    """Fetch peers, in a few tries; return those that cannot be had, and why."""
+    missing = dict.fromkeys(names, "")
+    for number in range(TRIES):
+        if not missing:
+            break
+        if number:
+            print(f"trying again in {PAUSE} s: {next(iter(missing.values()))}", flush=True)
+            time.sleep(PAUSE)
+        try:
+            apt = Apt(folder / "apt")
+            apt.update()
+        except (Unavailable, OSError) as error:
+            return dict.fromkeys(names, str(error))
+        for name in list(missing):
+            print(f"{name}: fetching …", flush=True)
+            try:
+                fetch(apt, folder, name)
+                del missing[name]
+            except (Unavailable, OSError, subprocess.SubprocessError) as error:
+                missing[name] = str(error)
+    return missing
+
+
+def here(folder: Path, name: str) -> str:
+    """Return where a peer is, or "" if it is yet to be fetched."""
+    system = shutil.which("qemu-system-x86_64")
+    if name == "qemu" and system:
+        return f"{system} (the system's)"
+    place = present(folder, name)
+    return os.path.relpath(place) if place else ""
 
 
 def main(arguments: list[str]) -> None:
     if not arguments:
         sys.exit(__doc__)
-    folder = Path(arguments[0]).resolve()
-    apt: Apt | None = None
-    for name in arguments[1:] or PEERS:
-        place: Path | str | None = present(folder, name)
-        if name == "qemu" and shutil.which("qemu-system-x86_64"):
-            place = f"{shutil.which('qemu-system-x86_64')} (the system's)"
-        if place is None:
-            print(f"{name}: fetching …", flush=True)
-            try:
-                apt = apt or Apt(folder / "apt")
-                fetch(apt, folder, name)
-                place = present(folder, name)
-                if place is None:
-                    raise Unavailable("the package does not hold what it should")
-            except (Unavailable, OSError, subprocess.SubprocessError) as error:
-                print(f"{name}: cannot be had: {error}; tests that need it are skipped")
-                continue
-        shown = os.path.relpath(place) if isinstance(place, Path) else place
-        print(f"{name}: {shown}")
+    folder = Path(arguments[0]).absolute()
+    wanted = arguments[1:] or list(PEERS)
+    missing = fetch_all(folder, [name for name in wanted if not here(folder, name)])
+    for name in wanted:
+        print(f"{name}: {here(folder, name) or f'CANNOT BE HAD: {missing[name]}'}")
+    if missing and REQUIRED:
+        sys.exit("KVMSR_REQUIRE_PEERS is set, and not all peers can be had")
 
 
 if __name__ == "__main__":

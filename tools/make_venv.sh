@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Makes the virtual environment $1 with kvmsr and what its development needs. Says what to do where
-# that cannot be.
+# Makes the virtual environment $1 with all that kvmsr and its development need, but kvmsr itself:
+# tools/install.py puts that in. Says what to do where that cannot be.
 set -eu
 venv=$1
 python=${PYTHON:-python3}
@@ -31,5 +31,13 @@ if ! { command -v cc && [ -f "$headers/Python.h" ]; } >/dev/null; then
     fi
 fi
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-echo "installing kvmsr and its tools into $venv"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+echo "installing what kvmsr and its development need into $venv"
+"$venv/bin/python" - >"$venv/requirements.txt" <<'END'
+import tomllib
+from pathlib import Path
+
+project = tomllib.loads(Path("pyproject.toml").read_text())
+needs = project["build-system"]["requires"] + project["project"]["dependencies"]
+print(*needs, *project["project"]["optional-dependencies"]["dev"], sep="\n")
+END
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$venv/requirements.txt"

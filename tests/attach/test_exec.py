@@ -30,14 +30,6 @@ def up(access):
 """
 
 
-@pytest.fixture(scope="session")
-def vmm(tmp_path_factory):
-    program = tmp_path_factory.mktemp("vmm") / "vmm"
-    source = GUESTS.parents[3] / "tests/attach/vmm.c"
-    subprocess.run([need("cc"), "-O2", "-pthread", "-o", program, source], check=True)
-    return [program, GUESTS / "loop.bin"]
-
-
 def command(tmp_path, policy, *vmm):
     (tmp_path / "counting.py").write_text(UP)
     (tmp_path / "policy.toml").write_text(policy)

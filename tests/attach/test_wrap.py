@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from kvmsr import native
-from tests.attach.test_exec import CONSTANT, COUNT, vmm  # noqa: F401
+from tests.attach.test_exec import CONSTANT, COUNT
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"needs {native.why_not()}")
 
@@ -21,7 +21,7 @@ def wrap(*words):
 
 
 @pytest.mark.kvm
-def test_the_script_runs_the_vmm_under_the_policy(tmp_path, vmm):  # noqa: F811
+def test_the_script_runs_the_vmm_under_the_policy(tmp_path, vmm):
     (tmp_path / "the policy.toml").write_text(CONSTANT)
     program, image = vmm
     script, told = tmp_path / "wrapped", tmp_path / "msrs.json"

@@ -363,6 +363,7 @@ def test_doctor_tells_what_is_there():
 
 def test_the_demo_shows_policy_guest_and_table():
     out, _ = kvmsr("demo")
+    assert "No kernel was given (--kernel)" in out
     assert "[[rule]]" in out
     assert "rdmsr 0x00000035 = 0x0000000000020004" in out
     assert "MSR_CORE_THREAD_COUNT" in out

@@ -10,9 +10,9 @@ import pytest
 from kvmsr.errors import CatalogError
 from kvmsr.msr import catalog
 from kvmsr.msr.source import read_sources
-from tests.conftest import ROOT
+from tests.conftest import PACKAGE, ROOT
 
-DATA = ROOT / "src/kvmsr/msr/data"
+DATA = PACKAGE / "msr/data"
 
 
 def test_the_package_has_what_the_files_say():
@@ -22,7 +22,7 @@ def test_the_package_has_what_the_files_say():
     finally:
         sys.path.pop(0)
     made = (DATA / "catalog.json").read_bytes()
-    assert made == build(), "run tools/build_catalog.py"
+    assert made == build(DATA), "run tools/build_catalog.py"
 
 
 def test_there_is_enough_of_it():

@@ -99,7 +99,7 @@ def _pack(kernel: Kernel, arguments: list[str], parameters: dict[str, str]) -> t
     archive = Archive()
     program, folders = pack_python(archive)
     libraries = ":".join(map(str, folders))
-    pack_project(archive)
+    packages = pack_project(archive)
     modules = []
     for name, data in kernel.module_and_needs("kvm-amd").items():
         path = f"/modules/{name}.ko"
@@ -109,7 +109,7 @@ def _pack(kernel: Kernel, arguments: list[str], parameters: dict[str, str]) -> t
         "arguments": arguments,
         "environment": {
             "HOME": "/", "LANG": "C.UTF-8", "LD_LIBRARY_PATH": libraries,
-            "PYTHONPATH": str(ROOT / "src"),
+            "PYTHONPATH": ":".join(map(str, packages)),
         },
         "folder": str(ROOT),
         "modules": modules,

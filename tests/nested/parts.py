@@ -18,13 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import lazy_loader
+
+import kvmsr
 from tests.nested.archive import Archive
 
 __all__ = ("Kernel", "MissingError", "find_kernel", "find_qemu", "pack_project", "pack_python")
 
 ROOT: Final = Path(__file__).parent.parent.parent
 PEERS: Final = Path(os.environ.get("KVMSR_PEERS", ROOT / ".peers"))
-PROJECT: Final = ("src/kvmsr", "tests")
 
 # Of the standard library: big, and of no use to a test.
 _UNUSED: Final = {
@@ -126,10 +128,16 @@ def find_qemu() -> list[str]:
     return ["env", f"LD_LIBRARY_PATH={':'.join(libraries)}", str(binary), *map(str, data)]
 
 
-def pack_project(archive: Archive) -> None:
-    """Add ``kvmsr`` and its tests."""
-    for part in PROJECT:
-        _pack_folder(archive, ROOT / part, unused=())
+def pack_project(archive: Archive) -> list[Path]:
+    """
+    Add ``kvmsr`` as it is installed, what it cannot be imported without, and its tests.
+
+    :returns: the folders in which Python is to look for packages.
+    """
+    packages = [Path(path) for module in (kvmsr, lazy_loader) for path in module.__path__]
+    for folder in (*packages, ROOT / "tests"):
+        _pack_folder(archive, folder, unused=())
+    return [folder.parent for folder in packages]
 
 
 def pack_python(archive: Archive) -> tuple[Path, list[Path]]:
@@ -170,7 +178,7 @@ def _pack_folder(archive: Archive, folder: Path, unused: "set[str] | tuple[()]")
             continue
         if path.is_dir():
             _pack_folder(archive, path, unused)
-        elif path.suffix == ".py" or (path.suffix == ".pyc" and ".opt-" not in path.name):
+        elif path.suffix in (".py", ".pyi") or (path.suffix == ".pyc" and ".opt-" not in path.name):
             # Compiled files go with their sources, whose times they name: compiling takes long.
             archive.copy(path)
 

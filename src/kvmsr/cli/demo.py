@@ -51,6 +51,8 @@ def command(kernel: Path | None, policy: Path | None, memory: int, timeout: floa
         append = _APPEND if kernel else _MSRS
         if why_soft:
             click.echo(f"On the soft backend: {why_soft}.\n")
+        if kernel is None:
+            click.echo("No kernel was given (--kernel): this is a small guest that kvmsr brings.\n")
         click.echo(f"policy {file}:\n")
         click.echo("".join(f"    {line}\n" for line in file.read_text().splitlines()))
         click.echo(f"guest {image.name}, command line: {append}\n")
