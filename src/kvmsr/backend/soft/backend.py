@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from kvmsr.abi import ioctls
-from kvmsr.backend.soft import DEFAULT_PROFILE
 from kvmsr.backend.soft.capabilities import MAX_VCPUS
 from kvmsr.backend.soft.cpu.selftest import check
 from kvmsr.backend.soft.profile import find_profile
@@ -54,7 +53,7 @@ class SoftBackend:
 
     name = "soft"
 
-    def __init__(self, profile: str = DEFAULT_PROFILE, *, real_time: bool = False) -> None:
+    def __init__(self, profile: str, *, real_time: bool = False) -> None:
         self.profile = find_profile(profile)
         self._real_time = real_time
         self._numbers = itertools.count(_FIRST_FD)

@@ -145,7 +145,7 @@ class Vcpu:
         self.exception = None
         self.nmi_pending = 0
         engine.nmi_masked = False
-        self.msrs.reset(self)
+        self.msrs.reset(self.vm.profile)
 
     def reset_by_init(self) -> None:
         """Do an INIT."""

@@ -70,7 +70,7 @@ def _create_irqchip(machine: "Vm", _arg: int) -> int:
             raise _error(errno.EEXIST)
         if machine.vcpus:
             raise _error(errno.EINVAL)
-        machine.chip = IrqChip(machine.clock)
+        machine.chip = IrqChip()
     return 0
 
 

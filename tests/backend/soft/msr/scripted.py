@@ -15,6 +15,7 @@ from kvmsr.backend.soft.profile import PROFILES
 
 X = 0x474F4F00  # unknown to every KVM
 EFER, LSTAR, TSC_AUX, TSC_DEADLINE, X2APIC_ICR = 0xC0000080, 0xC0000082, 0xC0000103, 0x6E0, 0x830
+PAT = 0x277
 INVAL, UNKNOWN, FILTER = 1, 2, 4
 RDMSR, WRMSR = 29, 30
 GP = (13, 0)
@@ -27,7 +28,7 @@ class Cpu:
         self.regs = [0] * 17
         self.rflags = 0x2
         self.cpl, self.paging, self.long_code = 0, True, True
-        self.held = defaultdict(int)
+        self.held = defaultdict(int, {PAT: 0x0007_0406_0007_0406})
 
     def read_msr(self, index):
         return self.held[index]
@@ -74,7 +75,7 @@ class Vcpu:
         self.complete_emulation = None
         self.exceptions, self.skips, self.steps = [], [], True
         self.tsc_khz = 1_000_000
-        self.msrs.reset(self)
+        self.msrs.reset(self.vm.profile)
 
     def tsc(self):
         return 1_000_000

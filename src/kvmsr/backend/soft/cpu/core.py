@@ -24,6 +24,7 @@ _SVME: Final = 1 << 12
 _LMA: Final = 1 << 10
 _EFER: Final = 0xC000_0080
 _PAT: Final = 0x277
+_PAT_RESET: Final = 0x0007_0406_0007_0406
 _HF_INHIBIT_IRQ, _HF_CS64 = 1 << 3, 1 << 15
 _CC_OP_EFLAGS: Final = 1
 _CC_FLAGS: Final = 0x8D5
@@ -57,7 +58,7 @@ class Core:
         state.no_exit_request.value = 1
         self.running = False
         self._stopping = False
-        self._pat = 0  # it changes nothing about the engine's memory
+        self._pat = _PAT_RESET  # it changes nothing about the engine's memory
         self._error: BaseException | None = None
         self._keep: list[Any] = []
         self._gap_hooks: list[int] = []

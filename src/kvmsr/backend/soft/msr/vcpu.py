@@ -7,14 +7,12 @@ Protocols, so that the path can be tested with a CPU that merely says "RDMSR of 
 """
 
 from collections.abc import Callable, MutableSequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from kvmsr.backend.soft.msr.cpuid import GuestCpuid
+from kvmsr.backend.soft.msr.filter import MsrFilter
+from kvmsr.backend.soft.msr.state import MsrState
 from kvmsr.backend.soft.profile import Profile
-
-if TYPE_CHECKING:
-    from kvmsr.backend.soft.msr.cpuid import GuestCpuid
-    from kvmsr.backend.soft.msr.filter import MsrFilter
-    from kvmsr.backend.soft.msr.state import MsrState
 
 __all__ = ("RAX", "RCX", "RDX", "RIP", "LapicMsrs", "MsrCpu", "MsrVcpu", "MsrVm")
 
@@ -27,7 +25,7 @@ class MsrVm(Protocol):
 
     profile: Profile
     user_space_msr_mask: int
-    msr_filter: "MsrFilter | None"
+    msr_filter: MsrFilter | None
     guest_can_read_platform_info: bool
 
     @property
@@ -88,7 +86,7 @@ class MsrVcpu(Protocol):
 
     id: int
     run: Any
-    msrs: "MsrState"
+    msrs: MsrState
     apic_base: int
     has_run: bool
     enforce_pv_cpuid: bool
@@ -104,7 +102,7 @@ class MsrVcpu(Protocol):
         """Its CPU."""
 
     @property
-    def cpuid(self) -> "GuestCpuid":
+    def cpuid(self) -> GuestCpuid:
         """What CPUID shows the guest."""
 
     @property
