@@ -52,12 +52,31 @@ class Lapic:
         return self.x2apic
 
 
+class Clock:
+    tsc_khz = 1_000_000
+
+    def tsc(self):
+        return 1_000_000
+
+    def adjust_tsc(self, delta):
+        pass
+
+    def kvmclock(self):
+        return 0, self.tsc()
+
+
 class Vm:
     def __init__(self, profile):
         self.profile = profile
         self.user_space_msr_mask = INVAL | UNKNOWN | FILTER
         self.msr_filter = None
         self.guest_can_read_platform_info, self.irqchip_in_kernel = True, False
+
+    def has_memory(self, gpa):
+        return False
+
+    def write_guest(self, gpa, data):
+        return False
 
 
 class Vcpu:
@@ -74,23 +93,8 @@ class Vcpu:
         self.has_run = self.enforce_pv_cpuid = False
         self.complete_emulation = None
         self.exceptions, self.skips, self.steps = [], [], True
-        self.tsc_khz = 1_000_000
+        self.clock = Clock()
         self.msrs.reset(self.vm.profile)
-
-    def tsc(self):
-        return 1_000_000
-
-    def adjust_tsc(self, delta):
-        pass
-
-    def kvmclock(self):
-        return 0, self.tsc()
-
-    def guest_page(self, gpa):
-        return False
-
-    def write_guest(self, gpa, data):
-        return False
 
     def queue_exception(self, vector, error_code):
         self.exceptions.append((vector, error_code))

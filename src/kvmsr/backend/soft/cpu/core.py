@@ -41,12 +41,12 @@ class Core:
     """
 
     def __init__(self) -> None:
+        self._handle = ctypes.c_void_p()
         self._library = lib.library()
         install()
         constants = self._library.constants
-        handle = ctypes.c_void_p()
-        self._check(self._library.open(_ARCH_X86, _MODE_64, ctypes.byref(handle)), "start a CPU")
-        self._handle = handle
+        opened = self._library.open(_ARCH_X86, _MODE_64, ctypes.byref(self._handle))
+        self._check(opened, "start a CPU")
         self._control(_CTL_CPU_MODEL, constants.UC_CPU_X86_EPYC_ROME)
         # No address ends the run: one would have to be looked up after each.
         self._control(_CTL_USE_EXITS, 1)
@@ -74,7 +74,7 @@ class Core:
         self._keep.clear()
 
     def __del__(self) -> None:
-        if getattr(self, "_handle", None):
+        if self._handle:
             self._library.close(self._handle)
 
     def _control(self, what: int, value: int) -> None:

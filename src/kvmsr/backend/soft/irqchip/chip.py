@@ -50,6 +50,15 @@ class IrqChip:
         lapic = self._lapics[apic_id] = Lapic(apic_id, clock, events, self, is_bsp=is_bsp)
         return lapic
 
+    def remove_lapic(self, apic_id: int) -> None:
+        """Forget the local APIC of a vCPU that is no more."""
+        del self._lapics[apic_id]
+
+    @property
+    def lapics(self) -> Iterable[Lapic]:
+        """The local APICs."""
+        return self._lapics.values()
+
     def attach_pit(self, pit: Pit) -> None:
         """Let the 8254 know what becomes of its interrupts."""
         self._pit = pit

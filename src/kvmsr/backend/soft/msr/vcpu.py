@@ -14,7 +14,7 @@ from kvmsr.backend.soft.msr.filter import MsrFilter
 from kvmsr.backend.soft.msr.state import MsrState
 from kvmsr.backend.soft.profile import Profile
 
-__all__ = ("RAX", "RCX", "RDX", "RIP", "LapicMsrs", "MsrCpu", "MsrVcpu", "MsrVm")
+__all__ = ("RAX", "RCX", "RDX", "RIP", "LapicMsrs", "MsrClock", "MsrCpu", "MsrVcpu", "MsrVm")
 
 RAX, RCX, RDX, RIP = 0, 1, 2, 16
 """Places in :attr:`MsrCpu.regs`."""
@@ -31,6 +31,12 @@ class MsrVm(Protocol):
     @property
     def irqchip_in_kernel(self) -> bool:
         """Whether KVM_CREATE_IRQCHIP was done."""
+
+    def has_memory(self, gpa: int) -> bool:
+        """Return whether there is memory at a guest-physical address."""
+
+    def write_guest(self, gpa: int, data: bytes) -> bool:
+        """Write to guest-physical memory; return whether it is there."""
 
 
 class MsrCpu(Protocol):
@@ -59,6 +65,23 @@ class MsrCpu(Protocol):
 
     def write_msr(self, index: int, value: int) -> None:
         """Write one of these, unchecked; EFER.LMA stays as it is."""
+
+
+class MsrClock(Protocol):
+    """A vCPU's time."""
+
+    @property
+    def tsc_khz(self) -> int:
+        """How fast the guest's TSC counts."""
+
+    def tsc(self) -> int:
+        """Return the guest's TSC."""
+
+    def adjust_tsc(self, delta: int) -> None:
+        """Move the guest's TSC."""
+
+    def kvmclock(self) -> tuple[int, int]:
+        """Return the VM's kvmclock, in nanoseconds, and the guest's TSC at that moment."""
 
 
 class LapicMsrs(Protocol):
@@ -102,6 +125,10 @@ class MsrVcpu(Protocol):
         """Its CPU."""
 
     @property
+    def clock(self) -> MsrClock:
+        """Its time."""
+
+    @property
     def cpuid(self) -> GuestCpuid:
         """What CPUID shows the guest."""
 
@@ -109,27 +136,8 @@ class MsrVcpu(Protocol):
     def lapic(self) -> LapicMsrs | None:
         """Its in-kernel local APIC, if there is one."""
 
-    def tsc(self) -> int:
-        """Return the guest's TSC."""
-
-    @property
-    def tsc_khz(self) -> int:
-        """How fast the guest's TSC counts."""
-
-    def kvmclock(self) -> tuple[int, int]:
-        """Return the VM's kvmclock, in nanoseconds, and the guest's TSC at that moment."""
-
-    def adjust_tsc(self, delta: int) -> None:
-        """Move the guest's TSC."""
-
     def queue_exception(self, vector: int, error_code: int | None) -> None:
         """Have an exception injected before the guest's next instruction."""
 
     def skipped(self) -> bool:
         """An instruction was emulated and RIP moved; False: KVM_EXIT_DEBUG is in the page."""
-
-    def guest_page(self, gpa: int) -> bool:
-        """Return whether there is memory at a guest-physical address."""
-
-    def write_guest(self, gpa: int, data: bytes) -> bool:
-        """Write to guest-physical memory; return whether it is there."""
