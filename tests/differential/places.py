@@ -24,7 +24,8 @@ from tests.nested.session import open_session
 
 __all__ = ("PLACES", "Place", "host", "nested", "soft")
 
-_OF_THE_CPU: Final = frozenset((0x10A, 0x174, 0x1D9))
+_ARCH_CAPABILITIES: Final = 0x10A
+_OF_THE_CPU: Final = frozenset((_ARCH_CAPABILITIES, 0x174, 0x1D9))
 """ARCH_CAPABILITIES; SYSENTER_CS, of which QEMU keeps 16 bits; DEBUGCTL, without virtual LBRs."""
 _EMULATED: Final = frozenset(("mwait", "tsc_deadline"))
 """Features that KVM gives a guest though it does not offer them (cpuid_func_emulated, lapic.c)."""
@@ -73,6 +74,8 @@ def host() -> Iterator[Place]:
         profile = "pvm,la57" if _has_la57(kvm) else "pvm"
         strange = _listed_by_one(kvm.get_msr_index_list(), profile)
         unlike = _had_by_one(kvm, profile)
+    if "arch_capabilities" in unlike:
+        strange |= {_ARCH_CAPABILITIES}
     yield Place(lambda scenario: play(backend, scenario), profile, "kvm_pvm", strange, unlike)
 
 
