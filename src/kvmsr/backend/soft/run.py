@@ -135,8 +135,6 @@ def _enter_guest(vcpu: Vcpu) -> bool:
     if vcpu.debugging.control & SINGLESTEP:
         vcpu.cpu.state.eflags.value |= TF
     vcpu.page.exited = False
-    # Of none but a kernel that forgets to forget (mutant M4).
-    left_over, vcpu.complete_emulation = vcpu.complete_emulation, None
     execution, entered_at = vcpu.vm.execution, vcpu.cpu.regs[_RIP]
     execution.take()
     try:
@@ -160,10 +158,8 @@ def _enter_guest(vcpu: Vcpu) -> bool:
         if isinstance(access, PortAccess):
             return port_access(vcpu, access)
         return memory_access(vcpu, access)
-    if vcpu.page.exited or vcpu.events.shut_down or vcpu.complete_emulation is not None:
-        return False
-    vcpu.complete_emulation = left_over
-    return True
+    waits = vcpu.complete_emulation is not None
+    return not (waits or vcpu.page.exited or vcpu.events.shut_down)
 
 
 def _block(vcpu: Vcpu) -> bool:
