@@ -37,6 +37,9 @@ RAW = {"ctypes", "mmap"}
 MAY_TOUCH_RAW_MEMORY = {"native", "abi", "backend"}
 OPEN_NOTHING = {"abi", "msr", "policy"}
 
+LONGEST = 400  # lines of a file
+LONG = {"dispatch/dispatcher.py"}  # to be split yet
+
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE)
 
 
@@ -81,6 +84,65 @@ def test_every_room_is_in_the_plan():
     assert rooms <= set(BELOW)
 
 
+def module(path):
+    """Return the name of a file's module, or of its package for an __init__.py."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def files_imported(path, modules):
+    """
+    Return the modules that a file imports from, wherever in it, for type checking or not.
+
+    ``from kvmsr.abi import cpu`` is an import of the file cpu.py, where there is one; and only if
+    there is none, of the package's __init__.py, which has the name.
+    """
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in modules else node.module for name in names}
+    return found & modules
+
+
+def circles(imported):
+    """Return the sets of modules that import each other, directly or by way of others (Tarjan)."""
+    order, lowest, stack, found = {}, {}, [], []
+
+    def visit(one):
+        order[one] = lowest[one] = len(order)
+        stack.append(one)
+        for other in sorted(imported[one]):
+            if other not in order:
+                visit(other)
+            if other in stack:
+                lowest[one] = min(lowest[one], lowest[other])
+        if lowest[one] == order[one]:
+            at = stack.index(one)
+            found.append(stack[at:])
+            del stack[at:]
+
+    for one in sorted(imported):
+        if one not in order:
+            visit(one)
+    return [sorted(circle) for circle in found if len(circle) > 1]
+
+
+def test_no_files_import_each_other():
+    files = {module(path): path for path in PACKAGE.rglob("*.py")}
+    imported = {name: files_imported(path, files.keys()) - {name} for name, path in files.items()}
+    assert circles(imported) == []
+
+
+def test_circles_are_found():
+    assert circles({"a": {"b"}, "b": {"c", "d"}, "c": {"a"}, "d": set(), "e": {"a"}}) == [
+        ["a", "b", "c"]
+    ]
+    assert circles({"a": {"b", "c"}, "b": {"d"}, "c": {"d"}, "d": set()}) == []
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_raw_memory_is_touched_in_the_cellar_only(path):
     if room(path) not in MAY_TOUCH_RAW_MEMORY:
@@ -111,7 +173,8 @@ def test_modules_say_what_they_are_and_what_they_export(path):
     assert module.__doc__
     for name in getattr(module, "__all__", ()):
         assert hasattr(module, name), name
-    assert len(text.splitlines()) <= 450
+    if path.relative_to(PACKAGE).as_posix() not in LONG:
+        assert len(text.splitlines()) <= LONGEST
 
 
 def test_the_face_is_what_the_documentation_promises():

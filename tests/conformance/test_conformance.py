@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each item of the checklist on each KVM that is here; and the suite tells historical defects."""
 
-from contextlib import contextmanager
-from dataclasses import replace
 from functools import cache
 
 import pytest
 
-from kvmsr import backend as backends
-from kvmsr.backend.soft.profile import PROFILES
 from kvmsr.errors import KvmsrError
-from tests.conformance import kernel, registry, targets
+from tests.backend.soft.mutants import mutated
+from tests.conformance import registry, targets
 
 ITEMS = registry.load()
 ON = ["kvm", *targets.profiles(), "linux-6.18-amd,force_emulation_prefix"]
@@ -60,11 +57,5 @@ def test_the_suite_fails_on(mutant, profile, numbers):
     if isinstance(there, str):
         pytest.skip(there)
 
-    @contextmanager
-    def open_backend(**parameters):
-        backend = backends.open("soft", profile=profile)
-        backend.profile = replace(PROFILES[profile], mutants=frozenset({mutant}), **parameters)
-        yield backend
-
-    mutated = targets.Target(kernel.named(profile), open_backend)
-    assert {n for n in numbers if mutated.run(ITEMS[n]).outcome == "fail"} == numbers
+    with mutated(mutant):
+        assert {n for n in numbers if there.run(ITEMS[n]).outcome == "fail"} == numbers

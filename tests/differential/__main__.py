@@ -65,7 +65,7 @@ def check(place: Place, examples: int, number: int | None) -> int:
         suppress_health_check=list(HealthCheck),
         phases=(Phase.generate, Phase.shrink),
     )
-    @given(scenarios(place.module, place.strange))
+    @given(scenarios(place.module, place.strange, unlike=place.unlike))
     def run(scenario: Scenario) -> None:
         nonlocal tried
         tried += 1

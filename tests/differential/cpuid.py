@@ -10,8 +10,9 @@ import struct
 from typing import Any, Final
 
 from kvmsr.abi import CPUID_FLAG_SIGNIFCANT_INDEX, cpu
+from kvmsr.kvm import CpuidTable
 
-__all__ = ("FEATURES", "table")
+__all__ = ("FEATURES", "has", "table")
 
 FEATURES: Final = {
     "x2apic": (1, "ecx", 21), "tsc_deadline": (1, "ecx", 24), "mwait": (1, "ecx", 3),
@@ -33,6 +34,13 @@ _BASE: Final = {
     (7, "eax"): 0, (0x8000_0001, "eax"): 0x00A2_0F12, (0x8000_0008, "eax"): 48 << 8 | 40,
     (0x4000_0001, "eax"): 0,
 }  # fmt: skip
+
+
+def has(table: CpuidTable, feature: str) -> bool:
+    """Return whether a table has a feature of :data:`FEATURES`."""
+    function, register, bit = FEATURES[feature]
+    leaf = table.find(function)
+    return leaf is not None and bool(getattr(leaf, register) >> bit & 1)
 
 
 def table(vendor: str, features: tuple[str, ...]) -> Any:

@@ -210,8 +210,10 @@ def _on_qemu(instruction: Any, *, paging: bool) -> Any:
     return instruction
 
 
-def _without(move: Any, strange: frozenset[int]) -> Any:
-    """Return a move less the MSRs that the host cannot compare."""
+def _without(move: Any, strange: frozenset[int], unlike: frozenset[str]) -> Any:
+    """Return a move less the MSRs and the features that the host cannot compare."""
+    if move[0] == "cpuid":
+        return (*move[:2], tuple(name for name in move[2] if name not in unlike))
     if move[0] == "set_msrs":
         return move[0], tuple(pair for pair in move[1] if pair[0] not in strange)
     if move[0] == "get_msrs":
@@ -260,6 +262,7 @@ def scenarios(
     on: str = "",
     strange: frozenset[int] = frozenset(),
     modes: tuple[str, ...] = MODES,
+    unlike: frozenset[str] = frozenset(),
 ) -> Scenario:
     """
     Draw a scenario.
@@ -268,10 +271,14 @@ def scenarios(
         that are not KVM's there: CPUID is the host's, CLI and STI at CPL 3 are the hardware's. A
         single step over IRETQ is lost. NMIs wait for the next exit if there is something else to
         inject.
+    :param strange: MSRs that user space does not access.
+    :param unlike: CPUID features that the guest does not have.
     """
     mode = draw(st.sampled_from(modes))
     irqchip = draw(st.booleans())
     cpuid = draw(st.none() | _all_features | _features)
+    if cpuid:
+        cpuid = tuple(name for name in cpuid if name not in unlike)
     usual = draw(st.booleans())  # most of what follows needs a mask
     early = (("mask", 7, 0),) if usual else ()
     early += tuple(draw(st.lists(_vm_moves, max_size=2)))
@@ -285,7 +292,7 @@ def scenarios(
     if on == "kvm_amd":
         paging = mode in ("long", "user")
         program = [_on_qemu(one, paging=paging) for one in program]
-    turns = [tuple(_without(one, strange) for one in turn) for turn in turns]
+    turns = [tuple(_without(one, strange, unlike) for one in turn) for turn in turns]
     possible = _POSSIBLE.get(on, lambda mode, move, turn: True)
     turns = [tuple(one for one in turn if possible(mode, one, turn)) for turn in turns]
     return Scenario(

@@ -14,16 +14,21 @@ from pathlib import Path
 from typing import Final
 
 from kvmsr import backend as backends
+from kvmsr.backend.soft.profile import find_profile
 from kvmsr.errors import KvmsrError
 from kvmsr.kvm import Kvm
+from tests.differential.cpuid import FEATURES, has
 from tests.differential.machine import Observation, play
 from tests.differential.scenario import Scenario
 from tests.nested.session import open_session
 
 __all__ = ("PLACES", "Place", "host", "nested", "soft")
 
-_OF_THE_CPU: Final = frozenset((0x10A, 0x174, 0x1D9))
+_ARCH_CAPABILITIES: Final = 0x10A
+_OF_THE_CPU: Final = frozenset((_ARCH_CAPABILITIES, 0x174, 0x1D9))
 """ARCH_CAPABILITIES; SYSENTER_CS, of which QEMU keeps 16 bits; DEBUGCTL, without virtual LBRs."""
+_EMULATED: Final = frozenset(("mwait", "tsc_deadline"))
+"""Features that KVM gives a guest though it does not offer them (cpuid_func_emulated, lapic.c)."""
 _SYS_MODULE: Final = Path("/sys/module")
 
 
@@ -37,12 +42,15 @@ class Place:
     :ivar module: the vendor module, by which its own ways are known.
     :ivar strange: MSRs that either the real KVM lists or the profile: the host's CPU decides about
         them, and user space may read 0 from what is listed whether KVM knows it or not.
+    :ivar unlike: CPUID features that a guest may have on the real KVM or on its model, not on both:
+        the host's CPU decides about them, too.
     """
 
     play: Callable[[Scenario], Observation]
     profile: str
     module: str
     strange: frozenset[int] = frozenset()
+    unlike: frozenset[str] = frozenset()
 
 
 def soft(profile: str) -> Callable[[Scenario], Observation]:
@@ -65,7 +73,10 @@ def host() -> Iterator[Place]:
     with Kvm(backend) as kvm:
         profile = "pvm,la57" if _has_la57(kvm) else "pvm"
         strange = _listed_by_one(kvm.get_msr_index_list(), profile)
-    yield Place(lambda scenario: play(backend, scenario), profile, "kvm_pvm", strange)
+        unlike = _had_by_one(kvm, profile)
+    if "arch_capabilities" in unlike:
+        strange |= {_ARCH_CAPABILITIES}
+    yield Place(lambda scenario: play(backend, scenario), profile, "kvm_pvm", strange, unlike)
 
 
 def _has_la57(kvm: Kvm) -> bool:
@@ -78,6 +89,17 @@ def _listed_by_one(listed: Iterable[int], profile: str) -> frozenset[int]:
     """Return the MSRs of KVM_GET_MSR_INDEX_LIST that either KVM lists or the profile."""
     with Kvm(backends.open("soft", profile=profile)) as model:
         return frozenset(listed) ^ frozenset(model.get_msr_index_list())
+
+
+def _had_by_one(kvm: Kvm, profile: str) -> frozenset[str]:
+    """Return the CPUID features that a guest may have on *kvm* or by *profile*, not by both."""
+    supported, withheld = kvm.get_supported_cpuid(), find_profile(profile).withheld
+    return frozenset(
+        name
+        for name in FEATURES
+        if not name.startswith("pv_")  # KVM's own, of which the guest has what its CPUID says
+        and (name in _EMULATED or has(supported, name)) == (name in withheld)
+    )
 
 
 @contextmanager

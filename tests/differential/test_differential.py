@@ -3,6 +3,7 @@
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from kvmsr import backend
 from kvmsr.errors import KvmsrError
@@ -89,8 +90,9 @@ def test_what_differed_once(place, name):
 @settings(
     max_examples=250, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
-@given(scenarios("kvm_pvm"))
-def test_soft_is_like_the_host(place, scenario):
+@given(st.data())
+def test_soft_is_like_the_host(place, data):
+    scenario = data.draw(scenarios(place.module, place.strange, unlike=place.unlike))
     compare(place, soft(place.profile), scenario)
 
 

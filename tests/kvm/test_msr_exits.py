@@ -156,7 +156,7 @@ def test_the_answer_counts_once(guest):
     exit_ = stop_at_read(guest)
     exit_.answer(7)
     guest.vcpu.complete_pending()
-    guest.vcpu._msr.data = 99  # what an unaware VMM might do
+    guest.vcpu._pending.msr.data = 99  # what an unaware VMM might do
     guest.vcpu.run()
     assert guest.vcpu.get_regs().rax == 7
 

@@ -5,7 +5,6 @@ import pytest
 from kvmsr.abi import Cap, GuestDbg, Mp, SyncReg, cpu
 from kvmsr.errors import IoctlError, MsrListError, UsageError
 from kvmsr.kvm.exits import (
-    READERS,
     Debug,
     Hlt,
     IoIn,
@@ -13,9 +12,7 @@ from kvmsr.kvm.exits import (
     IrqWindowOpen,
     MmioRead,
     MmioWrite,
-    Other,
     Shutdown,
-    read,
 )
 from kvmsr.machine.cpustate import Mode, Start, apply_start
 from tests.conftest import need_cap
@@ -87,29 +84,6 @@ def test_a_single_step_over_an_access_ends_in_complete_pending(guest):
     exit_ = guest.vcpu.complete_pending()
     assert isinstance(exit_, Debug)
     assert exit_.pc == CODE + 2
-
-
-def test_every_exit_that_has_a_class_is_read_by_it_and_others_by_number(guest):
-    guest.vcpu._msr.reason = 2
-    for reason in range(64):
-        guest.vcpu._page.exit_reason = reason
-        exit_ = read(guest.vcpu)
-        assert isinstance(exit_, Other) == (reason not in READERS)
-        if isinstance(exit_, Other):
-            assert exit_.reason == reason
-            assert len(exit_.data) == 256
-            assert str(reason) in exit_.name or exit_.name.startswith("KVM_EXIT_")
-        guest.vcpu._unanswered = None
-
-
-def test_a_page_full_of_anything_is_read(guest):
-    for byte in (0x00, 0xFF, 0x01):
-        for reason in READERS:
-            guest.vcpu._bytes[0x20:0x120] = bytes((byte,)) * 256
-            guest.vcpu._msr.reason = 2
-            guest.vcpu._page.exit_reason = reason
-            read(guest.vcpu)
-            guest.vcpu._unanswered = None
 
 
 # State

@@ -43,6 +43,6 @@ def open(name: str = "auto", *, profile: str = DEFAULT_PROFILE, real_time: bool 
 
 
 def _soft(profile: str, real_time: bool) -> Backend:
-    from kvmsr.backend.soft import SoftBackend
+    from kvmsr.backend.soft.backend import SoftBackend
 
     return SoftBackend(profile, real_time=real_time)

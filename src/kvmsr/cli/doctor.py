@@ -22,7 +22,7 @@ from kvmsr.abi import KVM_API_VERSION, Cap
 from kvmsr.backend import Backend
 from kvmsr.errors import BackendError, KvmsrError
 from kvmsr.kvm import Kvm
-from kvmsr.kvm.module import ignore_msrs, vendor_module
+from kvmsr.kvm.kernel_module import ignore_msrs, vendor_module
 from kvmsr.machine.probe import probe
 
 __all__ = ("Finding", "command", "examine")

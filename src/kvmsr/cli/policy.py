@@ -14,7 +14,7 @@ import click
 from kvmsr.cli._parameters import MsrIndex, Number, PolicyFile, Preset
 from kvmsr.cli.policy_files import export, import_
 from kvmsr.errors import FilterCapacityError, PolicyError
-from kvmsr.kvm.module import ignore_msrs
+from kvmsr.kvm.kernel_module import ignore_msrs
 from kvmsr.msr import catalog
 from kvmsr.policy import Op, Policy
 from kvmsr.policy.file import load_policy

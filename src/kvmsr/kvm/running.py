@@ -20,40 +20,21 @@ yet, and :meth:`RunningVcpu.run` looks there first.
 import errno
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import Final, NoReturn
 
 from kvmsr.abi import ExitReason, SyncReg, cpu, ioctls
-from kvmsr.abi.run import Run
 from kvmsr.backend.protocol import Backend, ServesInPlace
 from kvmsr.errors import ExitUnansweredError, IoctlError, UsageError
-from kvmsr.kvm import exits
+from kvmsr.kvm.exits import Exit, Interrupted, MsrExit
 from kvmsr.kvm.handle import Handle
-
-if TYPE_CHECKING:
-    from kvmsr.kvm.exits import Exit, MsrExit
+from kvmsr.kvm.page import REASON, RunPage
 
 __all__ = ("RunningVcpu",)
 
 _KVM_RUN: Final = ioctls.KVM_RUN
 _RDMSR: Final = int(ExitReason.X86_RDMSR)
 _NO_EXIT: Final = (0, int(ExitReason.INTR))
-_REASON: Final = Run.exit_reason.offset // 4  # type: ignore[attr-defined]
-_rdmsr: Final = exits.rdmsr
-_read: Final = exits.read
-_INTERRUPTED: Final = exits.Interrupted()
-
-
-class _Closed:
-    """Stands where the kvm_run page was: whoever touches it is told."""
-
-    def __init__(self, what: str) -> None:
-        object.__setattr__(self, "_what", what)
-
-    def __getattr__(self, name: str) -> NoReturn:
-        raise UsageError(self._what)
-
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise UsageError(self._what)
+_INTERRUPTED: Final = Interrupted()
 
 
 class RunningVcpu(Handle):
@@ -74,12 +55,8 @@ class RunningVcpu(Handle):
         super().__init__(backend, fd)
         self.id = vcpu_id
         self._keep = keep  # KVM's VM lives as long as its vCPUs, and so must its memory
-        mapping = backend.mmap(fd, mmap_size)
-        self._bytes = memoryview(mapping)
-        self._words = self._bytes.cast("B").cast("I")  # faster than through the structure
-        self._page: Any = Run.from_buffer(mapping)
-        self._msr: Any = self._page.exit.msr  # a view, kept because it is on the hot path
-        self._unanswered: MsrExit | None = None
+        self._page = RunPage(backend.mmap(fd, mmap_size), vcpu_id)
+        self._pending, self._words = self._page.pending, self._page.words
         self._kicked = False
         self._completing = False
         self._serving = self._declined = False
@@ -91,10 +68,8 @@ class RunningVcpu(Handle):
         """Close the vCPU; an access that waits for an answer is lost."""
         if self.fd < 0:
             return
-        self._unanswered = self._keep = None
-        self._page = self._msr = _Closed(f"vCPU {self.id} is closed")
-        self._words.release()
-        self._bytes.release()
+        self._keep = None
+        self._page.close()
         super().close()
 
     # Running
@@ -102,13 +77,13 @@ class RunningVcpu(Handle):
     @property
     def page(self) -> memoryview:
         """The kvm_run page and what follows it."""
-        return self._bytes
+        return self._page.bytes
 
     def run(
         self,
-        serve: "Callable[[Exit], bool] | None" = None,
+        serve: Callable[[Exit], bool] | None = None,
         by: Callable[[], object] | None = None,
-    ) -> "Exit":
+    ) -> Exit:
         """
         Run the guest until its next exit (KVM_RUN).
 
@@ -120,12 +95,12 @@ class RunningVcpu(Handle):
         :raises ExitUnansweredError: if the last MSR exit has no answer yet, though *serve* says so.
         :raises IoctlError: if KVM refuses to run the vCPU.
         """
-        if self._unanswered is not None or self._serving or self.fd < 0:
+        if self._pending.exit is not None or self._serving or self.fd < 0:
             self._refuse()
         words, enter = self._words, by or self._enter
         while True:
-            if words[_REASON] in _NO_EXIT:
-                words[_REASON] = 0
+            if words[REASON] in _NO_EXIT:
+                words[REASON] = 0
                 try:
                     if serve is None or self._run_in_place is None:
                         enter()
@@ -138,16 +113,16 @@ class RunningVcpu(Handle):
             if serve is not None and not self._declined and self._serve(serve):
                 continue
             self._declined = False
-            exit_ = _rdmsr(self) if words[_REASON] == _RDMSR else _read(self)
-            words[_REASON] = 0
+            exit_ = self._pending.rdmsr() if words[REASON] == _RDMSR else self._page.read()
+            words[REASON] = 0
             return exit_
 
-    def _serve(self, serve: "Callable[[Exit], bool]") -> bool:
+    def _serve(self, serve: Callable[[Exit], bool]) -> bool:
         """Have *serve* answer the exit in the page; False: the exit is still there."""
         words = self._words
-        reason = words[_REASON]
-        exit_ = _rdmsr(self) if reason == _RDMSR else _read(self)
-        words[_REASON] = 0
+        reason = words[REASON]
+        exit_ = self._pending.rdmsr() if reason == _RDMSR else self._page.read()
+        words[REASON] = 0
         self._serving = True
         try:
             served = serve(exit_)
@@ -157,43 +132,43 @@ class RunningVcpu(Handle):
         finally:
             self._serving = False
         if not served:
-            words[_REASON] = reason
-            self._unanswered = None
+            words[REASON] = reason
+            self._pending.exit = None
             self._declined = True
-        elif self._unanswered is not None:
+        elif self._pending.exit is not None:
             self._refuse()
         return served
 
-    def _interrupted(self, error: OSError) -> exits.Interrupted:
+    def _interrupted(self, error: OSError) -> Interrupted:
         """KVM_RUN failed: see whether a signal or a kick is why."""
         interrupted = error.errno in (errno.EINTR, errno.EAGAIN)
-        if self._words[_REASON] not in _NO_EXIT:
+        if self._words[REASON] not in _NO_EXIT:
             if interrupted or error.errno is None:
                 raise error  # a signal handler's: KVM_RUN itself went well
-            self._words[_REASON] = 0
+            self._words[REASON] = 0
         # EAGAIN: INIT or SIPI has woken a vCPU that waited for it.
         if not interrupted:
             raise IoctlError("KVM_RUN", error.errno or 0, f"vCPU {self.id}") from None
         if not self._completing:
             # A kick that comes between these two lines is not lost: this return is its effect.
             self._kicked = False
-            self._page.immediate_exit = 0
+            self._page.run.immediate_exit = 0
         return _INTERRUPTED
 
     @property
-    def unanswered(self) -> "MsrExit | None":
+    def unanswered(self) -> MsrExit | None:
         """The MSR exit that has no answer yet, should an exception have come in its way."""
-        if self._unanswered is not None:
-            self._words[_REASON] = 0
-        return self._unanswered
+        if self._pending.exit is not None:
+            self._words[REASON] = 0
+        return self._pending.exit
 
     def _refuse(self) -> NoReturn:
         if self.fd < 0:
             raise UsageError(f"vCPU {self.id} is closed")
-        if self._unanswered is None:
+        if self._pending.exit is None:
             raise UsageError(f"vCPU {self.id} has an exit being served; it cannot run now")
         raise ExitUnansweredError(
-            f"vCPU {self.id}: {self._unanswered!r} has no answer yet; call answer(), done() or"
+            f"vCPU {self.id}: {self._pending.exit!r} has no answer yet; call answer(), done() or"
             " fault() on it first"
         )
 
@@ -207,7 +182,7 @@ class RunningVcpu(Handle):
         if self.fd >= 0:
             self.backend.kick(self.fd)
 
-    def complete_pending(self) -> "Exit | None":
+    def complete_pending(self) -> Exit | None:
         """
         Finish the instruction of the last exit without running any other.
 
@@ -220,44 +195,44 @@ class RunningVcpu(Handle):
             :class:`~kvmsr.kvm.exits.Debug`, or the next part of a wide memory access.
         :raises ExitUnansweredError: if the last MSR exit has no answer yet.
         """
-        page = self._page
+        run = self._page.run
         self._completing = True
-        page.immediate_exit = 1
+        run.immediate_exit = 1
         try:
             exit_ = self.run()
         finally:
             # The same byte carries kicks. One that came meanwhile is for the next run(); it sets
             # _kicked first, so looking after clearing misses none.
-            page.immediate_exit = 0
+            run.immediate_exit = 0
             if self._kicked:
-                page.immediate_exit = 1
+                run.immediate_exit = 1
             self._completing = False
-        return None if isinstance(exit_, exits.Interrupted) else exit_
+        return None if isinstance(exit_, Interrupted) else exit_
 
     # Registers through the kvm_run page
 
     @property
     def valid_regs(self) -> SyncReg:
         """The register groups that each exit leaves in :attr:`sync_regs`."""
-        return SyncReg(self._page.kvm_valid_regs)
+        return SyncReg(self._page.run.kvm_valid_regs)
 
     @valid_regs.setter
     def valid_regs(self, groups: SyncReg) -> None:
-        self._page.kvm_valid_regs = int(groups)
+        self._page.run.kvm_valid_regs = int(groups)
 
     @property
     def dirty_regs(self) -> SyncReg:
         """The register groups that the next :meth:`run` takes from :attr:`sync_regs`, once."""
-        return SyncReg(self._page.kvm_dirty_regs)
+        return SyncReg(self._page.run.kvm_dirty_regs)
 
     @dirty_regs.setter
     def dirty_regs(self, groups: SyncReg) -> None:
-        self._page.kvm_dirty_regs = int(groups)
+        self._page.run.kvm_dirty_regs = int(groups)
 
     @property
     def sync_regs(self) -> cpu.SyncRegs:
         """The registers in the kvm_run page, in place (KVM_CAP_SYNC_REGS)."""
-        regs: cpu.SyncRegs = self._page.s.regs
+        regs: cpu.SyncRegs = self._page.run.s.regs
         return regs
 
     # Interrupts through the kvm_run page, without an in-kernel irqchip
@@ -265,27 +240,27 @@ class RunningVcpu(Handle):
     @property
     def request_interrupt_window(self) -> bool:
         """Whether :meth:`run` is to return IrqWindowOpen once the guest can take an interrupt."""
-        return bool(self._page.request_interrupt_window)
+        return bool(self._page.run.request_interrupt_window)
 
     @request_interrupt_window.setter
     def request_interrupt_window(self, wanted: bool) -> None:
-        self._page.request_interrupt_window = bool(wanted)
+        self._page.run.request_interrupt_window = bool(wanted)
 
     @property
     def ready_for_interrupt_injection(self) -> bool:
         """Whether :meth:`interrupt` would be taken at once, as of the last exit."""
-        return bool(self._page.ready_for_interrupt_injection)
+        return bool(self._page.run.ready_for_interrupt_injection)
 
     @property
     def if_flag(self) -> bool:
         """The guest's RFLAGS.IF, as of the last exit."""
-        return bool(self._page.if_flag)
+        return bool(self._page.run.if_flag)
 
     @property
     def cr8(self) -> int:
         """The guest's CR8, 0 to 15: read after an exit, and taken by the next :meth:`run`."""
-        return int(self._page.cr8)
+        return int(self._page.run.cr8)
 
     @cr8.setter
     def cr8(self, value: int) -> None:
-        self._page.cr8 = value
+        self._page.run.cr8 = value

@@ -2,7 +2,6 @@
 """Events that wait, and what else the differential runs told about KVM's side."""
 
 import errno
-import threading
 from dataclasses import replace
 
 import pytest
@@ -137,18 +136,6 @@ def test_patch_v3_has_no_filter_ioctl():
     with pytest.raises(OSError) as caught:
         guest.vm.raw_ioctl(ioctls.KVM_X86_SET_MSR_FILTER, vm.MsrFilter())
     assert caught.value.errno == errno.ENOTTY
-    guest.close()
-
-
-def test_a_completion_that_is_not_forgotten_does_not_end_a_run():
-    """M4: what is left over is done again at the next KVM_RUN, but it does not stop this one."""
-    guest = guest_on(AMD, irqchip=True, mutants=frozenset({"M4"}))
-    guest.load(b"\x0f\x32\xf4", rcx=MSR)  # rdmsr; hlt, which sleeps in the kernel
-    guest.vcpu.run().answer(0)
-    kick = threading.Timer(0.2, guest.vcpu.kick)
-    kick.start()
-    assert isinstance(guest.vcpu.run(), exits.Interrupted)
-    kick.join()
     guest.close()
 
 

@@ -5,44 +5,42 @@ from types import SimpleNamespace
 
 import pytest
 
+from kvmsr import backend
 from kvmsr.abi import Mp
 from kvmsr.backend.soft.profile import find_profile
 from kvmsr.backend.soft.vm import Vm
+from kvmsr.kvm import Kvm
 
 LATER = 10_000_000_000  # nanoseconds
 
 
-class Sleeper(SimpleNamespace):
-    """As much of a vCPU as time depends on: it has halted, and may have something to wake up to."""
-
-    mp_state = Mp.HALTED
-    masked = None
-
-    def runnable(self):
-        return self.wakes
+def vm_with(*vcpus):
+    """Return a VM of vCPUs that sleep, with a timer; *vcpus* say whether they have what ends it."""
+    vm = Vm(find_profile("linux-6.18-amd"), real_time=False)
+    vm.timers.add(SimpleNamespace(deadline=LATER))
+    for number, wakes in enumerate(vcpus):
+        vm.vcpus[number] = SimpleNamespace(wakes=wakes, looks_for_signals=False)
+    return vm
 
 
 @pytest.mark.parametrize("wakes", [False, True])
 def test_time_does_not_jump_while_a_vcpu_wakes_up(wakes, monkeypatch):
     """What it is woken for comes before the next timer, though its thread still waits."""
-    vm = Vm(find_profile("linux-6.18-amd"), real_time=False)
-    timer = SimpleNamespace(deadline=LATER)
-    vm.vcpus = {
-        0: Sleeper(id=0, wakes=wakes, lapic=None),
-        1: Sleeper(id=1, wakes=False, lapic=timer),
-    }
+    vm = vm_with(wakes, False)
     monkeypatch.setattr(vm.changed, "wait", lambda timeout: None)
     with vm.lock:
         vm.wait_for_change()
     assert (vm.clock.now() < LATER) == wakes
 
 
-def test_time_does_not_jump_while_a_vcpu_is_to_start(monkeypatch):
-    vm = Vm(find_profile("linux-6.18-amd"), real_time=False)
-    timer = SimpleNamespace(deadline=LATER)
-    vm.vcpus = {0: Sleeper(id=0, wakes=False, lapic=timer)}
-    vm.pending_sipi.add(0)
-    monkeypatch.setattr(vm.changed, "wait", lambda timeout: None)
-    with vm.lock:
-        vm.wait_for_change()
-    assert vm.clock.now() < LATER
+@pytest.mark.parametrize("event", ["init", "sipi", "unhalt"])
+def test_a_vcpu_that_sleeps_wakes_for(event):
+    kvm = Kvm(backend.open("soft"))
+    vm = kvm.create_vm()
+    vm.create_irqchip()
+    vcpu = kvm.backend._objects[vm.create_vcpu(0).fd]
+    vcpu.mp_state = Mp.INIT_RECEIVED if event == "sipi" else Mp.HALTED
+    assert not vcpu.wakes
+    with vcpu.vm.lock:
+        getattr(vcpu, event)(*([8] if event == "sipi" else []))
+    assert vcpu.wakes

@@ -15,8 +15,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from kvmsr.abi import ioctls
-from kvmsr.backend.soft import DEFAULT_PROFILE
-from kvmsr.backend.soft.capabilities import MAX_VCPUS
 from kvmsr.backend.soft.cpu.selftest import check
 from kvmsr.backend.soft.profile import find_profile
 from kvmsr.backend.soft.run import kvm_run
@@ -25,7 +23,7 @@ from kvmsr.backend.soft.uaccess import address_of_argument
 from kvmsr.backend.soft.vcpu import Vcpu
 from kvmsr.backend.soft.vcpu_ioctls import VCPU_IOCTLS
 from kvmsr.backend.soft.vm import Vm
-from kvmsr.backend.soft.vm_ioctls import VM_IOCTLS
+from kvmsr.backend.soft.vm_ioctls import VM_IOCTLS, create_vcpu
 from kvmsr.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,7 +52,7 @@ class SoftBackend:
 
     name = "soft"
 
-    def __init__(self, profile: str = DEFAULT_PROFILE, *, real_time: bool = False) -> None:
+    def __init__(self, profile: str, *, real_time: bool = False) -> None:
         self.profile = find_profile(profile)
         self._real_time = real_time
         self._numbers = itertools.count(_FIRST_FD)
@@ -77,7 +75,7 @@ class SoftBackend:
         elif request == ioctls.KVM_CREATE_VM and isinstance(thing, System):
             return self._create_vm(arg)
         elif request == ioctls.KVM_CREATE_VCPU and isinstance(thing, Vm):
-            return self._create_vcpu(thing, arg)
+            return self._add(create_vcpu(thing, arg if isinstance(arg, int) else -1))
         else:
             handler = _HANDLERS[type(thing)].get(request)  # type: ignore[attr-defined]
             if handler is not None:
@@ -97,9 +95,9 @@ class SoftBackend:
         thing = self._objects.get(fd)
         if not isinstance(thing, Vcpu):
             raise _error(errno.EBADF if thing is None else errno.ENODEV)
-        if length > len(thing.page):
+        if length > len(thing.page.bytes):
             raise _error(errno.EINVAL)
-        return thing.page
+        return thing.page.bytes
 
     def close(self, fd: int) -> None:
         """Close a handle."""
@@ -123,18 +121,6 @@ class SoftBackend:
         if arg != 0:
             raise _error(errno.EINVAL)
         return self._add(Vm(self.profile, real_time=self._real_time))
-
-    def _create_vcpu(self, vm: Vm, arg: "int | Buffer") -> int:
-        if not isinstance(arg, int) or arg < 0 or arg > 254:
-            raise _error(errno.EINVAL)
-        with vm.lock:
-            if arg in vm.vcpus:
-                raise _error(errno.EEXIST)
-            if len(vm.vcpus) >= MAX_VCPUS:
-                raise _error(errno.EINVAL)
-            vcpu = Vcpu(vm, arg)
-            vm.vcpus[arg] = vcpu
-        return self._add(vcpu)
 
 
 def _refusal(thing: System | Vm | Vcpu, request: int) -> int:

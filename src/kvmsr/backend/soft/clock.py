@@ -11,14 +11,12 @@ host's scheduling must not show: while the guest polls, time moves on by little 
 """
 
 import time
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from kvmsr.backend.soft.vcpu import Vcpu
+from typing import Final
 
 __all__ = ("Clock", "GuestClock")
 
 _POLL_STEP: Final = 4_000
+_U64: Final = (1 << 64) - 1
 
 
 class Clock:
@@ -27,11 +25,13 @@ class Clock:
 
     :ivar real_time: keep to the host's time, even where the guest sleeps.
     :ivar tsc_khz: what the guest's TSC counts in a millisecond.
+    :ivar kvmclock_ahead: how far kvmclock is ahead of it, in nanoseconds (KVM_SET_CLOCK).
     """
 
     def __init__(self, tsc_khz: int, *, real_time: bool = False) -> None:
         self.tsc_khz = tsc_khz
         self.real_time = real_time
+        self.kvmclock_ahead = 0
         self._begin = time.perf_counter_ns()
         self._warp = 0
         self._last_poll: int | None = None
@@ -72,13 +72,17 @@ class Clock:
 
 
 class GuestClock:
-    """The VM's clock as one vCPU's TSC shows it."""
+    """
+    The VM's clock as one vCPU's TSC shows it.
 
-    def __init__(self, vcpu: "Vcpu") -> None:
-        self._clock = vcpu.vm.clock
-        self._vcpu = vcpu
-        self.now = self._clock.now
-        self.polled, self.disturbed = self._clock.polled, self._clock.disturbed
+    :ivar tsc_offset: how far the guest's TSC is ahead of the VM's.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.tsc_offset = 0
+        self.now = clock.now
+        self.polled, self.disturbed = clock.polled, clock.disturbed
 
     @property
     def tsc_khz(self) -> int:
@@ -87,8 +91,19 @@ class GuestClock:
 
     def tsc(self) -> int:
         """Return the guest's TSC."""
-        return self._vcpu.tsc()
+        return self._clock.tsc() + self.tsc_offset & _U64
 
     def tsc_to_ns(self, tsc: int) -> int:
         """Return when the guest's TSC will be *tsc*."""
-        return self._clock.tsc_to_ns(tsc - self._vcpu.tsc_offset)
+        return self._clock.tsc_to_ns(tsc - self.tsc_offset)
+
+    def adjust_tsc(self, delta: int) -> None:
+        """Move the guest's TSC."""
+        self.tsc_offset += delta
+
+    def kvmclock(self) -> tuple[int, int]:
+        """Return the VM's kvmclock, in nanoseconds, and the guest's TSC at that moment."""
+        # Of one reading: what passed between two would differ from vCPU to vCPU.
+        now = self._clock.now()
+        tsc = now * self.tsc_khz // 1_000_000 + self.tsc_offset
+        return now + self._clock.kvmclock_ahead, tsc & _U64

@@ -9,19 +9,19 @@ time, in turns of a millisecond, and change over between translated blocks.
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from kvmsr.backend.soft.vm import Vm
 
 __all__ = ("Execution",)
 
 
 class Execution:
-    """Whose turn it is, first come, first served."""
+    """
+    Whose turn it is, first come, first served.
 
-    def __init__(self, vm: "Vm") -> None:
-        self._vm = vm
+    :param changed: the VM's; notified when somebody waits, so that whose turn it is comes out.
+    """
+
+    def __init__(self, changed: threading.Condition) -> None:
+        self._changed = changed
         self._lock = threading.Lock()
         self._waiting: deque[threading.Lock] = deque()
         self._taken = False
@@ -40,8 +40,8 @@ class Execution:
             turn = threading.Lock()
             turn.acquire()
             self._waiting.append(turn)
-        with self._vm.lock:
-            self._vm.changed.notify_all()
+        with self._changed:
+            self._changed.notify_all()
         turn.acquire()
 
     def pass_on(self) -> None:

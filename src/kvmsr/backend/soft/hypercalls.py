@@ -8,13 +8,11 @@ VMCALL and VMMCALL as kvm_emulate_hypercall of arch/x86/kvm/x86.c takes them
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from kvmsr.backend.soft.irqchip.message import Message
+from kvmsr.backend.soft.irqchip.message import REMOTE_READ, Message
 from kvmsr.backend.soft.msr.pv import has_pv_feature
-
-if TYPE_CHECKING:
-    from kvmsr.backend.soft.vcpu import Vcpu
+from kvmsr.backend.soft.vcpu import Vcpu
 
 __all__ = ("kvm_emulate_hypercall",)
 
@@ -29,8 +27,8 @@ _U64: Final = (1 << 64) - 1
 _Arguments = tuple[int, int, int, int]
 
 
-def kvm_emulate_hypercall(vcpu: "Vcpu") -> None:
-    """Do the hypercall that the registers ask for; RAX tells what came of it."""
+def kvm_emulate_hypercall(vcpu: Vcpu) -> None:
+    """Do the hypercall that the registers ask for; its result is in RAX afterwards."""
     regs, wide = vcpu.cpu.regs, vcpu.cpu.long_code
     mask = _U64 if wide else _LOW
     number, *arguments = (regs[each] & mask for each in (_RAX, _RBX, _RCX, _RDX, _RSI))
@@ -43,48 +41,50 @@ def kvm_emulate_hypercall(vcpu: "Vcpu") -> None:
     regs[_RAX] = result & mask
 
 
-def _nothing(_vcpu: "Vcpu", _arguments: _Arguments) -> int:
+def _nothing(_vcpu: Vcpu, _arguments: _Arguments) -> int:
     return 0
 
 
-def _clock_pairing(_vcpu: "Vcpu", _arguments: _Arguments) -> int:
+def _clock_pairing(_vcpu: Vcpu, _arguments: _Arguments) -> int:
     return _EOPNOTSUPP  # as on hosts whose own clock is not the TSC
 
 
-def _kick(vcpu: "Vcpu", arguments: _Arguments) -> int:
-    """End another vCPU's HLT."""
+def _kick(vcpu: Vcpu, arguments: _Arguments) -> int:
+    """End another vCPU's HLT (kvm_pv_kick_cpu_op)."""
     if not has_pv_feature(vcpu, _UNHALT):
         return _ENOSYS
-    with vcpu.vm.lock:
-        for other in vcpu.vm.vcpus.values():
-            if other.lapic is not None and other.lapic.id == arguments[1]:
-                other.unhalt()
+    chip = vcpu.vm.chip
+    if chip is not None:
+        with vcpu.vm.lock:
+            chip.send(Message(0, REMOTE_READ, arguments[1], False, False, False))
     return 0
 
 
-def _send_ipi(vcpu: "Vcpu", arguments: _Arguments) -> int:
+def _send_ipi(vcpu: Vcpu, arguments: _Arguments) -> int:
     """Send an IPI to the local APICs of a bitmap; return to how many (kvm_pv_send_ipi)."""
     low, high, least, icr = arguments
-    vm, size = vcpu.vm, 64 if vcpu.cpu.long_code else 32
+    chip, size = vcpu.vm.chip, 64 if vcpu.cpu.long_code else 32
     if not has_pv_feature(vcpu, _PV_SEND_IPI):
         return _ENOSYS
     if icr & _ICR_LOGICAL_OR_SHORTHAND:
         return _EINVAL
-    if vm.chip is None:
+    if chip is None:
         return _EOPNOTSUPP
     bitmap, least = low | high << size, least & _LOW
     message = Message.of_icr(icr & _LOW, 0, wide=True)
-    with vm.lock:
-        lapics = [each.lapic for each in vm.vcpus.values() if each.lapic is not None]
-        targets = [each for each in lapics if each.id >= least and bitmap >> each.id - least & 1]
-        return sum(lapic.accept(message) for lapic in targets)
+    with vcpu.vm.lock:
+        return sum(
+            lapic.accept(message)
+            for lapic in chip.lapics
+            if lapic.id >= least and bitmap >> lapic.id - least & 1
+        )
 
 
-def _yield(vcpu: "Vcpu", _arguments: _Arguments) -> int:
+def _yield(vcpu: Vcpu, _arguments: _Arguments) -> int:
     return 0 if has_pv_feature(vcpu, _PV_SCHED_YIELD) else _ENOSYS
 
 
-_CALLS: Final[dict[int, Callable[["Vcpu", _Arguments], int]]] = {
+_CALLS: Final[dict[int, Callable[[Vcpu, _Arguments], int]]] = {
     _VAPIC_POLL_IRQ: _nothing,
     _KICK_CPU: _kick,
     _CLOCK_PAIRING: _clock_pairing,

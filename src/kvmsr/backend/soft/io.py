@@ -7,21 +7,18 @@ KVM_EXIT_IO and KVM_EXIT_MMIO, and what is left to do of the instruction when us
 """
 
 import struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
-from kvmsr.abi import IO_IN, IO_OUT, ExitReason, InternalError
 from kvmsr.backend.soft.cpu.access import MemoryAccess, PortAccess
+from kvmsr.backend.soft.cpu.code import fetch, first_byte
 from kvmsr.backend.soft.cpu.delivery import deliver
 from kvmsr.backend.soft.cpu.instruction import Instruction
 from kvmsr.backend.soft.cpu.state import CS, DS, ES, FS, GS, SS, TR
-from kvmsr.backend.soft.emulation import fetch, first_byte, skip
-
-if TYPE_CHECKING:
-    from kvmsr.backend.soft.vcpu import Vcpu
+from kvmsr.backend.soft.page import DATA
+from kvmsr.backend.soft.vcpu import Vcpu
 
 __all__ = (
     "drop_writes_of_ins",
-    "emulation_failure",
     "memory_access",
     "memory_writes",
     "port_access",
@@ -29,7 +26,6 @@ __all__ = (
     "write_in_place",
 )
 
-_DATA: Final = 0x1000
 _RIP, _RAX, _RCX, _RSI, _RDI = 16, 0, 1, 6, 7
 _GP, _PF = 13, 14
 _DF, _RF = 1 << 10, 1 << 16
@@ -41,24 +37,24 @@ _RIP_GOES_ON: Final = 0x7E
 _OVERRIDES: Final = {0x26: ES, 0x2E: CS, 0x36: SS, 0x3E: DS, 0x64: FS, 0x65: GS}
 
 
-def port_access(vcpu: "Vcpu", access: PortAccess) -> bool:
+def port_access(vcpu: Vcpu, access: PortAccess) -> bool:
     """Exit for a port access; True: it raised an exception, or was answered in the kernel."""
     if not _allowed(vcpu, access.port, access.size):
         return _raise(vcpu, _GP, 0)
-    instruction = fetch(vcpu)
+    instruction = fetch(vcpu.cpu)
     if instruction is not None and instruction.opcode[0] in _STRINGS:
         return _string_access(vcpu, access, instruction)
     size = access.size
-    vcpu.page[_DATA : _DATA + size] = access.value.to_bytes(size, "little")  # 0 for a read
-    _exit_io(vcpu, access, 1)
+    vcpu.page.bytes[DATA : DATA + size] = access.value.to_bytes(size, "little")  # 0 for a read
+    vcpu.page.exit_io(access, 1)
     emulated = vcpu.vm.profile.completion == "emulator"
     if access.write and (emulated or access.port == _RIP_GOES_ON):
         # The instruction is over; nobody comes back to it, not even for a single step.
-        skip(vcpu, access.length, steps=not emulated)
+        vcpu.emulation.skip(access.length, steps=not emulated)
         return False
     rip, flags, changes = vcpu.cpu.regs[_RIP], vcpu.cpu.rflags & ~_RF, vcpu.regs_changes
 
-    def complete(vcpu: "Vcpu") -> bool:
+    def complete(vcpu: Vcpu) -> bool:
         regs = vcpu.cpu.regs
         loads = not access.write
         if emulated:
@@ -68,54 +64,46 @@ def port_access(vcpu: "Vcpu", access: PortAccess) -> bool:
         elif regs[_RIP] != rip:
             return True  # user space went elsewhere
         if loads:
-            value = int.from_bytes(vcpu.page[_DATA : _DATA + size], "little")
+            value = int.from_bytes(vcpu.page.bytes[DATA : DATA + size], "little")
             kept = 0 if size == 4 else regs[_RAX] & ~((1 << 8 * size) - 1)
             regs[_RAX] = kept | value
-        return skip(vcpu, access.length)
+        return vcpu.emulation.skip(access.length)
 
     vcpu.complete_emulation = complete
     return False
 
 
-def read_in_place(vcpu: "Vcpu", port: int, size: int) -> int | None:
+def read_in_place(vcpu: Vcpu, port: int, size: int) -> int | None:
     """Have a plain IN answered on the spot; None: it was not."""
     if vcpu.serve is None or not _is_plain(vcpu):
         return None
-    _exit_io(vcpu, PortAccess(False, port, size, 0), 1)
-    return int.from_bytes(vcpu.page[_DATA : _DATA + size], "little") if vcpu.serve() else None
+    vcpu.page.exit_io(PortAccess(False, port, size, 0), 1)
+    return int.from_bytes(vcpu.page.bytes[DATA : DATA + size], "little") if vcpu.serve() else None
 
 
-def write_in_place(vcpu: "Vcpu", port: int, size: int, value: int) -> bool:
+def write_in_place(vcpu: Vcpu, port: int, size: int, value: int) -> bool:
     """Have a plain OUT answered on the spot; return whether it was."""
     if vcpu.serve is None or not _is_plain(vcpu):
         return False
-    vcpu.page[_DATA : _DATA + size] = value.to_bytes(size, "little")
-    _exit_io(vcpu, PortAccess(True, port, size, value), 1)
+    vcpu.page.bytes[DATA : DATA + size] = value.to_bytes(size, "little")
+    vcpu.page.exit_io(PortAccess(True, port, size, value), 1)
     return vcpu.serve()
 
 
-def _is_plain(vcpu: "Vcpu") -> bool:
+def _is_plain(vcpu: Vcpu) -> bool:
     """Tell whether the CPU itself ends the instruction well: IN or OUT, and no debugger."""
     # Writes to no memory that were made before come first.
-    return not vcpu.guest_debug and not vcpu.cpu.writes and first_byte(vcpu) in _PLAIN
+    return not vcpu.debugging.control and not vcpu.cpu.writes and first_byte(vcpu.cpu) in _PLAIN
 
 
-def drop_writes_of_ins(vcpu: "Vcpu", access: PortAccess) -> None:
+def drop_writes_of_ins(vcpu: Vcpu, access: PortAccess) -> None:
     """Forget what the engine writes for INS: a zero, to try it out, and what it has not read."""
-    instruction = None if access.write else fetch(vcpu)
+    instruction = None if access.write else fetch(vcpu.cpu)
     if instruction is not None and instruction.opcode[0] in _STRINGS:
         del vcpu.cpu.writes[-2:]
 
 
-def _exit_io(vcpu: "Vcpu", access: PortAccess, count: int) -> None:
-    run = vcpu.run
-    run.exit_reason = ExitReason.IO
-    io = run.exit.io
-    io.direction = IO_OUT if access.write else IO_IN
-    io.size, io.port, io.count, io.data_offset = access.size, access.port, count, _DATA
-
-
-def _allowed(vcpu: "Vcpu", port: int, size: int) -> bool:
+def _allowed(vcpu: Vcpu, port: int, size: int) -> bool:
     """Check IOPL and the task's permission map (SDM volume 1, 19.5)."""
     state = vcpu.cpu.state
     flags = state.eflags.value
@@ -132,7 +120,7 @@ def _allowed(vcpu: "Vcpu", port: int, size: int) -> bool:
     return raw is not None and not struct.unpack("<H", raw)[0] >> port % 8 & (1 << size) - 1
 
 
-def _string_access(vcpu: "Vcpu", access: PortAccess, instruction: Instruction) -> bool:
+def _string_access(vcpu: Vcpu, access: PortAccess, instruction: Instruction) -> bool:
     """
     INS and OUTS: an element a time, or, for REP INS, as many as fit into the page of data.
 
@@ -145,7 +133,7 @@ def _string_access(vcpu: "Vcpu", access: PortAccess, instruction: Instruction) -
     if instruction.rep:
         left = regs[_RCX] & wide
         if not left:
-            return skip(vcpu, instruction.start)
+            return vcpu.emulation.skip(instruction.start)
         count = 1 if access.write else min(left, 0x1000 // size)
     pointer = _RSI if access.write else _RDI
     segment = ES
@@ -155,42 +143,42 @@ def _string_access(vcpu: "Vcpu", access: PortAccess, instruction: Instruction) -
         data = vcpu.cpu.read_linear(address, size)
         if data is None:
             return _page_fault(vcpu, address, write=False)
-        vcpu.page[_DATA : _DATA + size] = data
-    _exit_io(vcpu, access, count)
+        vcpu.page.bytes[DATA : DATA + size] = data
+    vcpu.page.exit_io(access, count)
 
-    def complete(vcpu: "Vcpu") -> bool:
+    def complete(vcpu: Vcpu) -> bool:
         regs = vcpu.cpu.regs
         writes: list[MemoryAccess] = []
         for number in range(count):
             if not access.write:
                 address = _linear(vcpu, ES, regs[_RDI] & wide)
-                at = _DATA + number * size
-                if not _store(vcpu, address, vcpu.page[at : at + size], writes):
+                at = DATA + number * size
+                if not _store(vcpu, address, vcpu.page.bytes[at : at + size], writes):
                     return _page_fault(vcpu, address, write=True)
             regs[pointer] = _merge(regs[pointer], regs[pointer] + step, wide)
             if instruction.rep:
                 regs[_RCX] = _merge(regs[_RCX], regs[_RCX] - 1, wide)
-        # With elements left, the instruction goes on.
-        going_on = bool(instruction.rep and regs[_RCX] & wide) or skip(vcpu, instruction.start)
+        goes_on = bool(instruction.rep and regs[_RCX] & wide)  # with elements left
+        going_on = goes_on or vcpu.emulation.skip(instruction.start)
         return memory_writes(vcpu, writes) if writes and going_on else going_on
 
     vcpu.complete_emulation = complete
     return False
 
 
-def _store(vcpu: "Vcpu", address: int, data: bytes, elsewhere: list[MemoryAccess]) -> bool:
+def _store(vcpu: Vcpu, address: int, data: bytes, elsewhere: list[MemoryAccess]) -> bool:
     """Write to a linear address, or note what is for no memory; False: it is a page fault."""
     if vcpu.cpu.write_linear(address, data):
         return True
     physical = vcpu.cpu.translate(address, write=True)
-    if physical is None or vcpu.vm.host_address(physical, len(data)) is not None:
+    if physical is None or vcpu.vm.has_memory(physical, len(data)):
         return False
     value = int.from_bytes(data, "little")
     elsewhere.append(MemoryAccess(True, physical, len(data), value))
     return True
 
 
-def _address_mask(vcpu: "Vcpu", instruction: Instruction) -> int:
+def _address_mask(vcpu: Vcpu, instruction: Instruction) -> int:
     other = 0x67 in instruction.prefixes
     if vcpu.cpu.state.hflags.value & _CS64:
         return 0xFFFF_FFFF if other else 0xFFFF_FFFF_FFFF_FFFF
@@ -202,7 +190,7 @@ def _merge(old: int, new: int, mask: int) -> int:
     return new & mask if mask >= 0xFFFF_FFFF else old & ~mask | new & mask
 
 
-def _linear(vcpu: "Vcpu", segment: int, offset: int) -> int:
+def _linear(vcpu: Vcpu, segment: int, offset: int) -> int:
     state = vcpu.cpu.state
     if state.hflags.value & _CS64:
         base = state.segments[segment].base if segment in (FS, GS) else 0
@@ -210,50 +198,42 @@ def _linear(vcpu: "Vcpu", segment: int, offset: int) -> int:
     return int(state.segments[segment].base + offset & 0xFFFF_FFFF)
 
 
-def _page_fault(vcpu: "Vcpu", address: int, *, write: bool) -> bool:
+def _page_fault(vcpu: Vcpu, address: int, *, write: bool) -> bool:
     vcpu.cpu.state.cr[2] = address
     return _raise(vcpu, _PF, (2 if write else 0) | (4 if vcpu.cpu.cpl == 3 else 0))
 
 
-def _raise(vcpu: "Vcpu", vector: int, error_code: int) -> bool:
+def _raise(vcpu: Vcpu, vector: int, error_code: int) -> bool:
     if deliver(vcpu.cpu, vector, error_code):
         return True
-    vcpu.shut_down = True
+    vcpu.events.shut_down = True
     return True
 
 
 # Memory that is not there
 
 
-def memory_access(vcpu: "Vcpu", access: MemoryAccess) -> bool:
+def memory_access(vcpu: Vcpu, access: MemoryAccess) -> bool:
     """Exit for an access to no memory; the CPU is before its instruction."""
     if access.write is None:
-        emulation_failure(vcpu)
+        vcpu.page.exit_emulation_failure()
     else:
         _exit_for_read(vcpu, access, {})
     return False
 
 
-def memory_writes(vcpu: "Vcpu", writes: list[MemoryAccess]) -> bool:
+def memory_writes(vcpu: Vcpu, writes: list[MemoryAccess]) -> bool:
     """Exit for writes to no memory, one after the other; the guest is behind them."""
     first, rest = writes[0], writes[1:]
-    _fill_mmio(vcpu, first)
+    vcpu.page.exit_mmio(first)
     vcpu.complete_emulation = lambda vcpu: not rest or memory_writes(vcpu, rest)
     return False
 
 
-def _fill_mmio(vcpu: "Vcpu", access: MemoryAccess) -> None:
-    run = vcpu.run
-    run.exit_reason = ExitReason.MMIO
-    mmio = run.exit.mmio
-    mmio.phys_addr, mmio.len, mmio.is_write = access.address, access.size, bool(access.write)
-    mmio.data[:] = access.value.to_bytes(8, "little")
+def _exit_for_read(vcpu: Vcpu, access: MemoryAccess, reads: dict[int, bytes]) -> None:
+    vcpu.page.exit_mmio(access)
 
-
-def _exit_for_read(vcpu: "Vcpu", access: MemoryAccess, reads: dict[int, bytes]) -> None:
-    _fill_mmio(vcpu, access)
-
-    def complete(vcpu: "Vcpu") -> bool:
+    def complete(vcpu: Vcpu) -> bool:
         reads[access.address] = bytes(vcpu.run.exit.mmio.data[: access.size])
         vcpu.cpu.step_over(reads)
         further = vcpu.cpu.access
@@ -265,12 +245,3 @@ def _exit_for_read(vcpu: "Vcpu", access: MemoryAccess, reads: dict[int, bytes]) 
         return vcpu.skipped()
 
     vcpu.complete_emulation = complete
-
-
-def emulation_failure(vcpu: "Vcpu") -> None:
-    """Exit with what KVM tells where it cannot emulate."""
-    run = vcpu.run
-    run.exit_reason = ExitReason.INTERNAL_ERROR
-    failure: Any = run.exit.emulation_failure
-    failure.suberror = InternalError.EMULATION
-    failure.ndata, failure.flags, failure.insn_size = 0, 0, 0

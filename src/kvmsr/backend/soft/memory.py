@@ -3,16 +3,16 @@
 Memory slots
 ------------
 
-What KVM_SET_USER_MEMORY_REGION says, and what the engines see of it.
+What KVM_SET_USER_MEMORY_REGION says; what a CPU sees of it is in ``cpu_memory``.
 """
 
 import errno
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 from kvmsr.abi import MemFlag
-from kvmsr.backend.soft.cpu.engine import Engine
 from kvmsr.backend.soft.uaccess import write_user
 
 __all__ = ("Slot", "Slots")
@@ -21,7 +21,6 @@ _PAGE: Final = 0x1000
 _MAX_SLOTS: Final = 32764  # KVM_USER_MEM_SLOTS
 _MAX_PAGES: Final = (1 << 31) - 1  # KVM_MEM_MAX_NR_PAGES
 _END: Final = 1 << 40  # what CPUID offers of physical addresses
-_LAST: Final = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +48,9 @@ class Slots:
     def __init__(self) -> None:
         self._slots: dict[int, Slot] = {}
         self.generation = 0
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(self._slots.values())
 
     def set(self, region: Any) -> None:
         """
@@ -113,57 +115,6 @@ class Slots:
         except OSError:
             return False
         return True
-
-    def apply(
-        self, engine: Engine, mapped: dict[int, tuple[int, int, bool]], devices: tuple[int, ...]
-    ) -> None:
-        """
-        Make *engine*, which has *mapped*, see these slots.
-
-        :param mapped: size, place and permission by guest-physical address; kept up to date.
-        :param devices: pages of devices, which hide memory.
-        """
-        wanted: dict[int, tuple[int, int, bool]] = {}
-        for slot in self._slots.values():
-            for first, end in _without(slot.address, slot.end, devices):
-                place = slot.host_address + first - slot.address
-                wanted[first] = (end - first, place, slot.writable)
-        for address, what in list(mapped.items()):
-            if wanted.get(address) != what:
-                engine.unmap(address, what[0])
-                del mapped[address]
-        for address, what in wanted.items():
-            if address not in mapped:
-                engine.map(address, what[0], what[1], writable=what[2])
-                mapped[address] = what
-        engine.watch_gaps(_gaps(wanted))
-
-
-def _without(first: int, end: int, pages: tuple[int, ...]) -> list[tuple[int, int]]:
-    parts = []
-    for page in sorted(pages):
-        if first <= page < end:
-            if first < page:
-                parts.append((first, page))
-            first = page + _PAGE
-    if first < end:
-        parts.append((first, end))
-    return parts
-
-
-def _gaps(mapped: dict[int, tuple[int, int, bool]]) -> list[tuple[int, int]]:
-    """Return where there is no writable memory, as first and last addresses."""
-    gaps = []
-    at = 0
-    for address in sorted(mapped):
-        size, _, writable = mapped[address]
-        if not writable:
-            continue
-        if at < address:
-            gaps.append((at, address - 1))
-        at = address + size
-    gaps.append((at, _LAST))
-    return gaps
 
 
 def _error(number: int) -> OSError:

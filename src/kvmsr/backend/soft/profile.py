@@ -63,10 +63,6 @@ class Profile:
     :ivar ignore_msrs: kvm.ignore_msrs.
     :ivar report_ignored_msrs: kvm.report_ignored_msrs.
     :ivar force_emulation_prefix: kvm.force_emulation_prefix.
-    :ivar mutants: historical defects to have, for tests: ``M1`` (the #GP also skips the
-        instruction), ``M2`` (a read's data is not cleared), ``M3`` (nor is the padding), ``M4``
-        (a completion is not forgotten once done), ``M5`` (an emulated instruction is skipped like
-        an intercepted one), ``M6`` (reads inside other instructions are filtered and deflected).
     """
 
     name: str
@@ -98,7 +94,6 @@ class Profile:
     ignore_msrs: bool = False
     report_ignored_msrs: bool = True
     force_emulation_prefix: bool = False
-    mutants: frozenset[str] = frozenset()
 
     def has_capability(self, cap: int) -> bool:
         """Return whether this kernel may know of capability *cap* at all."""

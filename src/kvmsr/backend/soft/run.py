@@ -12,28 +12,26 @@ import errno
 import os
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from kvmsr.abi import ExitReason, GuestDbg, Mp, SyncReg
-from kvmsr.backend.soft import signals, sync
+from kvmsr.abi import ExitReason, Mp, SyncReg
+from kvmsr.backend.soft import sync
 from kvmsr.backend.soft.cpu.access import PortAccess
-from kvmsr.backend.soft.exits import inject
+from kvmsr.backend.soft.debugging import SINGLESTEP, TF
+from kvmsr.backend.soft.injection import inject
 from kvmsr.backend.soft.io import drop_writes_of_ins, memory_access, memory_writes, port_access
-
-if TYPE_CHECKING:
-    from kvmsr.backend.soft.vcpu import Vcpu
+from kvmsr.backend.soft.startup import accept_events
+from kvmsr.backend.soft.vcpu import Vcpu
 
 __all__ = ("kvm_run",)
 
 _RIP: Final = 16
-_TF: Final = 1 << 8
 _RF: Final = 1 << 16
-_SINGLESTEP: Final = int(GuestDbg.SINGLESTEP)  # not by the enumeration: once an exit
 _IF: Final = 1 << 9
 _ALL: Final = int(SyncReg.REGS | SyncReg.SREGS | SyncReg.EVENTS)
 
 
-def kvm_run(vcpu: "Vcpu", serve: Callable[[], bool] | None = None) -> int:
+def kvm_run(vcpu: Vcpu, serve: Callable[[], bool] | None = None) -> int:
     """
     Run the guest until user space is needed.
 
@@ -45,14 +43,12 @@ def kvm_run(vcpu: "Vcpu", serve: Callable[[], bool] | None = None) -> int:
     run = vcpu.run
     immediate = run.immediate_exit  # sampled once: set later it is for the next time
     vcpu.thread = threading.get_ident()
-    vcpu.masked = vcpu.signal_mask
-    if vcpu.thread == threading.main_thread().ident:
-        vcpu.held = signals.Held()
-        if vcpu.masked is None:
-            vcpu.masked = vcpu.held.mask
-    if not vcpu.has_begun:
-        vcpu.vm.begin(vcpu)
+    vcpu.signals.begin()
     try:
+        if not vcpu.has_begun:
+            with vcpu.vm.lock:
+                vcpu.has_begun = True
+                vcpu.vm.begin()
         if vcpu.mp_state == Mp.UNINITIALIZED:
             _wait_for_start(vcpu, immediate)
         run.flags = 0
@@ -69,7 +65,7 @@ def kvm_run(vcpu: "Vcpu", serve: Callable[[], bool] | None = None) -> int:
         vcpu.has_run = True
         # Not where something has to happen between two KVM_RUN: handlers of signals run, registers
         # are passed in the page, another vCPU has its turn.
-        if vcpu.held is None and not run.kvm_valid_regs and len(vcpu.vm.vcpus) == 1:
+        if not vcpu.signals.holds_back and not run.kvm_valid_regs and len(vcpu.vm.vcpus) == 1:
             vcpu.serve = serve
         _loop(vcpu)
         return 0
@@ -77,75 +73,72 @@ def kvm_run(vcpu: "Vcpu", serve: Callable[[], bool] | None = None) -> int:
         vcpu.thread = 0
         vcpu.serve = None
         _leave(vcpu)
-        if vcpu.held is not None:
-            vcpu.held.release()
-            vcpu.held = None
+        vcpu.signals.end()
 
 
 def _error(number: int) -> OSError:
     return OSError(number, os.strerror(number))
 
 
-def _interrupted(vcpu: "Vcpu") -> OSError:
+def _interrupted(vcpu: Vcpu) -> OSError:
     vcpu.run.exit_reason = ExitReason.INTR
     return _error(errno.EINTR)
 
 
-def _complete(vcpu: "Vcpu") -> bool:
+def _complete(vcpu: Vcpu) -> bool:
     complete, vcpu.complete_emulation = vcpu.complete_emulation, None
     return complete is None or complete(vcpu)
 
 
-def _leave(vcpu: "Vcpu") -> None:
+def _leave(vcpu: Vcpu) -> None:
     run = vcpu.run
     flags = vcpu.cpu.state.eflags.value
     run.if_flag = bool(flags & _IF)
     run.cr8 = vcpu.get_cr8()
     run.apic_base = vcpu.apic_base
     run.ready_for_interrupt_injection = vcpu.lapic is not None or (
-        vcpu.cpu.interruptible and vcpu.queued_interrupt is None and vcpu.exception is None
+        vcpu.cpu.interruptible and vcpu.events.interrupt is None and vcpu.events.exception is None
     )
     if run.kvm_valid_regs:
         sync.store(vcpu)
 
 
-def _loop(vcpu: "Vcpu") -> None:
+def _loop(vcpu: Vcpu) -> None:
     vm = vcpu.vm
     while True:
-        if vcpu.kicked or vcpu.signalled():
+        if vcpu.kicked or vcpu.signals.came():
             raise _interrupted(vcpu)
         with vm.lock:
             vcpu.wanted = False
-            vm.accept_events(vcpu)
+            accept_events(vcpu)
             if vcpu.mp_state != Mp.RUNNABLE and not _block(vcpu):
                 continue
-            vm.run_timers()
-            vm.update_memory(vcpu)
+            vm.timers.run()
+            if vcpu.memory.update():
+                vm.changed.notify_all()
             inject(vcpu)
-        if not vcpu.shut_down and _enter_guest(vcpu):
+        if not vcpu.events.shut_down and _enter_guest(vcpu):
             continue
-        if vcpu.shut_down:
-            vcpu.shut_down = False
+        if vcpu.events.shut_down:
+            vcpu.events.shut_down = False
             vcpu.run.exit_reason = ExitReason.SHUTDOWN
         return
 
 
-def _enter_guest(vcpu: "Vcpu") -> bool:
+def _enter_guest(vcpu: Vcpu) -> bool:
     """Run the CPU; return whether the guest goes on."""
     if vcpu.wants_window:
         if vcpu.cpu.interruptible:
             vcpu.run.exit_reason = ExitReason.IRQ_WINDOW_OPEN
             return False
         vcpu.cpu.open_window()
-    if vcpu.guest_debug & _SINGLESTEP:
-        vcpu.cpu.state.eflags.value |= _TF
-    vcpu.exited = False
-    # Of none but a kernel that forgets to forget (mutant M4).
-    left_over, vcpu.complete_emulation = vcpu.complete_emulation, None
+    if vcpu.debugging.control & SINGLESTEP:
+        vcpu.cpu.state.eflags.value |= TF
+    vcpu.page.exited = False
     execution, entered_at = vcpu.vm.execution, vcpu.cpu.regs[_RIP]
     execution.take()
     try:
-        if vcpu.nmi_waits_for_shadow:  # nothing tells when it is over
+        if vcpu.events.nmi_waits_for_shadow:  # nothing tells when it is over
             if vcpu.cpu.step():
                 vcpu.skipped()
         else:
@@ -165,33 +158,31 @@ def _enter_guest(vcpu: "Vcpu") -> bool:
         if isinstance(access, PortAccess):
             return port_access(vcpu, access)
         return memory_access(vcpu, access)
-    if vcpu.exited or vcpu.shut_down or vcpu.complete_emulation is not None:
-        return False
-    vcpu.complete_emulation = left_over
-    return True
+    waits = vcpu.complete_emulation is not None
+    return not (waits or vcpu.page.exited or vcpu.events.shut_down)
 
 
-def _block(vcpu: "Vcpu") -> bool:
+def _block(vcpu: Vcpu) -> bool:
     """
     Wait in HLT, or for INIT or SIPI, under the VM's lock; return whether the guest goes on.
 
     If all vCPUs wait, time moves to the next timer.
     """
     vm = vcpu.vm
-    with vm.idle(vcpu):
-        while not (vcpu.kicked or vcpu.signalled()):
-            vm.run_timers()
-            vm.accept_events(vcpu)
+    with vm.idle():
+        while not (vcpu.kicked or vcpu.signals.came()):
+            vm.timers.run()
+            accept_events(vcpu)
             if vcpu.mp_state == Mp.HALTED and vcpu.runnable():
                 vcpu.mp_state = Mp.RUNNABLE
-                vcpu.pv_unhalted = False
+                vcpu.events.unhalted = False
             if vcpu.mp_state == Mp.RUNNABLE:
                 return True
             vm.wait_for_change()
     return False
 
 
-def _wait_for_start(vcpu: "Vcpu", immediate: int) -> None:
+def _wait_for_start(vcpu: Vcpu, immediate: int) -> None:
     """A vCPU that waits for INIT and SIPI: KVM_RUN blocks, and then returns to be called again."""
     if immediate:
         raise _error(errno.EINTR)

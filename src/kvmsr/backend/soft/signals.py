@@ -13,10 +13,11 @@ for now and then. So no handler runs in the middle of an instruction that is emu
 import ctypes
 import os
 import signal
+import threading
 from collections.abc import Iterable
 from typing import Any, Final
 
-__all__ = ("Held", "bits", "hold", "pending")
+__all__ = ("Watch", "bits", "hold", "pending")
 
 _libc: Final = ctypes.CDLL(None)
 _Set: Final[Any] = ctypes.c_uint64 * 16  # sigset_t
@@ -41,12 +42,12 @@ _HELD: Final = _set(bits(signal.valid_signals()) & ~_SYNCHRONOUS)
 _read_end, _write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
 
-class Held:
+class _Held:
     """
     The signals of Python's main thread, held back until :meth:`release`.
 
-    One for the whole process may still be taken by another thread. Its handler runs in this one all
-    the same; that there was one tells the descriptor that Python writes to then.
+    A signal for the whole process may still be taken by another thread. Its handler runs in this
+    one all the same; Python then writes to a descriptor, which shows that there was one.
 
     :ivar mask: what was masked before, as bits.
     """
@@ -72,6 +73,50 @@ class Held:
         self.came()
         signal.set_wakeup_fd(self._former)
         _libc.pthread_sigmask(signal.SIG_SETMASK, _set(self.mask), None)
+
+
+class Watch:
+    """
+    What ends the KVM_RUN of a vCPU: signals for its thread that are not blocked.
+
+    :ivar mask: the signals that are blocked in KVM_RUN only, as bits (KVM_SET_SIGNAL_MASK); None:
+        those that are blocked anyway.
+    :ivar active: in KVM_RUN, and signals are looked for.
+    """
+
+    def __init__(self) -> None:
+        self.mask: int | None = None
+        self.active = False
+        self._blocked = 0
+        self._held: _Held | None = None
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether signals are held back, so that Python's handlers do not run for now."""
+        return self._held is not None
+
+    def begin(self) -> None:
+        """Look for signals from now on; their handlers run when :meth:`end` lets them."""
+        if threading.get_ident() == threading.main_thread().ident:
+            self._held = _Held()
+            self._blocked = self._held.mask
+        if self.mask is not None:
+            self._blocked = self.mask
+        self.active = self.mask is not None or self._held is not None
+
+    def end(self) -> None:
+        """Look for them no longer."""
+        if self._held is not None:
+            self._held.release()
+            self._held = None
+        self.active = False
+
+    def came(self) -> bool:
+        """Return whether one has come."""
+        if not self.active:
+            return False
+        taken = self._held is not None and self._held.came()
+        return taken or bool(pending() & ~self._blocked)
 
 
 def hold() -> int:

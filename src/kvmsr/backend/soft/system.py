@@ -16,18 +16,16 @@ from kvmsr.backend.soft.capabilities import check_extension
 from kvmsr.backend.soft.features import supported_cpuid
 from kvmsr.backend.soft.msr.lists import feature_index_list, index_list, kvm_get_feature_msrs
 from kvmsr.backend.soft.msr.mce import supported_mcg_cap
+from kvmsr.backend.soft.page import MMAP_SIZE
 from kvmsr.backend.soft.profile import Profile
 from kvmsr.backend.soft.tables import read_msrs, write_cpuid, write_indices, write_msrs
 from kvmsr.backend.soft.uaccess import write_user
-from kvmsr.backend.soft.vcpu import MMAP_SIZE
 
 __all__ = ("SYSTEM_IOCTLS", "System")
 
 
 class System:
     """An open /dev/kvm."""
-
-    kind = "system"
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile

@@ -9,35 +9,34 @@ One function an ioctl, as in kvm_vcpu_ioctl and kvm_arch_vcpu_ioctl of the kerne
 import errno
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from kvmsr.abi import Cap, GuestDbg, Mp, cpu, ioctls, size_of, vm
+from kvmsr.backend.soft import structs
 from kvmsr.backend.soft.cpu import registers
-from kvmsr.backend.soft.events import get_events, set_events
+from kvmsr.backend.soft.msr.cpuid import GuestCpuid
 from kvmsr.backend.soft.msr.lists import kvm_get_msrs, kvm_set_msrs
 from kvmsr.backend.soft.msr.mce import setup_mce
+from kvmsr.backend.soft.startup import accept_events
 from kvmsr.backend.soft.tables import read_cpuid, read_msrs, write_cpuid, write_msrs
 from kvmsr.backend.soft.uaccess import read_struct, read_user, write_user
-
-if TYPE_CHECKING:
-    from kvmsr.backend.soft.vcpu import Vcpu
+from kvmsr.backend.soft.vcpu import Vcpu
 
 __all__ = ("VCPU_IOCTLS",)
 
 _DEBUG_FLAGS: Final = int(
     GuestDbg.ENABLE | GuestDbg.SINGLESTEP | GuestDbg.USE_SW_BP | GuestDbg.USE_HW_BP
 )
-_TF: Final = 1 << 8
 
-Handler = Callable[["Vcpu", int], int]
+Handler = Callable[[Vcpu, int], int]
 
 
 def _error(number: int) -> OSError:
     return OSError(number, os.strerror(number))
 
 
-def _getter(structure: Any, fill: Callable[["Vcpu", Any], None]) -> Handler:
-    def get(vcpu: "Vcpu", arg: int) -> int:
+def _getter(structure: Any, fill: Callable[[Vcpu, Any], None]) -> Handler:
+    def get(vcpu: Vcpu, arg: int) -> int:
         found = structure()
         fill(vcpu, found)
         write_user(arg, found)
@@ -46,8 +45,8 @@ def _getter(structure: Any, fill: Callable[["Vcpu", Any], None]) -> Handler:
     return get
 
 
-def _setter(structure: Any, take: Callable[["Vcpu", Any], None]) -> Handler:
-    def set_(vcpu: "Vcpu", arg: int) -> int:
+def _setter(structure: Any, take: Callable[[Vcpu, Any], None]) -> Handler:
+    def set_(vcpu: Vcpu, arg: int) -> int:
         take(vcpu, read_struct(structure, arg))
         return 0
 
@@ -57,73 +56,70 @@ def _setter(structure: Any, take: Callable[["Vcpu", Any], None]) -> Handler:
 # FPU, XSAVE, debug registers
 
 
-def _get_xsave(vcpu: "Vcpu", arg: int) -> int:
+def _get_xsave(vcpu: Vcpu, arg: int) -> int:
     fpu = cpu.Fpu()
     registers.get_fpu(vcpu.cpu, fpu)
     write_user(arg, registers.xsave_from_fpu(fpu))
     return 0
 
 
-def _set_xsave(vcpu: "Vcpu", arg: int) -> int:
+def _set_xsave(vcpu: Vcpu, arg: int) -> int:
     area = read_user(arg, size_of(cpu.Xsave))
     registers.set_fpu(vcpu.cpu, registers.fpu_from_xsave(area))
     return 0
 
 
-def _get_debugregs(vcpu: "Vcpu", found: Any) -> None:
-    found.db[:] = vcpu.dr[:4]
-    found.dr6, found.dr7 = vcpu.dr[6], vcpu.dr[7]
+def _get_debugregs(vcpu: Vcpu, found: Any) -> None:
+    dr = vcpu.debugging.dr
+    found.db[:] = dr[:4]
+    found.dr6, found.dr7 = dr[6], dr[7]
 
 
-def _set_debugregs(vcpu: "Vcpu", given: Any) -> None:
+def _set_debugregs(vcpu: Vcpu, given: Any) -> None:
     if given.flags or given.dr6 >> 32 or given.dr7 >> 32:
         raise _error(errno.EINVAL)
-    vcpu.dr[:4] = list(given.db)
-    vcpu.dr[6], vcpu.dr[7] = given.dr6, given.dr7
-    vcpu.update_breakpoints()
+    dr = vcpu.debugging.dr
+    dr[:4] = list(given.db)
+    dr[6], dr[7] = given.dr6, given.dr7
+    vcpu.debugging.update_breakpoints()
 
 
-def _set_guest_debug(vcpu: "Vcpu", given: Any) -> None:
+def _set_guest_debug(vcpu: Vcpu, given: Any) -> None:
     injects = given.control & (GuestDbg.INJECT_DB | GuestDbg.INJECT_BP)
-    if injects and vcpu.exception is not None and not vcpu.last_events.from_user:
+    if injects and vcpu.events.exception is not None and not vcpu.events.last.from_user:
         raise _error(errno.EBUSY)
     if given.control & GuestDbg.INJECT_DB:
         vcpu.queue_exception(1, None)
     elif given.control & GuestDbg.INJECT_BP:
         vcpu.queue_exception(3, None)
-    if not given.control & GuestDbg.ENABLE and vcpu.guest_debug & GuestDbg.SINGLESTEP:
-        vcpu.cpu.state.eflags.value &= ~_TF
-    enabled = given.control & GuestDbg.ENABLE
-    vcpu.guest_debug = given.control & _DEBUG_FLAGS if enabled else 0
-    vcpu.debug_registers = list(given.arch.debugreg)
-    vcpu.update_breakpoints()
-    vcpu.cpu.flush_code()  # breakpoints are written into the guest's code
+    control = given.control & _DEBUG_FLAGS if given.control & GuestDbg.ENABLE else 0
+    vcpu.debugging.set_control(control, list(given.arch.debugreg))
 
 
 # Events
 
 
-def _interrupt(vcpu: "Vcpu", given: Any) -> None:
+def _interrupt(vcpu: Vcpu, given: Any) -> None:
     if given.irq > 255:
         raise _error(errno.EINVAL)
     if vcpu.lapic is not None:
         raise _error(errno.ENXIO)
-    vcpu.queued_interrupt = vcpu.last_events.interrupt = given.irq
+    vcpu.events.interrupt = vcpu.events.last.interrupt = given.irq
 
 
-def _nmi(vcpu: "Vcpu", _arg: int) -> int:
+def _nmi(vcpu: Vcpu, _arg: int) -> int:
     with vcpu.vm.lock:
         vcpu.nmi()
     return 0
 
 
-def _get_mp_state(vcpu: "Vcpu", found: Any) -> None:
+def _get_mp_state(vcpu: Vcpu, found: Any) -> None:
     with vcpu.vm.lock:
-        vcpu.vm.accept_events(vcpu)
+        accept_events(vcpu)
         found.mp_state = vcpu.mp_state
 
 
-def _set_mp_state(vcpu: "Vcpu", given: Any) -> None:
+def _set_mp_state(vcpu: Vcpu, given: Any) -> None:
     allowed = {Mp.RUNNABLE, Mp.UNINITIALIZED, Mp.INIT_RECEIVED, Mp.HALTED}
     if vcpu.lapic is None:
         allowed = {Mp.RUNNABLE}
@@ -132,27 +128,27 @@ def _set_mp_state(vcpu: "Vcpu", given: Any) -> None:
     vcpu.mp_state = Mp(given.mp_state)
 
 
-def _get_lapic(vcpu: "Vcpu", found: Any) -> None:
+def _get_lapic(vcpu: Vcpu, found: Any) -> None:
     if vcpu.lapic is None:
         raise _error(errno.EINVAL)
     with vcpu.vm.lock:
         found.regs[:] = vcpu.lapic.get_state()
 
 
-def _set_lapic(vcpu: "Vcpu", arg: int) -> int:
+def _set_lapic(vcpu: Vcpu, arg: int) -> int:
     if vcpu.lapic is None:
         raise _error(errno.EINVAL)
     given = read_struct(cpu.LapicState, arg)
     with vcpu.vm.lock:
         vcpu.lapic.set_state(bytes(given.regs))
-        vcpu.vm.rearm()
+        vcpu.vm.timers.rearm()
     return 0
 
 
-def _translate(vcpu: "Vcpu", arg: int) -> int:
+def _translate(vcpu: Vcpu, arg: int) -> int:
     found = read_struct(cpu.Translation, arg)
     with vcpu.vm.lock:
-        vcpu.vm.update_memory(vcpu)
+        vcpu.memory.update()
     physical = vcpu.cpu.translate(found.linear_address)
     found.physical_address = physical if physical is not None else 0xFFFF_FFFF_FFFF_FFFF
     found.valid, found.writeable, found.usermode = physical is not None, 1, 0
@@ -163,71 +159,71 @@ def _translate(vcpu: "Vcpu", arg: int) -> int:
 # CPUID and MSRs
 
 
-def _set_cpuid2(vcpu: "Vcpu", arg: int) -> int:
+def _set_cpuid2(vcpu: Vcpu, arg: int) -> int:
     entries = read_cpuid(arg)
     frozen = vcpu.vm.profile.cpuid_frozen if vcpu.has_run else "none"
-    if frozen == "all" or (frozen == "changes" and entries != vcpu.cpuid_entries):
+    if frozen == "all" or (frozen == "changes" and entries != vcpu.cpuid.entries):
         raise _error(errno.EINVAL)
-    vcpu.set_cpuid(entries)
+    vcpu.cpuid = GuestCpuid(entries, vcpu.vm.profile)
     return 0
 
 
-def _get_cpuid2(vcpu: "Vcpu", arg: int) -> int:
-    write_cpuid(arg, vcpu.cpuid_entries)
+def _get_cpuid2(vcpu: Vcpu, arg: int) -> int:
+    write_cpuid(arg, vcpu.cpuid.entries)
     return 0
 
 
-def _get_msrs(vcpu: "Vcpu", arg: int) -> int:
+def _get_msrs(vcpu: Vcpu, arg: int) -> int:
     with vcpu.vm.lock:
         count, entries = kvm_get_msrs(vcpu, read_msrs(arg))
     write_msrs(arg, entries)
     return count
 
 
-def _set_msrs(vcpu: "Vcpu", arg: int) -> int:
+def _set_msrs(vcpu: Vcpu, arg: int) -> int:
     with vcpu.vm.lock:
         count: int = kvm_set_msrs(vcpu, read_msrs(arg))
-        vcpu.vm.rearm()
+        vcpu.vm.timers.rearm()
     return count
 
 
-def _setup_mce(vcpu: "Vcpu", arg: int) -> int:
+def _setup_mce(vcpu: Vcpu, arg: int) -> int:
     setup_mce(vcpu, int.from_bytes(read_user(arg, 8), "little"))
     return 0
 
 
-def _no_xcrs(_vcpu: "Vcpu", _arg: int) -> int:
+def _no_xcrs(_vcpu: Vcpu, _arg: int) -> int:
     """Fail as on a host without XSAVE, which has no extended control registers."""
     raise _error(errno.EINVAL)
 
 
-def _enable_cap(vcpu: "Vcpu", given: Any) -> None:
+def _enable_cap(vcpu: Vcpu, given: Any) -> None:
     if given.flags or given.cap != Cap.ENFORCE_PV_FEATURE_CPUID:
         raise _error(errno.EINVAL)
     vcpu.enforce_pv_cpuid = bool(given.args[0])
 
 
-def _set_signal_mask(vcpu: "Vcpu", arg: int) -> int:
+def _set_signal_mask(vcpu: Vcpu, arg: int) -> int:
     if not arg:
-        vcpu.signal_mask = None
+        vcpu.signals.mask = None
         return 0
     if int.from_bytes(read_user(arg, 4), "little") != 8:
         raise _error(errno.EINVAL)
-    vcpu.signal_mask = int.from_bytes(read_user(arg + 4, 8), "little")
+    vcpu.signals.mask = int.from_bytes(read_user(arg + 4, 8), "little")
     return 0
 
 
-def _get_tsc_khz(vcpu: "Vcpu", _arg: int) -> int:
+def _get_tsc_khz(vcpu: Vcpu, _arg: int) -> int:
     return vcpu.vm.clock.tsc_khz
 
 
 VCPU_IOCTLS: Final[dict[int, Handler]] = {
-    ioctls.KVM_GET_REGS: _getter(cpu.Regs, lambda vcpu, regs: vcpu.get_regs(regs)),
-    ioctls.KVM_SET_REGS: _setter(cpu.Regs, lambda vcpu, regs: vcpu.set_regs(regs)),
-    ioctls.KVM_GET_SREGS: _getter(cpu.Sregs, lambda vcpu, sregs: vcpu.get_sregs(sregs)),
-    ioctls.KVM_SET_SREGS: _setter(cpu.Sregs, lambda vcpu, sregs: vcpu.set_sregs(sregs)),
-    ioctls.KVM_GET_SREGS2: _getter(cpu.Sregs2, lambda vcpu, sregs: vcpu.get_sregs(sregs)),
-    ioctls.KVM_SET_SREGS2: _setter(cpu.Sregs2, lambda vcpu, sregs: vcpu.set_sregs(sregs)),
+    ioctls.KVM_GET_REGS: _getter(cpu.Regs, structs.get_regs),
+    ioctls.KVM_SET_REGS: _setter(cpu.Regs, structs.set_regs),
+    ioctls.KVM_GET_SREGS: _getter(cpu.Sregs, structs.get_sregs),
+    ioctls.KVM_SET_SREGS: _setter(cpu.Sregs, structs.set_sregs),
+    ioctls.KVM_GET_SREGS2: _getter(cpu.Sregs2, structs.get_sregs2),
+    ioctls.KVM_SET_SREGS2: _setter(cpu.Sregs2, structs.set_sregs2),
     ioctls.KVM_GET_FPU: _getter(cpu.Fpu, lambda vcpu, fpu: registers.get_fpu(vcpu.cpu, fpu)),
     ioctls.KVM_SET_FPU: _setter(cpu.Fpu, lambda vcpu, fpu: registers.set_fpu(vcpu.cpu, fpu)),
     ioctls.KVM_GET_XSAVE: _get_xsave,
@@ -237,8 +233,8 @@ VCPU_IOCTLS: Final[dict[int, Handler]] = {
     ioctls.KVM_GET_DEBUGREGS: _getter(cpu.Debugregs, _get_debugregs),
     ioctls.KVM_SET_DEBUGREGS: _setter(cpu.Debugregs, _set_debugregs),
     ioctls.KVM_SET_GUEST_DEBUG: _setter(cpu.GuestDebug, _set_guest_debug),
-    ioctls.KVM_GET_VCPU_EVENTS: _getter(cpu.VcpuEvents, get_events),
-    ioctls.KVM_SET_VCPU_EVENTS: _setter(cpu.VcpuEvents, set_events),
+    ioctls.KVM_GET_VCPU_EVENTS: _getter(cpu.VcpuEvents, structs.get_events),
+    ioctls.KVM_SET_VCPU_EVENTS: _setter(cpu.VcpuEvents, structs.set_events),
     ioctls.KVM_INTERRUPT: _setter(cpu.Interrupt, _interrupt),
     ioctls.KVM_NMI: _nmi,
     ioctls.KVM_GET_MP_STATE: _getter(cpu.MpState, _get_mp_state),

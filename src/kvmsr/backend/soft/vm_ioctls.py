@@ -9,30 +9,31 @@ One function an ioctl, as in kvm_vm_ioctl and kvm_arch_vm_ioctl of the kernel.
 import errno
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from kvmsr.abi import Cap, ioctls, vm
-from kvmsr.backend.soft.capabilities import check_extension
+from kvmsr.backend.soft.capabilities import MAX_VCPUS, check_extension
+from kvmsr.backend.soft.exits import Intercepts
 from kvmsr.backend.soft.irqchip import IrqChip, Pit
 from kvmsr.backend.soft.msr.filter import MsrFilter
-from kvmsr.backend.soft.msr.pv import update_clock
+from kvmsr.backend.soft.startup import reset
 from kvmsr.backend.soft.uaccess import read_struct, read_user, write_user
+from kvmsr.backend.soft.vcpu import Vcpu
+from kvmsr.backend.soft.vm import Vm
 
-if TYPE_CHECKING:
-    from kvmsr.backend.soft.vm import Vm
-
-__all__ = ("VM_IOCTLS",)
+__all__ = ("VM_IOCTLS", "create_vcpu")
 
 _LAST_TSS: Final = 0xFFFF_D000
+_LAST_VCPU_ID: Final = 254
 
-Handler = Callable[["Vm", int], int]
+Handler = Callable[[Vm, int], int]
 
 
 def _error(number: int) -> OSError:
     return OSError(number, os.strerror(number))
 
 
-def _set_user_memory_region(machine: "Vm", arg: int) -> int:
+def _set_user_memory_region(machine: Vm, arg: int) -> int:
     region = read_struct(vm.UserspaceMemoryRegion, arg)
     with machine.lock:
         machine.slots.set(region)
@@ -40,54 +41,77 @@ def _set_user_memory_region(machine: "Vm", arg: int) -> int:
     return 0
 
 
-def _set_tss_addr(_machine: "Vm", arg: int) -> int:
+def _set_tss_addr(_machine: Vm, arg: int) -> int:
     """Take the address of three pages, which only VMX needs."""
     if arg > _LAST_TSS:
         raise _error(errno.EINVAL)
     return 0
 
 
-def _set_identity_map_addr(machine: "Vm", arg: int) -> int:
+def _set_identity_map_addr(machine: Vm, arg: int) -> int:
     read_user(arg, 8)
     if machine.vcpus:
         raise _error(errno.EINVAL)
     return 0
 
 
-def _set_boot_cpu_id(machine: "Vm", arg: int) -> int:
+def _set_boot_cpu_id(machine: Vm, arg: int) -> int:
     if machine.vcpus:
         raise _error(errno.EBUSY)
     machine.boot_cpu = arg
     return 0
 
 
+# vCPUs
+
+
+def create_vcpu(machine: Vm, vcpu_id: int) -> Vcpu:
+    """
+    Return a new vCPU (KVM_CREATE_VCPU).
+
+    :raises OSError: EINVAL for too high a number or too many, EEXIST.
+    """
+    if not 0 <= vcpu_id <= _LAST_VCPU_ID:
+        raise _error(errno.EINVAL)
+    with machine.lock:
+        if vcpu_id in machine.vcpus:
+            raise _error(errno.EEXIST)
+        if len(machine.vcpus) >= MAX_VCPUS:
+            raise _error(errno.EINVAL)
+        vcpu = Vcpu(machine, vcpu_id)
+        vcpu.cpu.client = Intercepts(vcpu)
+        reset(vcpu)
+        machine.vcpus[vcpu_id] = vcpu
+    return vcpu
+
+
 # Interrupt controllers
 
 
-def _create_irqchip(machine: "Vm", _arg: int) -> int:
+def _create_irqchip(machine: Vm, _arg: int) -> int:
     with machine.lock:
         if machine.chip is not None:
             raise _error(errno.EEXIST)
         if machine.vcpus:
             raise _error(errno.EINVAL)
-        machine.chip = IrqChip(machine.clock)
+        machine.chip = IrqChip()
     return 0
 
 
-def _chip(machine: "Vm") -> IrqChip:
+def _chip(machine: Vm) -> IrqChip:
     if machine.chip is None:
         raise _error(errno.ENXIO)
     return machine.chip
 
 
-def _irq_line(machine: "Vm", arg: int) -> int:
+def _irq_line(machine: Vm, arg: int) -> int:
     level = read_struct(vm.IrqLevel, arg)
     with machine.lock:
         _chip(machine).set_irq(level.irq, bool(level.level))
     return 0
 
 
-def _irq_line_status(machine: "Vm", arg: int) -> int:
+def _irq_line_status(machine: Vm, arg: int) -> int:
     level = read_struct(vm.IrqLevel, arg)
     with machine.lock:
         status = _chip(machine).set_irq(level.irq, bool(level.level))
@@ -96,7 +120,7 @@ def _irq_line_status(machine: "Vm", arg: int) -> int:
     return 0
 
 
-def _get_irqchip(machine: "Vm", arg: int) -> int:
+def _get_irqchip(machine: Vm, arg: int) -> int:
     found = read_struct(vm.Irqchip, arg)
     with machine.lock:
         _chip(machine).get_state(found)
@@ -104,14 +128,14 @@ def _get_irqchip(machine: "Vm", arg: int) -> int:
     return 0
 
 
-def _set_irqchip(machine: "Vm", arg: int) -> int:
+def _set_irqchip(machine: Vm, arg: int) -> int:
     given = read_struct(vm.Irqchip, arg)
     with machine.lock:
         _chip(machine).set_state(given)
     return 0
 
 
-def _set_gsi_routing(machine: "Vm", arg: int) -> int:
+def _set_gsi_routing(machine: Vm, arg: int) -> int:
     head = read_struct(vm.IrqRouting, arg)
     if head.flags or head.nr > 4096:
         raise _error(errno.EINVAL)
@@ -123,7 +147,7 @@ def _set_gsi_routing(machine: "Vm", arg: int) -> int:
     return 0
 
 
-def _signal_msi(machine: "Vm", arg: int) -> int:
+def _signal_msi(machine: Vm, arg: int) -> int:
     msi = read_struct(vm.Msi, arg)
     if machine.chip is None or msi.flags:
         raise _error(errno.EINVAL)
@@ -131,7 +155,7 @@ def _signal_msi(machine: "Vm", arg: int) -> int:
         return machine.chip.signal_msi(msi.address_lo | msi.address_hi << 32, msi.data)
 
 
-def _create_pit2(machine: "Vm", arg: int) -> int:
+def _create_pit2(machine: Vm, arg: int) -> int:
     config = read_struct(vm.PitConfig, arg)
     with machine.lock:
         if machine.pit is not None:
@@ -141,30 +165,31 @@ def _create_pit2(machine: "Vm", arg: int) -> int:
         chip = machine.chip
         machine.pit = Pit(machine.clock, lambda level: chip.set_irq(0, level), config.flags)
         chip.attach_pit(machine.pit)
+        machine.timers.add(machine.pit)
     return 0
 
 
-def _pit(machine: "Vm") -> Pit:
+def _pit(machine: Vm) -> Pit:
     if machine.pit is None:
         raise _error(errno.ENXIO)
     return machine.pit
 
 
-def _get_pit2(machine: "Vm", arg: int) -> int:
+def _get_pit2(machine: Vm, arg: int) -> int:
     with machine.lock:
         write_user(arg, _pit(machine).get_state())
     return 0
 
 
-def _set_pit2(machine: "Vm", arg: int) -> int:
+def _set_pit2(machine: Vm, arg: int) -> int:
     given = read_struct(vm.PitState2, arg)
     with machine.lock:
         _pit(machine).set_state(given)
-        machine.rearm()
+        machine.timers.rearm()
     return 0
 
 
-def _reinject_control(machine: "Vm", arg: int) -> int:
+def _reinject_control(machine: Vm, arg: int) -> int:
     control = read_struct(vm.ReinjectControl, arg)
     with machine.lock:
         _pit(machine).reinject = bool(control.pit_reinject)
@@ -174,32 +199,32 @@ def _reinject_control(machine: "Vm", arg: int) -> int:
 # Clock
 
 
-def _get_clock(machine: "Vm", arg: int) -> int:
+def _get_clock(machine: Vm, arg: int) -> int:
     found = vm.ClockData()
-    found.clock = machine.clock.now() + machine.clock_offset
+    found.clock = machine.clock.now() + machine.clock.kvmclock_ahead
     write_user(arg, found)
     return 0
 
 
-def _set_clock(machine: "Vm", arg: int) -> int:
+def _set_clock(machine: Vm, arg: int) -> int:
     given = read_struct(vm.ClockData, arg)
     if given.flags & ~0xE:
         raise _error(errno.EINVAL)
     with machine.lock:
-        machine.clock_offset = given.clock - machine.clock.now()
+        machine.clock.kvmclock_ahead = given.clock - machine.clock.now()
         for vcpu in machine.vcpus.values():
-            update_clock(vcpu)
+            vcpu.clock_changed()
     return 0
 
 
-def _get_tsc_khz(machine: "Vm", _arg: int) -> int:
+def _get_tsc_khz(machine: Vm, _arg: int) -> int:
     return machine.clock.tsc_khz
 
 
 # MSRs
 
 
-def _enable_cap(machine: "Vm", arg: int) -> int:
+def _enable_cap(machine: Vm, arg: int) -> int:
     given = read_struct(vm.EnableCap, arg)
     if given.flags:
         raise _error(errno.EINVAL)
@@ -214,7 +239,7 @@ def _enable_cap(machine: "Vm", arg: int) -> int:
     return 0
 
 
-def _set_msr_filter(machine: "Vm", arg: int) -> int:
+def _set_msr_filter(machine: Vm, arg: int) -> int:
     if not machine.profile.has_capability(Cap.X86_MSR_FILTER):
         raise _error(errno.ENOTTY)
     raw = read_user(arg, len(bytes(vm.MsrFilter())))

@@ -51,7 +51,8 @@ class Box:
 
     def __init__(self) -> None:
         self.client = Client()
-        self.engine = Engine(self.client)
+        self.engine = Engine()
+        self.engine.client = self.client
         self.memory = mmap.mmap(-1, SIZE)
         self._pin: Any = ctypes.c_char.from_buffer(self.memory)
         self.engine.map(0, SIZE, ctypes.addressof(self._pin), writable=True)

@@ -35,7 +35,7 @@ class Cpu:
         self.write(SPIV, 0x1FF)
 
     def __getattr__(self, name):
-        if name not in ("wake", "nmi", "smi", "init", "sipi"):
+        if name not in ("wake", "nmi", "smi", "unhalt", "init", "sipi"):
             raise AttributeError(name)
         return lambda *arguments: self.told.append((name, *arguments))
 
@@ -74,7 +74,7 @@ class Pit:
 
 @pytest.fixture
 def chip():
-    return IrqChip(Clock())
+    return IrqChip()
 
 
 @pytest.fixture
@@ -371,7 +371,7 @@ def test_the_timer_is_told_by_the_pin_that_it_is_routed_to(chip, cpus):
 def test_state_by_chip(chip, cpus):
     start_pic(chip)
     program(chip, 20, LEVEL | VECTOR)
-    other = IrqChip(Clock())
+    other = IrqChip()
     for chip_id in (PIC, SLAVE, IOAPIC):
         state = Irqchip(chip_id=chip_id)
         chip.get_state(state)

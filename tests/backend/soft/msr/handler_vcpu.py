@@ -5,6 +5,7 @@ import struct
 
 from kvmsr.backend.soft.msr.handlers import handlers
 from kvmsr.backend.soft.msr.result import MsrRet
+from tests.backend.soft.msr import scripted
 from tests.backend.soft.msr.scripted import Lapic, Vcpu
 
 OK, INVALID, UNSUPPORTED = MsrRet.OK, MsrRet.INVALID, MsrRet.UNSUPPORTED
@@ -45,15 +46,50 @@ def cpuid(*features, vendor="AuthenticAMD", width=40, pv=None):
     )
 
 
+class Clock:
+    """It counts when a test says so."""
+
+    tsc_khz = 1_000_000
+
+    def __init__(self):
+        self.offset, self.cycles, self.nanoseconds = 0, 5_000, 7_000
+
+    def tsc(self):
+        return self.cycles + self.offset & U64
+
+    def adjust_tsc(self, delta):
+        self.offset += delta
+
+    def kvmclock(self):
+        return self.nanoseconds, self.tsc()
+
+
+class Vm(scripted.Vm):
+    """It has one page of memory."""
+
+    def __init__(self, profile):
+        super().__init__(profile)
+        self.memory = bytearray(len(PAGE))
+
+    def has_memory(self, gpa):
+        return gpa in PAGE
+
+    def write_guest(self, gpa, data):
+        if gpa not in PAGE:
+            return False
+        at = gpa - PAGE.start
+        self.memory[at : at + len(data)] = data
+        return True
+
+
 class HandlerVcpu(Vcpu):
-    """Knows one page of memory and counts time only when told; its MSRs are the handlers'."""
+    """Its MSRs are the handlers'. Its VM has a page of memory, and time stands still."""
 
     def __init__(self, profile=NEWEST, *features, cpuid_entries=None, lapic=None, **switches):
-        self.memory = bytearray(len(PAGE))
-        self.offset, self.cycles, self.nanoseconds = 0, 5_000, 7_000
         entries = cpuid(*features) if features else ()
         entries = entries if cpuid_entries is None else cpuid_entries
         super().__init__(profile, cpuid=entries, lapic=lapic, **switches)
+        self.clock, self.vm = Clock(), Vm(self.vm.profile)
         self.vm.irqchip_in_kernel = lapic is not None
         self.cpu.paging = False
         self._handlers = handlers(self.vm.profile.vendor)
@@ -71,25 +107,6 @@ class HandlerVcpu(Vcpu):
         result, value = self.read(index, HOST)
         assert result == OK
         return value
-
-    def tsc(self):
-        return self.cycles + self.offset & U64
-
-    def adjust_tsc(self, delta):
-        self.offset += delta
-
-    def kvmclock(self):
-        return self.nanoseconds, self.tsc()
-
-    def guest_page(self, gpa):
-        return gpa in PAGE
-
-    def write_guest(self, gpa, data):
-        if gpa not in PAGE:
-            return False
-        at = gpa - PAGE.start
-        self.memory[at : at + len(data)] = data
-        return True
 
 
 def with_lapic(profile=NEWEST, **kind):

@@ -15,6 +15,7 @@ from kvmsr.backend.soft.profile import PROFILES
 
 X = 0x474F4F00  # unknown to every KVM
 EFER, LSTAR, TSC_AUX, TSC_DEADLINE, X2APIC_ICR = 0xC0000080, 0xC0000082, 0xC0000103, 0x6E0, 0x830
+PAT = 0x277
 INVAL, UNKNOWN, FILTER = 1, 2, 4
 RDMSR, WRMSR = 29, 30
 GP = (13, 0)
@@ -27,7 +28,7 @@ class Cpu:
         self.regs = [0] * 17
         self.rflags = 0x2
         self.cpl, self.paging, self.long_code = 0, True, True
-        self.held = defaultdict(int)
+        self.held = defaultdict(int, {PAT: 0x0007_0406_0007_0406})
 
     def read_msr(self, index):
         return self.held[index]
@@ -51,12 +52,31 @@ class Lapic:
         return self.x2apic
 
 
+class Clock:
+    tsc_khz = 1_000_000
+
+    def tsc(self):
+        return 1_000_000
+
+    def adjust_tsc(self, delta):
+        pass
+
+    def kvmclock(self):
+        return 0, self.tsc()
+
+
 class Vm:
     def __init__(self, profile):
         self.profile = profile
         self.user_space_msr_mask = INVAL | UNKNOWN | FILTER
         self.msr_filter = None
         self.guest_can_read_platform_info, self.irqchip_in_kernel = True, False
+
+    def has_memory(self, gpa):
+        return False
+
+    def write_guest(self, gpa, data):
+        return False
 
 
 class Vcpu:
@@ -73,23 +93,8 @@ class Vcpu:
         self.has_run = self.enforce_pv_cpuid = False
         self.complete_emulation = None
         self.exceptions, self.skips, self.steps = [], [], True
-        self.tsc_khz = 1_000_000
-        self.msrs.reset(self)
-
-    def tsc(self):
-        return 1_000_000
-
-    def adjust_tsc(self, delta):
-        pass
-
-    def kvmclock(self):
-        return 0, self.tsc()
-
-    def guest_page(self, gpa):
-        return False
-
-    def write_guest(self, gpa, data):
-        return False
+        self.clock = Clock()
+        self.msrs.reset(self.vm.profile)
 
     def queue_exception(self, vector, error_code):
         self.exceptions.append((vector, error_code))

@@ -283,7 +283,7 @@ def test_tsc_adjust_without_cpuid_is_dropped(profile):
     vcpu = HandlerVcpu(profile)
     for host in (False, True):
         assert vcpu.write(TSC_ADJUST, 9, host) == OK
-        assert (vcpu.read(TSC_ADJUST), vcpu.offset) == ((OK, 0), 0)
+        assert (vcpu.read(TSC_ADJUST), vcpu.clock.offset) == ((OK, 0), 0)
 
 
 def test_tsc_deadline_is_the_lapics():

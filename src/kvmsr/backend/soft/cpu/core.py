@@ -24,6 +24,7 @@ _SVME: Final = 1 << 12
 _LMA: Final = 1 << 10
 _EFER: Final = 0xC000_0080
 _PAT: Final = 0x277
+_PAT_RESET: Final = 0x0007_0406_0007_0406
 _HF_INHIBIT_IRQ, _HF_CS64 = 1 << 3, 1 << 15
 _CC_OP_EFLAGS: Final = 1
 _CC_FLAGS: Final = 0x8D5
@@ -40,12 +41,12 @@ class Core:
     """
 
     def __init__(self) -> None:
+        self._handle = ctypes.c_void_p()
         self._library = lib.library()
         install()
         constants = self._library.constants
-        handle = ctypes.c_void_p()
-        self._check(self._library.open(_ARCH_X86, _MODE_64, ctypes.byref(handle)), "start a CPU")
-        self._handle = handle
+        opened = self._library.open(_ARCH_X86, _MODE_64, ctypes.byref(self._handle))
+        self._check(opened, "start a CPU")
         self._control(_CTL_CPU_MODEL, constants.UC_CPU_X86_EPYC_ROME)
         # No address ends the run: one would have to be looked up after each.
         self._control(_CTL_USE_EXITS, 1)
@@ -57,7 +58,7 @@ class Core:
         state.no_exit_request.value = 1
         self.running = False
         self._stopping = False
-        self._pat = 0  # it changes nothing about the engine's memory
+        self._pat = _PAT_RESET  # it changes nothing about the engine's memory
         self._error: BaseException | None = None
         self._keep: list[Any] = []
         self._gap_hooks: list[int] = []
@@ -73,7 +74,7 @@ class Core:
         self._keep.clear()
 
     def __del__(self) -> None:
-        if getattr(self, "_handle", None):
+        if self._handle:
             self._library.close(self._handle)
 
     def _control(self, what: int, value: int) -> None:

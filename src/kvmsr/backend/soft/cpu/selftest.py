@@ -80,7 +80,8 @@ def _failed(what: str) -> BackendError:
 
 def _run() -> None:
     client = _Client()
-    engine = client.engine = Engine(client)
+    engine = client.engine = Engine()
+    engine.client = client
     _check_registers(engine)
     memory = mmap.mmap(-1, _SIZE)
     pin: Any = ctypes.c_char.from_buffer(memory)

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from kvmsr.abi import Chip
+from kvmsr.backend.soft.irqchip.events import LapicEvents
 from kvmsr.backend.soft.irqchip.ioapic import Ioapic
-from kvmsr.backend.soft.irqchip.lapic import Lapic, LapicEvents
+from kvmsr.backend.soft.irqchip.lapic import Lapic
 from kvmsr.backend.soft.irqchip.message import Message
 from kvmsr.backend.soft.irqchip.pic import Pic
 from kvmsr.backend.soft.irqchip.pit import Pit
@@ -34,7 +35,7 @@ class IrqChip:
     :ivar ioapic: the I/O APIC.
     """
 
-    def __init__(self, _clock: object = None) -> None:
+    def __init__(self) -> None:
         self.pic = Pic()
         self.pic.on_change = self._pic_changed
         self.pic.on_ack = self._pic_acked
@@ -48,6 +49,15 @@ class IrqChip:
         """Add the local APIC of a new vCPU."""
         lapic = self._lapics[apic_id] = Lapic(apic_id, clock, events, self, is_bsp=is_bsp)
         return lapic
+
+    def remove_lapic(self, apic_id: int) -> None:
+        """Forget the local APIC of a vCPU that is no more."""
+        del self._lapics[apic_id]
+
+    @property
+    def lapics(self) -> Iterable[Lapic]:
+        """The local APICs."""
+        return self._lapics.values()
 
     def attach_pit(self, pit: Pit) -> None:
         """Let the 8254 know what becomes of its interrupts."""
@@ -93,6 +103,10 @@ class IrqChip:
         lapics = self._lapics.values()
         targets = find_targets(lapics, message, sender, shorthand, to_one=to_one)
         return sum(lapic.accept(message) for lapic in targets)
+
+    def end_of_interrupt(self, vector: int, *, level_triggered: bool) -> None:
+        """Tell the I/O APIC that a local APIC has ended an interrupt."""
+        self.ioapic.end_of_interrupt(vector, level_triggered=level_triggered)
 
     def has_interrupt(self, lapic: Lapic) -> bool:
         """Return whether an interrupt waits for a vCPU."""

@@ -7,24 +7,23 @@ A local APIC in xAPIC and x2APIC mode, as arch/x86/kvm/lapic.c behaves (SDM volu
 Requested, in-service and trigger bits are one number each of 256 bits.
 """
 
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
+from kvmsr.backend.soft.irqchip.events import LapicEvents
 from kvmsr.backend.soft.irqchip.message import (
     EXTINT,
     FIXED,
     INIT,
     LOWEST,
     NMI,
+    REMOTE_READ,
     SMI,
     STARTUP,
     Message,
 )
 from kvmsr.backend.soft.irqchip.timer import Clock, Timer
 
-if TYPE_CHECKING:
-    from kvmsr.backend.soft.irqchip.chip import IrqChip
-
-__all__ = ("Lapic", "LapicEvents")
+__all__ = ("Bus", "Lapic")
 
 _ID, _VERSION, _TPR, _PPR, _EOI, _LDR, _DFR, _SPIV = 0x20, 0x30, 0x80, 0xA0, 0xB0, 0xD0, 0xE0, 0xF0
 _ISR, _TMR, _IRR, _ESR, _ICR, _ICR2 = 0x100, 0x180, 0x200, 0x280, 0x300, 0x310
@@ -56,23 +55,14 @@ _PAGE: Final = 0x400
 _LOW: Final = 0xFFFF_FFFF
 
 
-class LapicEvents(Protocol):
-    """What a local APIC tells its vCPU."""
+class Bus(Protocol):
+    """What connects the local APICs and the I/O APIC."""
 
-    def wake(self) -> None:
-        """Something may be deliverable."""
+    def send(self, message: Message, *, sender: "Lapic", shorthand: int) -> int:
+        """Send a message to the local APICs that it is for; return how many took it."""
 
-    def nmi(self) -> None:
-        """Take an NMI."""
-
-    def smi(self) -> None:
-        """Take an SMI."""
-
-    def init(self) -> None:
-        """Take an INIT."""
-
-    def sipi(self, vector: int) -> None:
-        """Take a start-up IPI."""
+    def end_of_interrupt(self, vector: int, *, level_triggered: bool) -> None:
+        """Pass on that a local APIC has ended an interrupt."""
 
 
 class Lapic:
@@ -81,14 +71,14 @@ class Lapic:
 
     :ivar id: its number, the vCPU's.
     :ivar xapic_id: its ID in xAPIC mode, which the guest may change.
-    :ivar events: whom it tells.
+    :ivar events: the vCPU that it belongs to.
     """
 
     def __init__(
-        self, apic_id: int, clock: Clock, events: LapicEvents, chip: "IrqChip", *, is_bsp: bool
+        self, apic_id: int, clock: Clock, events: LapicEvents, bus: Bus, *, is_bsp: bool
     ) -> None:
         self.id = apic_id
-        self.events, self._chip, self._is_bsp = events, chip, is_bsp
+        self.events, self._bus, self._is_bsp = events, bus, is_bsp
         self._timer = Timer(clock)
         self._regs: dict[int, int] = {}
         self._irr = self._isr = self._tmr = 0
@@ -200,7 +190,10 @@ class Lapic:
             return False  # a de-assertion means nothing since the P6
         if mode in (FIXED, LOWEST):
             return self._request(vector, level_triggered=message.level_triggered)
-        events = {NMI: self.events.nmi, SMI: self.events.smi, INIT: self.events.init}
+        events = {
+            SMI: self.events.smi, REMOTE_READ: self.events.unhalt, NMI: self.events.nmi,
+            INIT: self.events.init,
+        }  # fmt: skip
         if mode == STARTUP:
             self.events.sipi(vector)
         elif mode in events:
@@ -222,13 +215,13 @@ class Lapic:
         vector = self._isr.bit_length() - 1
         self._isr &= ~(1 << vector)
         level_triggered = bool(self._tmr >> vector & 1)
-        self._chip.ioapic.end_of_interrupt(vector, level_triggered=level_triggered)
+        self._bus.end_of_interrupt(vector, level_triggered=level_triggered)
         if self._irr:
             self.events.wake()
 
     def _command(self, icr: int, dest: int) -> None:
         message = Message.of_icr(icr, dest, wide=self.is_x2apic)
-        self._chip.send(message, sender=self, shorthand=icr >> 18 & 3)
+        self._bus.send(message, sender=self, shorthand=icr >> 18 & 3)
 
     # The timer
 

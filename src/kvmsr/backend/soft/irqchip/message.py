@@ -8,10 +8,20 @@ What goes from ICRs, I/O APIC pins and MSIs to the local APICs (SDM volume 3, 11
 
 from typing import Final, NamedTuple
 
-__all__ = ("EXTINT", "FIXED", "INIT", "LOWEST", "NMI", "SMI", "STARTUP", "Message")
+__all__ = (
+    "EXTINT",
+    "FIXED",
+    "INIT",
+    "LOWEST",
+    "NMI",
+    "REMOTE_READ",
+    "SMI",
+    "STARTUP",
+    "Message",
+)
 
-FIXED, LOWEST, SMI, NMI, INIT, STARTUP, EXTINT = 0, 1, 2, 4, 5, 6, 7
-"""Delivery modes."""
+FIXED, LOWEST, SMI, REMOTE_READ, NMI, INIT, STARTUP, EXTINT = range(8)
+"""Delivery modes; KVM ends a HLT by REMOTE_READ, which it has no other use for."""
 
 _LOGICAL: Final = 1 << 11
 

@@ -10,14 +10,12 @@ virt/kvm/irqchip.c, and kvm_apic_match_dest of arch/x86/kvm/lapic.c).
 import errno
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from kvmsr.abi import Chip, RoutingType
 from kvmsr.backend.soft.irqchip.ioapic import PINS
+from kvmsr.backend.soft.irqchip.lapic import Lapic
 from kvmsr.backend.soft.irqchip.message import LOWEST, Message
-
-if TYPE_CHECKING:
-    from kvmsr.backend.soft.irqchip.lapic import Lapic
 
 __all__ = ("Route", "default_routes", "find_targets", "make_routes")
 
@@ -87,13 +85,13 @@ def _invalid() -> OSError:
 
 
 def find_targets(
-    lapics: Iterable["Lapic"],
+    lapics: Iterable[Lapic],
     message: Message,
-    sender: "Lapic | None",
+    sender: Lapic | None,
     shorthand: int,
     *,
     to_one: bool,
-) -> list["Lapic"]:
+) -> list[Lapic]:
     """Return whom a message is for; *to_one*: it is for one of them, as in mode LOWEST."""
     targets = [
         lapic for lapic in lapics
@@ -106,13 +104,13 @@ def find_targets(
     return targets
 
 
-def _arbitrate(targets: list["Lapic"], message: Message) -> list["Lapic"]:
+def _arbitrate(targets: list[Lapic], message: Message) -> list[Lapic]:
     """Choose by the vector, as KVM does by default (vector_hashing), and not by priority."""
     able = [lapic for lapic in targets if lapic.is_software_enabled]
     return [able[message.vector % len(able)]] if able else []
 
 
-def _is_target(lapic: "Lapic", message: Message, sender: "Lapic | None", shorthand: int) -> bool:
+def _is_target(lapic: Lapic, message: Message, sender: Lapic | None, shorthand: int) -> bool:
     if shorthand == _SELF:
         return lapic is sender
     if shorthand in (_ALL, _OTHERS):
@@ -124,12 +122,12 @@ def _is_target(lapic: "Lapic", message: Message, sender: "Lapic | None", shortha
     return _is_logical(lapic, message.dest) if message.logical else _is_id(lapic, message.dest)
 
 
-def _is_id(lapic: "Lapic", dest: int) -> bool:
+def _is_id(lapic: Lapic, dest: int) -> bool:
     # A number that no xAPIC can have is a vCPU's all the same, for that may wait to be started.
     return dest == (lapic.id if lapic.is_x2apic or dest > 0xFF else lapic.xapic_id)
 
 
-def _is_logical(lapic: "Lapic", dest: int) -> bool:
+def _is_logical(lapic: Lapic, dest: int) -> bool:
     ldr, dfr = lapic.logical
     if lapic.is_x2apic:
         return ldr >> 16 == dest >> 16 and bool(ldr & dest & 0xFFFF)

@@ -35,17 +35,17 @@ TABLE: Final = Handlers()
 
 
 def _read_tsc(vcpu: MsrVcpu, index: int, host: bool) -> tuple[MsrRet, int]:
-    return MsrRet.OK, vcpu.tsc()
+    return MsrRet.OK, vcpu.clock.tsc()
 
 
 def _move_tsc(vcpu: MsrVcpu, delta: int) -> None:
     if vcpu.vm.profile.moves_tsc:
-        vcpu.adjust_tsc(delta)
+        vcpu.clock.adjust_tsc(delta)
         update_clock(vcpu)
 
 
 def _write_tsc(vcpu: MsrVcpu, index: int, value: int, host: bool) -> MsrRet:
-    delta = value - vcpu.tsc()
+    delta = value - vcpu.clock.tsc()
     if not host:
         vcpu.msrs[_TSC_ADJUST] = vcpu.msrs[_TSC_ADJUST] + delta & _U64
     _move_tsc(vcpu, delta)

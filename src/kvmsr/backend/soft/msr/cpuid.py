@@ -3,15 +3,18 @@
 The guest's CPUID
 -----------------
 
-What KVM_SET_CPUID2 said, as the MSR handlers ask for it (guest_cpuid_has of arch/x86/kvm/cpuid.h).
+What KVM_SET_CPUID2 said, as the MSR handlers ask for it (guest_cpuid_has of arch/x86/kvm/cpuid.h),
+and as the CPUID instruction does.
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
 
 from kvmsr.abi import CPUID_FLAG_SIGNIFCANT_INDEX
+from kvmsr.backend.soft.features import cr4_reserved
 from kvmsr.backend.soft.profile import Profile
+from kvmsr.backend.soft.tables import CpuidEntry
 
 __all__ = ("GuestCpuid",)
 
@@ -63,14 +66,17 @@ class GuestCpuid:
     CPUID leaves.
 
     :param profile: says which features a guest never has, and always, whatever the leaves say.
+    :ivar entries: them, as user space gave them.
     :ivar is_set: whether there are any.
     :ivar is_amd: the vendor is AMD or Hygon.
     :ivar is_intel: the vendor is Intel.
     :ivar maxphyaddr: the bits of a physical address.
     :ivar pv_features: EAX of KVM's own feature leaf; 0 without one.
+    :ivar cr4_reserved: the bits of CR4 that the guest must leave 0.
     """
 
-    def __init__(self, entries: Iterable[tuple[int, ...]], profile: Profile | None = None) -> None:
+    def __init__(self, entries: Sequence[CpuidEntry], profile: Profile | None = None) -> None:
+        self.entries = tuple(entries)
         self._withheld = profile.withheld if profile else frozenset()
         self._granted = profile.granted if profile else frozenset()
         self._leaves: dict[tuple[int, int | None], tuple[int, ...]] = {}
@@ -83,12 +89,17 @@ class GuestCpuid:
         self.is_intel = vendor == _INTEL
         self.maxphyaddr = self._find_maxphyaddr()
         self.pv_features = self._find_pv_features()
+        self.cr4_reserved = cr4_reserved(self._leaves)
         self._has: dict[str, bool] = {}
+
+    def leaf(self, function: int, index: int) -> tuple[int, ...]:
+        """Return EAX, EBX, ECX and EDX of a leaf; zeros where there is no such leaf."""
+        leaves = self._leaves
+        return leaves.get((function, index)) or leaves.get((function, None)) or (0, 0, 0, 0)
 
     def register(self, function: int, register: str, index: int = 0) -> int:
         """Return a register of a leaf; 0 where there is no such leaf."""
-        leaf = self._leaves.get((function, index)) or self._leaves.get((function, None))
-        return leaf[_REGISTERS[register]] if leaf is not None else 0
+        return self.leaf(function, index)[_REGISTERS[register]]
 
     def has(self, feature: str) -> bool:
         """Return whether the guest has a feature, or, for groups, one of it."""

@@ -124,28 +124,16 @@ def kvm_msr_user_space(
     reason = _REASONS[result]
     if not vcpu.vm.user_space_msr_mask & reason:
         return False
-    run, profile = vcpu.run, vcpu.vm.profile
-    error_and_pad = 0
-    if profile.mutants:
-        if "M3" in profile.mutants:
-            error_and_pad = int.from_bytes(bytes(run.exit.msr.pad), "little") << 8
-        if "M2" in profile.mutants and exit_reason == _RDMSR:
-            data = run.exit.msr.data
+    run = vcpu.run
     run.exit_reason = exit_reason
-    told = 0 if profile.deflects == "all" else reason
-    _RECORD.pack_into(run, _RECORD_OFFSET, error_and_pad, told, index, data)
+    shown = 0 if vcpu.vm.profile.deflects == "all" else reason
+    _RECORD.pack_into(run, _RECORD_OFFSET, 0, shown, index, data)
     vcpu.complete_emulation = completion
     return True
 
 
 def emulator_get_msr(vcpu: MsrVcpu, index: int) -> tuple[MsrRet, int]:
     """Read an MSR inside another instruction, such as RDPID: unfiltered, and never deflected."""
-    if "M6" in vcpu.vm.profile.mutants:
-        result, value = kvm_get_msr_with_filter(vcpu, index)
-        if result:
-            _defer(vcpu, 0, True)
-            kvm_msr_user_space(vcpu, _RDMSR, index, 0, _complete_rdmsr, result)
-        return result, value
     return get_msr(vcpu, index, False)
 
 
@@ -154,11 +142,10 @@ def emulator_get_msr(vcpu: MsrVcpu, index: int) -> tuple[MsrRet, int]:
 
 def _defer(vcpu: MsrVcpu, length: int, emulated: bool) -> None:
     """Note where the instruction ends that goes to user space now."""
-    profile = vcpu.vm.profile
-    style = "emulator" if emulated else profile.completion
+    style = "emulator" if emulated else vcpu.vm.profile.completion
     if style == "svm":
         vcpu.deferred = length, _next_rip(vcpu, length), None
-    elif style == "vmx" or "M5" in profile.mutants:
+    elif style == "vmx":
         vcpu.deferred = length, None, None
     else:
         vcpu.deferred = length, _next_rip(vcpu, length), vcpu.cpu.rflags & ~_RF
@@ -176,21 +163,14 @@ def _complete(vcpu: MsrVcpu, is_read: bool) -> bool:
     """Finish an instruction (complete_emulated_rdmsr and its kin)."""
     error_and_pad, _, _, data = _RECORD.unpack_from(vcpu.run, _RECORD_OFFSET)
     length, next_rip, flags = vcpu.deferred
-    mutants = vcpu.vm.profile.mutants
-    if "M4" in mutants:
-        vcpu.complete_emulation = _complete_rdmsr if is_read else _complete_wrmsr
-    if next_rip is None:
-        next_rip = _next_rip(vcpu, length)
     if error_and_pad & 0xFF:
-        if "M1" in mutants:
-            _skip(vcpu, next_rip)
         return _inject_gp(vcpu)
     if is_read:
         regs = vcpu.cpu.regs
         regs[RAX], regs[RDX] = data & _LOW, data >> 32
     if flags is not None:
         vcpu.cpu.rflags = flags
-    return _skip(vcpu, next_rip)
+    return _skip(vcpu, _next_rip(vcpu, length) if next_rip is None else next_rip)
 
 
 def _load(vcpu: MsrVcpu, value: int) -> None:

@@ -54,9 +54,9 @@ def has_pv_feature(vcpu: MsrVcpu, feature: int) -> bool:
 
 def _write_wall_clock(vcpu: MsrVcpu, value: int) -> MsrRet:
     if value:  # 0, as restored for guests that never asked, is not an address
-        begun = time.time_ns() - vcpu.kvmclock()[0]
+        begun = time.time_ns() - vcpu.clock.kvmclock()[0]
         seconds, rest = divmod(begun, _NANOSECOND)
-        vcpu.write_guest(value, _WALL.pack(2, seconds & 0xFFFF_FFFF, rest))
+        vcpu.vm.write_guest(value, _WALL.pack(2, seconds & 0xFFFF_FFFF, rest))
     return MsrRet.OK
 
 
@@ -72,9 +72,9 @@ def update_clock(vcpu: MsrVcpu) -> None:
     if not place & _ENABLED:
         return
     vcpu.msrs.clock_version = version = vcpu.msrs.clock_version + 2 & 0xFFFF_FFFF
-    now, tsc = vcpu.kvmclock()
-    told = _PVCLOCK.pack(version, 0, tsc, now, *scale(vcpu.tsc_khz), _TSC_STABLE)
-    vcpu.write_guest(place & ~_ENABLED, told)
+    now, tsc = vcpu.clock.kvmclock()
+    told = _PVCLOCK.pack(version, 0, tsc, now, *scale(vcpu.clock.tsc_khz), _TSC_STABLE)
+    vcpu.vm.write_guest(place & ~_ENABLED, told)
 
 
 def _write_async_pf(vcpu: MsrVcpu, value: int) -> MsrRet:
@@ -90,7 +90,7 @@ def _write_async_pf(vcpu: MsrVcpu, value: int) -> MsrRet:
 
 
 def _needs_page(vcpu: MsrVcpu, address: int | None) -> MsrRet:
-    there = address is None or vcpu.guest_page(address)
+    there = address is None or vcpu.vm.has_memory(address)
     return MsrRet.OK if there else MsrRet.INVALID
 
 

@@ -6,10 +6,9 @@ MSR state
 What KVM keeps of a vCPU's MSRs, apart from those that the CPU or the local APIC holds.
 """
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from kvmsr.backend.soft.msr.vcpu import MsrVcpu
+from kvmsr.backend.soft.profile import Profile
 
 __all__ = ("HOST_ARCH_CAPABILITIES", "MAX_BANKS", "MsrState")
 
@@ -20,7 +19,7 @@ HOST_ARCH_CAPABILITIES: Final = 1 << 0 | 1 << 4 | 1 << 5 | 1 << 6
 """ARCH_CAPABILITIES: RDCL_NO, SSB_NO, MDS_NO and PSCHANGE_MC_NO."""
 
 _MISC_ENABLE, _PLATFORM_INFO, _UCODE_REV, _POLL_CONTROL = 0x1A0, 0xCE, 0x8B, 0x4B56_4D05
-_SMBASE, _ARCH_CAPABILITIES, _PAT = 0x9E, 0x10A, 0x277
+_SMBASE, _ARCH_CAPABILITIES = 0x9E, 0x10A
 _CLEARED_BY_INIT: Final = (
     0x34, 0x48, 0xC001_011F, 0x4B56_4D01, 0x4B56_4D02, 0x4B56_4D03, 0x4B56_4D06,
 )  # fmt: skip
@@ -28,7 +27,6 @@ _CLEARED_BY_INIT: Final = (
 
 _OSVW_LENGTH, _ERRATA_KNOWN = 0xC001_0140, 3
 """Two errata, 400 and 415, count as worked around (svm_init_osvw of svm/svm.c)."""
-_PAT_RESET: Final = 0x0007_0406_0007_0406
 
 
 class MsrState:
@@ -52,7 +50,7 @@ class MsrState:
     def __setitem__(self, index: int, value: int) -> None:
         self.values[index] = value
 
-    def reset(self, vcpu: "MsrVcpu") -> None:
+    def reset(self, profile: Profile) -> None:
         """
         Do RESET, at birth, or INIT, from then on (kvm_vcpu_reset of arch/x86/kvm/x86.c).
 
@@ -63,7 +61,6 @@ class MsrState:
                 self.values.pop(index, None)
             return
         self._is_fresh = False
-        profile = vcpu.vm.profile
         self.values = {
             _MISC_ENABLE: profile.misc_enable,
             _PLATFORM_INFO: 1 << 31,
@@ -74,4 +71,3 @@ class MsrState:
         }
         if profile.vendor == "amd":
             self.values[_OSVW_LENGTH] = _ERRATA_KNOWN
-        vcpu.cpu.write_msr(_PAT, _PAT_RESET)

@@ -7,16 +7,14 @@ Protocols, so that the path can be tested with a CPU that merely says "RDMSR of 
 """
 
 from collections.abc import Callable, MutableSequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from kvmsr.backend.soft.msr.cpuid import GuestCpuid
+from kvmsr.backend.soft.msr.filter import MsrFilter
+from kvmsr.backend.soft.msr.state import MsrState
 from kvmsr.backend.soft.profile import Profile
 
-if TYPE_CHECKING:
-    from kvmsr.backend.soft.msr.cpuid import GuestCpuid
-    from kvmsr.backend.soft.msr.filter import MsrFilter
-    from kvmsr.backend.soft.msr.state import MsrState
-
-__all__ = ("RAX", "RCX", "RDX", "RIP", "LapicMsrs", "MsrCpu", "MsrVcpu", "MsrVm")
+__all__ = ("RAX", "RCX", "RDX", "RIP", "LapicMsrs", "MsrClock", "MsrCpu", "MsrVcpu", "MsrVm")
 
 RAX, RCX, RDX, RIP = 0, 1, 2, 16
 """Places in :attr:`MsrCpu.regs`."""
@@ -27,12 +25,18 @@ class MsrVm(Protocol):
 
     profile: Profile
     user_space_msr_mask: int
-    msr_filter: "MsrFilter | None"
+    msr_filter: MsrFilter | None
     guest_can_read_platform_info: bool
 
     @property
     def irqchip_in_kernel(self) -> bool:
         """Whether KVM_CREATE_IRQCHIP was done."""
+
+    def has_memory(self, gpa: int) -> bool:
+        """Return whether there is memory at a guest-physical address."""
+
+    def write_guest(self, gpa: int, data: bytes) -> bool:
+        """Write to guest-physical memory; return whether it is there."""
 
 
 class MsrCpu(Protocol):
@@ -63,6 +67,23 @@ class MsrCpu(Protocol):
         """Write one of these, unchecked; EFER.LMA stays as it is."""
 
 
+class MsrClock(Protocol):
+    """A vCPU's time."""
+
+    @property
+    def tsc_khz(self) -> int:
+        """How fast the guest's TSC counts."""
+
+    def tsc(self) -> int:
+        """Return the guest's TSC."""
+
+    def adjust_tsc(self, delta: int) -> None:
+        """Move the guest's TSC."""
+
+    def kvmclock(self) -> tuple[int, int]:
+        """Return the VM's kvmclock, in nanoseconds, and the guest's TSC at that moment."""
+
+
 class LapicMsrs(Protocol):
     """The in-kernel local APIC's MSRs."""
 
@@ -88,7 +109,7 @@ class MsrVcpu(Protocol):
 
     id: int
     run: Any
-    msrs: "MsrState"
+    msrs: MsrState
     apic_base: int
     has_run: bool
     enforce_pv_cpuid: bool
@@ -104,34 +125,19 @@ class MsrVcpu(Protocol):
         """Its CPU."""
 
     @property
-    def cpuid(self) -> "GuestCpuid":
+    def clock(self) -> MsrClock:
+        """Its time."""
+
+    @property
+    def cpuid(self) -> GuestCpuid:
         """What CPUID shows the guest."""
 
     @property
     def lapic(self) -> LapicMsrs | None:
         """Its in-kernel local APIC, if there is one."""
 
-    def tsc(self) -> int:
-        """Return the guest's TSC."""
-
-    @property
-    def tsc_khz(self) -> int:
-        """How fast the guest's TSC counts."""
-
-    def kvmclock(self) -> tuple[int, int]:
-        """Return the VM's kvmclock, in nanoseconds, and the guest's TSC at that moment."""
-
-    def adjust_tsc(self, delta: int) -> None:
-        """Move the guest's TSC."""
-
     def queue_exception(self, vector: int, error_code: int | None) -> None:
         """Have an exception injected before the guest's next instruction."""
 
     def skipped(self) -> bool:
         """An instruction was emulated and RIP moved; False: KVM_EXIT_DEBUG is in the page."""
-
-    def guest_page(self, gpa: int) -> bool:
-        """Return whether there is memory at a guest-physical address."""
-
-    def write_guest(self, gpa: int, data: bytes) -> bool:
-        """Write to guest-physical memory; return whether it is there."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The kernel's module
--------------------
+KVM's kernel modules
+--------------------
 
-What the running kernel tells about KVM outside of /dev/kvm.
+What the running kernel says about KVM outside of /dev/kvm, under /sys/module.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ _MODULES = Path("/sys/module")
 
 
 def ignore_msrs(modules: Path = _MODULES) -> bool | None:
-    """Return whether ``kvm.ignore_msrs`` is on; None where that cannot be read."""
+    """Return whether ``kvm.ignore_msrs`` is on, or None if that cannot be read."""
     try:
         text = (modules / "kvm/parameters/ignore_msrs").read_text()
     except OSError:
@@ -23,6 +23,6 @@ def ignore_msrs(modules: Path = _MODULES) -> bool | None:
 
 
 def vendor_module(modules: Path = _MODULES) -> str:
-    """Return the module that does the work, kvm_intel say, or "" if none shows."""
+    """Return the name of the vendor module, such as kvm_intel, or "" if none is loaded."""
     found = sorted(path.name for path in modules.glob("kvm_*"))
     return ", ".join(found)
