@@ -1,6 +1,7 @@
 """The C itself: it compiles without a warning, and nonsense in shared memory does no harm."""
 
 import random
+import re
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from kvmsr import native
 from kvmsr.policy import Policy, Rule
 from kvmsr.policy.plan import compile_policy
 from tests.conftest import need
+from tests.test_architecture import circles
 
 if native.available():
     from kvmsr.native import ffi, lib
@@ -27,6 +29,24 @@ def test_it_compiles_without_a_warning(source):
     flags = "-std=gnu11 -O2 -Wall -Wextra -Werror -fsyntax-only".split()
     done = subprocess.run([need("cc"), *flags, source], capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr
+
+
+def test_no_sources_call_each_other_in_a_circle():
+    """A function is found by its definition: its name at the beginning of a line that ends none."""
+    texts = {path.name: path.read_text() for path in SOURCES}
+    owner = {
+        name: file
+        for file, text in texts.items()
+        for name in re.findall(
+            r"^(?!static)[^\n;(]*?\b(kvmsr_\w+)\([^;]*?\)\n\{", text, re.MULTILINE
+        )
+    }
+    assert {"kvmsr_evaluate", "kvmsr_ioctl", "kvmsr_run", "kvmsr_new_vm"} <= set(owner)
+    calls = {
+        file: {owner[name] for name in re.findall(r"\b(kvmsr_\w+)\(", text) if name in owner}
+        for file, text in texts.items()
+    }
+    assert circles({file: called - {file} for file, called in calls.items()}) == []
 
 
 def table():

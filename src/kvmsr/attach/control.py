@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ __all__ = ("ControlServer", "ask")
 
 _MAX_REQUEST: Final = 64 << 20
 _PATIENCE: Final = 30.0
+_LAST_ANSWERS: Final = 2.0
 _CREDENTIALS: Final = struct.Struct("3i")
 
 Handle = Callable[[dict[str, Any]], dict[str, Any]]
@@ -41,16 +43,20 @@ class ControlServer:
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
+        self._serving: list[threading.Thread] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.bind(_name(os.getpid()))
         self._socket.listen()
         threading.Thread(target=self._listen, daemon=True).start()
 
     def close(self) -> None:
-        """Listen no more."""
+        """Listen no more. Whoever has asked already is answered first, if that is quick."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
+        deadline = time.monotonic() + _LAST_ANSWERS
+        for thread in list(self._serving):
+            thread.join(max(deadline - time.monotonic(), 0))
 
     def _listen(self) -> None:
         while True:
@@ -58,7 +64,10 @@ class ControlServer:
                 peer, _ = self._socket.accept()
             except OSError:
                 return
-            threading.Thread(target=self._serve, args=(peer,), daemon=True).start()
+            thread = threading.Thread(target=self._serve, args=(peer,), daemon=True)
+            self._serving = [other for other in self._serving if other.is_alive()]
+            self._serving.append(thread)
+            thread.start()
 
     def _serve(self, peer: socket.socket) -> None:
         with peer, suppress(OSError):

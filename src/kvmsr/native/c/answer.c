@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The way of one access under a VMM: answered here, by Python in the controller, or the VMM's own. */
+#include <errno.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "shim.h"
+
+#define SLICE_MS 10
+#define PATIENCE 100 /* slices */
+
+static int alone; /* the controller has died: nobody is asked any more */
+
+static const uint32_t kvm_reason[] = {
+	[KVMSR_UNKNOWN] = KVM_MSR_EXIT_REASON_UNKNOWN,
+	[KVMSR_INVALID] = KVM_MSR_EXIT_REASON_INVAL,
+	[KVMSR_FILTER] = KVM_MSR_EXIT_REASON_FILTER,
+};
+
+/* For which reasons would the VMM have got this access? */
+static uint8_t theirs(const struct kvmsr_wish *wish, const struct kvmsr_access *a)
+{
+	uint8_t reasons = 0;
+
+	if (likely(!wish->reasons))
+		return 0;
+	for (int reason = 0; reason < 3; reason++)
+		if (wish->reasons & kvm_reason[reason])
+			reasons |= 1 << reason;
+	if (reasons >> KVMSR_FILTER & 1 && !kvmsr_denies(&wish->filter, a->index, a->op))
+		reasons &= ~(1 << KVMSR_FILTER);
+	return reasons;
+}
+
+/* Has the VMM been asked to come out of KVM_RUN? */
+static int kicked(const struct vcpu *vcpu)
+{
+	uint64_t signals = 0;
+
+	if (__atomic_load_n(&vcpu->cpu.run->immediate_exit, __ATOMIC_RELAXED))
+		return 1;
+	if (!vcpu->has_mask || syscall(SYS_rt_sigpending, &signals, sizeof(signals)))
+		return 0;
+	return (signals & ~vcpu->blocked) != 0;
+}
+
+static void give_up(struct vcpu *vcpu)
+{
+	struct kvmsr_cpu *cpu = &vcpu->cpu;
+	const struct kvmsr_table *table = kvmsr_enter(cpu);
+
+	kvmsr_failed(cpu, table, &cpu->access, &cpu->outcome);
+	kvmsr_leave(cpu);
+	kvmsr_give_up(cpu);
+}
+
+/*
+ * Wait for Python's answer; return 0 if it is there. Else the VMM is to get EINTR: the access stays
+ * unanswered inside KVM, so the next KVM_RUN has to come here first. A signal that comes between
+ * looking and waiting would be missed: so no wait is long.
+ */
+static int await(struct vcpu *vcpu, int slices, int patient)
+{
+	struct kvmsr_cpu *cpu = &vcpu->cpu;
+
+	for (int i = 0; !slices || i < slices; i++) {
+		int result = kvmsr_await_answer(cpu, SLICE_MS);
+
+		if (!result)
+			return 0;
+		if (!kvmsr_controller_lives()) {
+			alone = 1;
+			give_up(vcpu);
+			return 0;
+		}
+		if (!patient && (result == -EINTR || kicked(vcpu)))
+			return -EINTR;
+	}
+	give_up(vcpu);
+	return 0;
+}
+
+/* Answer the MSR exit in the page; 0: run on; 1: it is the VMM's; -EINTR: it has to wait. */
+static int answer(struct vcpu *vcpu)
+{
+	struct kvmsr_cpu *cpu = &vcpu->cpu;
+
+	if (!vcpu->pending) {
+		kvmsr_take_access(cpu);
+		cpu->access.theirs = theirs(&vcpu->vm->wish, &cpu->access);
+		kvmsr_decide(cpu);
+		if (cpu->outcome.verdict == KVMSR_THEIRS) {
+			cpu->run->msr.reason = kvm_reason[cpu->access.reason];
+			return 1;
+		}
+		if (cpu->outcome.verdict == KVMSR_UPCALL || cpu->outcome.verdict == KVMSR_STOP) {
+			if (alone) {
+				give_up(vcpu);
+			} else {
+				vcpu->pending = 1;
+				kvmsr_ask(cpu);
+			}
+		}
+	}
+	if (vcpu->pending) {
+		int result = await(vcpu, 0, 0);
+
+		if (result)
+			return result;
+		vcpu->pending = 0;
+	}
+	kvmsr_answer(cpu);
+	return 0;
+}
+
+int kvmsr_run_on(struct vcpu *vcpu, int fd, void *argument)
+{
+	for (;;) {
+		int result = answer(vcpu);
+
+		if (result < 0)
+			return failed(result);
+		if (result)
+			return 0;
+		long left = kvmsr_ioctl(fd, KVM_RUN, argument);
+
+		if (left < 0)
+			return failed(left);
+		if (!kvmsr_is_msr_exit(vcpu->cpu.run))
+			return left;
+	}
+}
+
+/*
+ * The VMM is about to write the vCPU's state. An access that still waits in KVM would be finished
+ * on top of the new state: finish it now.
+ */
+void kvmsr_finish(struct vcpu *vcpu)
+{
+	struct kvm_run *run = vcpu->cpu.run;
+	uint8_t kick = run->immediate_exit;
+
+	await(vcpu, PATIENCE, 1);
+	vcpu->pending = 0;
+	kvmsr_answer(&vcpu->cpu);
+	run->immediate_exit = 1;
+	kvmsr_ioctl(vcpu->cpu.fd, KVM_RUN, NULL);
+	run->immediate_exit = kick;
+}
