@@ -114,7 +114,7 @@ def ask(pid: int, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _connect(peer: socket.socket, pid: int) -> None:
-    for number in (pid, _controller_of(pid)):
+    for number in (pid, *_children(pid), _controller_of(pid)):
         try:
             peer.connect(_name(number))
         except ConnectionRefusedError:
@@ -124,6 +124,14 @@ def _connect(peer: socket.socket, pid: int) -> None:
         f"process {pid} is no kvmsr exec, and no VMM that one has started; kvmsr exec tells its"
         " process, and so does: pgrep -af 'kvmsr exec'"
     )
+
+
+def _children(pid: int) -> list[int]:
+    """Return the children of *pid*: it may be the supervisor of a controller."""
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 def _controller_of(pid: int) -> int:

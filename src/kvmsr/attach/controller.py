@@ -33,6 +33,7 @@ from kvmsr.policy import Access, Policy
 from kvmsr.policy.file import load_policy
 from kvmsr.session import End, EndKind, RunResult, Session, load_state, parse_state, save_state
 from kvmsr.session.result import FAILED, INTERRUPTED
+from kvmsr.session.supervisor import Witness
 
 __all__ = ("Controller",)
 
@@ -50,6 +51,7 @@ class Controller:
     :param log: takes log lines about accesses.
     :param state: where registers are kept from one run to the next.
     :param output_to_stderr: whether the VMM's standard output goes to standard error.
+    :param witness: the line to the supervisor.
     :raises UsageError: if there is no such VMM, or nothing can be preloaded into it.
     :raises HostError: if the host lacks what is needed.
     :raises PolicyError: if the policy does not fit this KVM.
@@ -63,11 +65,13 @@ class Controller:
         log: Sink | None = None,
         state: Path | None = None,
         output_to_stderr: bool = False,
+        witness: Witness | None = None,
     ) -> None:
         _require_shim()
         self._command = list(command)
         self._program = find_vmm(command[0]).absolute()
         self._to_stderr = output_to_stderr
+        self._witness = witness or Witness()
         self._state = state
         self._end: End | None = None
         self._over = False
@@ -93,11 +97,14 @@ class Controller:
         with ours, self._signals_are_the_vmms():
             server = ControlServer(self._control)
             try:
+                self._witness.begin(self.session, shlex.join(self._command))
                 with theirs:
                     self._vmm = self._start(theirs.fileno())
+                self._witness.vmm(self._vmm.pid)
                 self._serve()
             finally:
                 self._over = True
+                self._witness.end()
                 self._questions.close()
                 server.close()
         if self._state is not None:

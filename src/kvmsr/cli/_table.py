@@ -34,16 +34,13 @@ def print_result(result: RunResult, file: TextIO | None = None) -> None:
     say = partial(console.print, soft_wrap=True)
     if len(result.summary):
         console.print(_table(result))
-    else:
+    elif not result.lost:
         say("The guest made no MSR access that KVM gave up.")
     rest = result.summary.rest()
     if rest:
         say(rest)
-    totals = result.summary.totals()
-    say(
-        f"{totals['reads']:,} reads, {totals['writes']:,} writes, {totals['faults']:,} faults in"
-        f" {result.wall_s:.2f} s on {result.backend}"
-    )
+    if not result.lost:
+        say(_totals(result))
     for note in result.notes:
         say(f"note: {escape(note)}")
     for failure in result.failures:
@@ -95,6 +92,14 @@ def _outcome(row: Row) -> str:
     if len(present) == 1:
         return present[0][0]
     return ", ".join(f"{name} {count:,}" for name, count in present)
+
+
+def _totals(result: RunResult) -> str:
+    totals = result.summary.totals()
+    return (
+        f"{totals['reads']:,} reads, {totals['writes']:,} writes, {totals['faults']:,} faults in"
+        f" {result.wall_s:.2f} s on {result.backend}"
+    )
 
 
 def print_policy(policy: Policy) -> None:

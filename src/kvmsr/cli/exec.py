@@ -9,6 +9,7 @@ Runs another VMM with its guests under a policy.
 import json
 import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import click
@@ -21,6 +22,7 @@ from kvmsr.errors import UsageError
 from kvmsr.policy import Policy
 from kvmsr.policy.file import load_policy
 from kvmsr.session import RunResult
+from kvmsr.session.supervisor import supervise
 
 __all__ = ("command",)
 
@@ -76,8 +78,11 @@ def command(
     """
     rules = load_policy(policy) if policy else Policy()
     to_stdout = as_json and summary is None
+    witness = supervise(rules, partial(_print, summary=summary, as_json=as_json))
     with access_log(log, lambda data: None, shared=False) as (_, tell):
-        controller = Controller(vmm, rules, log=tell, state=state, output_to_stderr=to_stdout)
+        controller = Controller(
+            vmm, rules, log=tell, state=state, output_to_stderr=to_stdout, witness=witness
+        )
         with closing(controller):
             result = controller.run()
             _print(result, summary, as_json)

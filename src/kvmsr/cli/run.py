@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from kvmsr.machine.layout import Layout
 from kvmsr.policy import Policy
 from kvmsr.policy.file import load_policy
 from kvmsr.session import RunResult
+from kvmsr.session.supervisor import Witness, supervise
 
 __all__ = ("command", "run_guest")
 
@@ -153,6 +155,7 @@ def command(
     boot = Boot(image, append, initrd, bios, None if mode is None else int(mode))
     rules = load_policy(policy) if policy else Policy()
     hidden = find_features(cpu_features)
+    witness = supervise(rules, partial(_print, as_json=as_json))
     chosen, why_soft = choose_backend(backend, profile=soft_profile, real_time=real_time)
     result = run_guest(
         boot,
@@ -162,6 +165,7 @@ def command(
         timeout=timeout,
         as_json=as_json,
         note=f"on the soft backend: {why_soft}" if why_soft else "",
+        witness=witness,
         backend=chosen,
         cpus=cpus,
         memory=memory,
@@ -179,6 +183,7 @@ def run_guest(
     timeout: float | None = None,
     as_json: bool = False,
     note: str = "",
+    witness: Witness | None = None,
     **machine: Any,
 ) -> RunResult:
     """
@@ -186,6 +191,7 @@ def run_guest(
 
     :param log: where accesses go that the policy wants told; ``-`` is standard error.
     :param note: a line for the notes of the result; people with a terminal see it at once, too.
+    :param witness: the line to the supervisor.
     :param machine: what :class:`~kvmsr.machine.Machine` takes.
     """
     with ExitStack() as stack:
@@ -199,9 +205,18 @@ def run_guest(
             stack.enter_context(progress(guest))
         if note and sys.stderr.isatty() and not as_json:
             click.echo(f"kvmsr: {note}", err=True)
+        witness = witness or Witness()
+        witness.begin(guest.session, str(boot.image or boot.bios), timeout)
+        stack.callback(witness.end)
         result = guest.run(timeout)
+        witness.end()
     if note:
         result = replace(result, notes=(note, *result.notes))
+    _print(result, as_json=as_json)
+    return result
+
+
+def _print(result: RunResult, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(result.as_dict(), indent=2))
     else:
@@ -209,7 +224,6 @@ def run_guest(
 
         sys.stdout.flush()
         print_result(result)
-    return result
 
 
 @contextmanager

@@ -40,7 +40,7 @@ _MTRR_ENABLED_WRITE_BACK: Final = 1 << 11 | 6
 
 _SHORTEST_WATCH: Final = 0.02
 _LONGEST_WATCH: Final = 0.5
-_GRACE: Final = 5.0
+_GRACE: Final = 3.0
 
 Output = Callable[[bytes], None]
 

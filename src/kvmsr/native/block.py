@@ -57,6 +57,15 @@ class Block:
         self.raw: Any = ffi.cast("struct kvmsr_block *", ffi.from_buffer(self._mapping))
         lib.kvmsr_block_make(self.raw, max_vcpus)
 
+    @classmethod
+    def opened(cls, fd: int) -> Self:
+        """Return the memory of another process's run, which *fd* holds, to read from."""
+        block = cls.__new__(cls)
+        block.fd = fd
+        block._mapping = mmap.mmap(fd, 0)
+        block.raw = ffi.cast("struct kvmsr_block *", ffi.from_buffer(block._mapping))
+        return block
+
     def install(self, table: bytes) -> None:
         """
         Let *table* be the policy from now on, also while guests run.

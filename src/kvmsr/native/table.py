@@ -7,7 +7,7 @@ A plan as the bytes that C answers accesses by; table.h says what they mean.
 """
 
 from collections import namedtuple
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from kvmsr.native import ffi, lib
@@ -39,12 +39,19 @@ class Names:
     Numbers for who decided: a guest's summary keeps them over all policies of a run.
 
     Number 0 is whoever passes an access to KVM without a rule.
+
+    :param known: the names that have numbers already, from 0 on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: Iterable[str] = ("kernel",)) -> None:
         self._numbers: dict[str, int] = {}
         self._names: list[str] = []
-        self.number("kernel")
+        for name in known:
+            self.number(name)
+
+    def known(self) -> list[str]:
+        """Return the names in the order of their numbers."""
+        return list(self._names)
 
     def number(self, name: str) -> int:
         """Return the number of *name*, which gets one if it has none."""

@@ -63,6 +63,7 @@ class RunResult:
     :ivar failures: the first handler failures.
     :ivar failure_count: how many there were.
     :ivar notes: what the user should know, a line each.
+    :ivar lost: whether the summary was lost with the process that had it, as a note then says.
     """
 
     backend: str
@@ -74,6 +75,7 @@ class RunResult:
     failures: tuple[HandlerFailure, ...] = ()
     failure_count: int = 0
     notes: tuple[str, ...] = ()
+    lost: bool = False
 
     @property
     def exit_status(self) -> int:

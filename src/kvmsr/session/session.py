@@ -93,6 +93,11 @@ class Session:
         return InForce(plan, serial, self._facts, self.shared, self._log)
 
     @property
+    def backend(self) -> str:
+        """Return the name of the backend."""
+        return self._kvm.backend.name
+
+    @property
     def plan(self) -> Plan:
         """Return the plan of the policy that holds."""
         return self._now.plan
@@ -225,7 +230,7 @@ class Session:
             found += self._log.notes
         policy = self.plan.policy
         return RunResult(
-            self._kvm.backend.name,
+            self.backend,
             image,
             policy.source or policy.name,
             end,

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The supervisor
+--------------
+
+Python in a policy is its owner's, and may do what no thread beside it survives: hold the
+interpreter for good (``sum(range(10**12))`` never lets go of it), crash it, or end the process as
+if all were well (``os._exit(0)``). A run must end all the same, on time, with a summary and an exit
+status that tells. So where a policy has such code the process forks, and what stays behind is the
+*supervisor*, in which none of that code runs:
+
+* The child does the work. Before the guest runs it hands down what the supervisor has to know, the
+  memory among it in which C counts accesses; when the guest has ended, it says so.
+* Signals for the process reach the supervisor, which passes them on; those of the terminal reach
+  both by themselves. A child that does not end soon after one, or after its timeout, is killed.
+* If the child ends while the guest runs, the supervisor makes the result: from the memory, where
+  C evaluated the policy, else without a table.
+* If the supervisor is killed, so is the child: the kernel sends SIGKILL when the line between them
+  is cut, for which no interpreter is needed.
+"""
+
+import fcntl
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import termios
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from kvmsr.native.block import Block
+from kvmsr.native.summary import native_summary
+from kvmsr.native.table import Names
+from kvmsr.policy import Model, Policy, Python
+from kvmsr.session.result import FAILED, INTERRUPTED, TIMEOUT, End, EndKind, RunResult
+from kvmsr.session.session import Session
+from kvmsr.trace import Summary
+
+__all__ = ("PATIENCE", "Witness", "runs_code", "supervise")
+
+PATIENCE: Final = 4.5
+"""How many seconds a child may take to end after a signal or its timeout; it tries for less."""
+
+_PAUSE: Final = 0.1
+_MOST: Final = 1 << 16
+_BY_THE_KERNEL: Final = 0x80  # SI_KERNEL of asm-generic/siginfo.h: the terminal's, for one
+_EXIT_CODE: Final = 49  # of /proc/…/stat, behind the name: field 52 of proc(5)
+_ENDING: Final = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
+
+def runs_code(policy: Policy) -> bool:
+    """Return whether accesses run Python that does not come with kvmsr."""
+    actions = [action for rule in policy.rules for action in (rule.read, rule.write)]
+    return any(
+        isinstance(action, Python)
+        or (isinstance(action, Model) and not action.cls.__module__.startswith("kvmsr."))
+        for action in actions
+    )
+
+
+class Witness:
+    """
+    The child's line to its supervisor; without a supervisor it does nothing.
+
+    :param line: the line, or None.
+    """
+
+    def __init__(self, line: socket.socket | None = None) -> None:
+        self._line = line
+
+    def begin(self, session: Session, image: str, timeout: float | None = None) -> None:
+        """
+        Say that the guest is about to run.
+
+        :param image: what is run, for people.
+        :param timeout: when the run ends at the latest, in seconds.
+        """
+        shared, policy = session.shared, session.plan.policy
+        run = {
+            "backend": session.backend,
+            "image": image,
+            "policy": policy.source or policy.name,
+            "timeout": timeout,
+            "names": shared.names.known() if shared else [],
+        }
+        with os.fdopen(os.memfd_create("kvmsr-run"), "w") as file:  # too long for a message
+            json.dump(run, file)
+            file.flush()
+            self._send({}, [file.fileno(), *([shared.block.fd] if shared else [])])
+
+    def vmm(self, pid: int) -> None:
+        """Say which process the guest is in, if it is another one."""
+        self._send({"vmm": pid})
+
+    def end(self) -> None:
+        """Say that the guest has ended: from now on the child's exit status is the run's."""
+        self._send({"ended": True})
+
+    def _send(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
+        if self._line is not None:
+            with suppress(OSError):  # then this process is about to be killed
+                socket.send_fds(self._line, [json.dumps(message).encode()], fds or [])
+
+
+def supervise(policy: Policy, report: Callable[[RunResult], None]) -> Witness:
+    """
+    Fork if *policy* runs code that a run has to be protected from; return in the child.
+
+    The supervisor does not return: it exits with the run's status. No thread may have been started.
+
+    :param report: prints the result of a run whose process could not.
+    """
+    if not runs_code(policy):
+        return Witness()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*_ENDING, signal.SIGCHLD})
+    child = os.fork()
+    if not child:
+        ours.close()
+        _die_with(theirs)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return Witness(theirs)
+    theirs.close()
+    sys.exit(_Supervisor(child, ours, report).run())
+
+
+def _die_with(line: socket.socket) -> None:
+    """Have the kernel kill this process when the other end of *line* is closed."""
+    fcntl.fcntl(line, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(line, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(line, fcntl.F_SETFL, os.O_ASYNC)
+
+
+class _Supervisor:
+    def __init__(
+        self, child: int, line: socket.socket, report: Callable[[RunResult], None]
+    ) -> None:
+        self._child = child
+        self._line = line
+        self._report = report
+        self._told: dict[str, Any] = {}
+        self._block: Block | None = None
+        self._begun = 0.0
+        self._deadline: float | None = None
+        self._signal = 0
+        self._killed = False
+        self._terminal = _terminal_settings()
+
+    def run(self) -> int:
+        """Wait for the end, and return the exit status."""
+        while True:
+            pid, status = os.waitpid(self._child, os.WNOHANG)
+            self._listen()
+            if pid:
+                return self._ended(os.waitstatus_to_exitcode(status))
+            self._take_signals()
+            self._look_at_vmm()
+            if self._deadline is not None and time.monotonic() > self._deadline:
+                self._killed = True
+                os.kill(self._child, signal.SIGKILL)
+                self._deadline = None
+
+    def _listen(self) -> None:
+        while select.select([self._line], [], [], 0)[0]:
+            data, fds, _, _ = socket.recv_fds(self._line, _MOST, 2)
+            if not data:
+                return
+            self._told |= json.loads(data)
+            if fds:
+                self._begin(*fds)
+            if "ended" in self._told:
+                self._deadline = None
+
+    def _begin(self, run: int, block: int | None = None) -> None:
+        self._begun = time.monotonic()
+        self._block = None if block is None else Block.opened(block)
+        with os.fdopen(run) as file:
+            file.seek(0)
+            self._told |= json.load(file)
+        if self._told["timeout"] is not None:
+            self._deadline = self._begun + self._told["timeout"] + PATIENCE
+
+    def _take_signals(self) -> None:
+        info = signal.sigtimedwait({*_ENDING, signal.SIGCHLD}, _PAUSE)
+        if info is None or info.si_signo == signal.SIGCHLD:
+            return
+        vmm = self._told.get("vmm")
+        if info.si_code != _BY_THE_KERNEL:  # the terminal's has reached all of them by itself
+            os.kill(vmm or self._child, info.si_signo)
+        if vmm is None:  # what a signal means to a VMM is the VMM's to say
+            self._expect_end(info.si_signo)
+
+    def _expect_end(self, number: int = 0) -> None:
+        self._signal = self._signal or number
+        soon = time.monotonic() + PATIENCE
+        self._deadline = soon if self._deadline is None else min(self._deadline, soon)
+
+    def _look_at_vmm(self) -> None:
+        """If the VMM has ended, expect that its controller does."""
+        if "vmm" in self._told and self._deadline is None and not self._killed:
+            status = _status_of(self._told["vmm"])
+            if status is not None:
+                self._told["status"] = status
+                self._expect_end()
+
+    # The end
+
+    def _ended(self, status: int) -> int:
+        if "names" not in self._told or "ended" in self._told:
+            return status if status >= 0 else 128 - status
+        if self._terminal is not None:
+            with suppress(termios.error, OSError):
+                termios.tcsetattr(0, termios.TCSADRAIN, self._terminal)
+        self._end_vmm()
+        result = self._result(self._end_of(status))
+        self._report(result)
+        return result.exit_status
+
+    def _end_vmm(self) -> None:
+        """Wait for a VMM that has outlived its controller; it goes on as the policy says."""
+        vmm = self._told.get("vmm", 0)
+        asked = False
+        while vmm and _status_of(vmm) is None and Path(f"/proc/{vmm}").exists():
+            info = signal.sigtimedwait(_ENDING, _PAUSE)
+            if info is not None or (self._killed and not asked):
+                asked = True
+                with suppress(OSError):
+                    os.kill(vmm, signal.SIGTERM)
+
+    def _end_of(self, status: int) -> End:
+        if self._killed:
+            what = "a handler held Python's interpreter, so the process was killed"
+            if self._told.get("vmm"):
+                return End(EndKind.STOP, FAILED, what)
+            if self._signal:
+                return End(EndKind.STOP, INTERRUPTED, f"interrupted; {what}")
+            detail = f"{self._told['timeout']:g} seconds are over; {what}"
+            return End(EndKind.TIMEOUT, TIMEOUT, detail)
+        how = f"with status {status}" if status >= 0 else f"by {signal.Signals(-status).name}"
+        return End(EndKind.ERROR, FAILED, f"a handler ended the process {how}")
+
+    def _result(self, end: End) -> RunResult:
+        told = self._told
+        notes = []
+        if self._block is None:
+            summary = Summary()
+            notes.append("what the guest asked for was counted in Python, and is lost")
+        else:
+            summary = native_summary(self._block, Names(told["names"]))
+        wall = time.monotonic() - self._begun
+        return RunResult(
+            told["backend"],
+            told["image"],
+            told["policy"],
+            end,
+            summary,
+            wall,
+            notes=tuple(notes),
+            lost=self._block is None,
+        )
+
+
+def _terminal_settings() -> list[Any] | None:
+    try:
+        return termios.tcgetattr(0)
+    except (termios.error, OSError):
+        return None
+
+
+def _status_of(pid: int) -> int | None:
+    """Return the wait status of a process that has ended and was not waited for; else None."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return int(fields[_EXIT_CODE]) if fields[0] == "Z" else None
