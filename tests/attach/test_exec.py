@@ -70,6 +70,70 @@ def test_a_handler_is_asked_once_for_each_access(tmp_path, vmm, storm):
     assert not storm or kicks > 10
 
 
+def handler(tmp_path, body):
+    (tmp_path / "mine.py").write_text(f"import os\n\ndef h(access):\n    {body}\n")
+    return '[[rule]]\nmsr = 0x35\nread = { python = "mine:h" }\n'
+
+
+def test_a_failed_handler_shows_in_the_exit_status_where_the_vmm_ended_well(tmp_path, vmm):
+    good = tmp_path / "good"  # the VMM ends with 7, so one that ends with 0 is needed
+    good.write_text(f"#!/bin/sh\n{' '.join(map(str, vmm))} {COUNT}\nexit 0\n")
+    good.chmod(0o755)
+    done, told = run(tmp_path, handler(tmp_path, "raise ValueError('no')"), good)
+    assert (done.returncode, told["exit"]["code"], told["exit"]["guest_code"]) == (6, 6, 0)
+    done, told = run(tmp_path, handler(tmp_path, "raise ValueError('no')"), *vmm, 1)
+    assert (done.returncode, told["exit"]["code"], told["exit"]["guest_code"]) == (7, 7, 7)
+    assert told["handler_failures"]["count"] >= 1
+
+
+def test_a_handler_that_interrupts_ends_the_vmm(tmp_path, vmm):
+    done, told = run(tmp_path, handler(tmp_path, "raise KeyboardInterrupt"), *vmm, COUNT)
+    assert (done.returncode, done.stderr) == (130, "")
+    assert told["exit"]["detail"] == "interrupted by a handler"
+
+
+def test_a_handler_that_holds_the_interpreter_keeps_nothing_from_ending(tmp_path, vmm):
+    policy = CONSTANT.replace("0x35", "0x36") + handler(tmp_path, "return sum(range(10**12))")
+    begun = subprocess.Popen(command(tmp_path, policy, *vmm, COUNT))
+    time.sleep(2)
+    begun.terminate()
+    assert begun.wait(20) == 6
+    told = json.loads((tmp_path / "summary.json").read_text())
+    assert "a handler held Python's interpreter" in told["exit"]["detail"]
+
+
+def test_a_handler_that_ends_the_controller_does_not_look_like_success(tmp_path, vmm):
+    policy = '[defaults]\non_error = "ignore"\n' + handler(tmp_path, "os._exit(0)")
+    done, told = run(tmp_path, policy, *vmm, COUNT)
+    assert done.returncode == 6
+    assert done.stdout.split()[0] == "0"  # the guest went on, as on_error says
+    assert told["exit"]["detail"] == "a handler ended the process with status 0"
+    assert told["totals"]["reads"] == COUNT
+
+
+def test_a_log_that_fails_is_noted_and_the_guest_goes_on(tmp_path, vmm):
+    words = command(tmp_path, CONSTANT + 'log = "always"\n', *vmm, COUNT)
+    words[words.index("--json") : words.index("--json")] = ["--log", "/dev/full"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    told = json.loads((tmp_path / "summary.json").read_text())
+    assert (done.returncode, done.stderr) == (7, "")
+    assert told["accesses"][0]["count"] == COUNT
+    assert [note for note in told["notes"] if note.startswith("the log failed")] == [
+        "the log failed, later accesses are not in it: --log /dev/full: No space left on device"
+    ]
+
+
+def test_a_vmm_is_started_from_where_it_was_named(tmp_path, vmm):
+    program, image = vmm
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/ls").symlink_to(program)  # not the ls of PATH
+    words = command(tmp_path, CONSTANT, "./ls", image, COUNT)
+    done = subprocess.run(
+        words, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path / "here"
+    )
+    assert (done.returncode, done.stdout.split()[0]) == (7, str(0x1200))
+
+
 def test_stop_ends_the_vmm(tmp_path, vmm):
     done, told = run(tmp_path, '[[rule]]\nmsr = 0x35\nread = "stop"\n', *vmm, COUNT)
     assert done.returncode == 6
@@ -80,7 +144,8 @@ def test_stop_ends_the_vmm(tmp_path, vmm):
 def test_the_vmm_is_killed(tmp_path, vmm):
     begun = subprocess.Popen(command(tmp_path, PYTHON, *vmm, 100_000_000))
     time.sleep(1.5)
-    [child] = children(begun.pid)
+    [controller] = children(begun.pid)  # of the supervisor
+    [child] = children(controller)
     os.kill(child, signal.SIGKILL)
     assert begun.wait(20) == 128 + signal.SIGKILL
     told = json.loads((tmp_path / "summary.json").read_text())

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kvmsr import Model, Policy, Rule, native
-from kvmsr.dispatch.models import RegisterModel
+from kvmsr.dispatch.models import Register, RegisterModel
 from kvmsr.session.supervisor import runs_code
 from tests.conftest import GUESTS, kvm_missing
 
@@ -145,10 +145,11 @@ def test_the_work_ends_with_its_supervisor(tmp_path, backend):
 class Own(RegisterModel):
     """A model of a user's own."""
 
+    status = Register(0x35)
+
 
 def test_only_code_of_the_owners_is_watched_over():
-    own = Model(Own) if Own.registers else None
-    assert own is None or runs_code(Policy([Rule(0x35, read=own)]))
+    assert runs_code(Policy([Rule(0x35, read=Model(Own))]))
     assert runs_code(Policy([Rule(0x35, read=lambda access: 1)]))
     assert not runs_code(Policy([Rule(0x35, read=Model("topology.core-thread-count"))]))
     assert not runs_code(Policy([Rule(0x35, read=5, write="shadow")]))
