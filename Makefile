@@ -54,6 +54,7 @@ conformance: install peers
 	$(BIN)/python -m tests.conformance
 
 bench: install
+	$(BIN)/python bench/startup.py
 	$(BIN)/python bench/access.py
 	$(BIN)/python bench/soft.py
 	$(BIN)/python bench/boot.py

@@ -9,18 +9,32 @@ A policy for every model-specific register a KVM guest touches.
 first used, so that ``import kvmsr`` costs next to nothing.
 """
 
+from functools import cache
 from typing import Any
 
-import lazy_loader
 
-_find, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+@cache
+def _face() -> tuple[Any, Any, list[str]]:
+    """Return what finds a name, what lists them all, and the list; the stub is read for that."""
+    import lazy_loader
+
+    face: tuple[Any, Any, list[str]] = lazy_loader.attach_stub(__name__, __file__)
+    return face
+
+
+def __dir__() -> list[str]:
+    names: list[str] = _face()[1]()
+    return names
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__ or name.startswith("_"):
-        return _find(name)
+    find, _, names = _face()
+    if name == "__all__":
+        return names
+    if name in names:
+        return find(name)
     from difflib import get_close_matches
 
-    near = get_close_matches(name, __all__, 1)
+    near = get_close_matches(name, names, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise AttributeError(f"module 'kvmsr' has no attribute {name!r}{hint}")

@@ -7,7 +7,6 @@ The command ``kvmsr``: one module a command, imported when it is called.
 """
 
 import importlib
-import logging
 import os
 import sys
 from typing import Any, Final
@@ -75,6 +74,8 @@ _DEBUG: Final = "KVMSR_DEBUG"
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit with its status; errors are one line each."""
     if os.environ.get(_DEBUG):
+        import logging
+
         logging.basicConfig(level=logging.DEBUG)
     sys.exit(_status(args))
 
@@ -94,14 +95,20 @@ def _status(args: list[str] | None) -> int:
         sys.stdout = None
         return 1
     except KvmsrError as error:
-        logging.getLogger(__name__).debug("failed", exc_info=True)
+        _log_failure()
         click.echo(f"kvmsr: {error}", err=True)
         return error.exit_status
     except Exception as error:
-        logging.getLogger(__name__).debug("failed", exc_info=True)
+        _log_failure()
         what = f"{type(error).__name__}: {error}"
         click.echo(
             f"kvmsr itself failed, please report it ({_DEBUG}=1 says more): {what}", err=True
         )
         return 1
     return result if isinstance(result, int) else 0
+
+
+def _log_failure() -> None:
+    import logging
+
+    logging.getLogger(__name__).debug("failed", exc_info=True)

@@ -13,8 +13,6 @@ from click.shell_completion import CompletionItem
 
 from kvmsr.errors import UnknownMsrError, UsageError
 from kvmsr.msr import catalog
-from kvmsr.policy.file.parse import PRESET
-from kvmsr.policy.file.presets import preset_names
 
 __all__ = ("MsrIndex", "Number", "PolicyFile", "Preset")
 
@@ -28,6 +26,9 @@ class PolicyFile(click.ParamType[str]):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """Offer the presets, and files."""
+        from kvmsr.policy.file.parse import PRESET
+        from kvmsr.policy.file.presets import preset_names
+
         presets = [f"{PRESET}{name}" for name in preset_names()]
         fitting = [CompletionItem(name) for name in presets if name.startswith(incomplete)]
         return [*fitting, CompletionItem(incomplete, type="file")]
@@ -92,4 +93,6 @@ class Preset(click.ParamType[str]):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """Offer the names."""
+        from kvmsr.policy.file.presets import preset_names
+
         return [CompletionItem(name) for name in preset_names() if name.startswith(incomplete)]

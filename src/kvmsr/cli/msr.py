@@ -7,21 +7,15 @@ What is known about an MSR, and finding one.
 """
 
 import json
-import sys
 from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from kvmsr.cli._parameters import MsrIndex
 from kvmsr.msr import Msr, catalog, handled
 
 __all__ = ("about_kvm", "command")
-
-_WIDE = 160
 
 
 @click.command(
@@ -45,7 +39,9 @@ def command(index: int | None, search: str | None, as_json: bool) -> int:
             told["where"] = catalog().neighbourhood(index)
         click.echo(json.dumps(told, indent=2))
     else:
-        _print(index, entry)
+        from kvmsr.cli._catalog import print_msr
+
+        print_msr(index, entry, about_kvm(index, entry))
     return 0
 
 
@@ -64,51 +60,6 @@ def about_kvm(index: int, entry: Msr | None) -> str:
     )
 
 
-def _console() -> Console:
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
-
-
-def _print(index: int, entry: Msr | None) -> None:
-    console = _console()
-    if entry is None:
-        where = catalog().neighbourhood(index)
-        console.print(f"[bold]{index:#x}[/bold] has no name here: {where}.")
-        console.print(f"KVM: {about_kvm(index, None)}", soft_wrap=True)
-        return
-    console.print(f"[bold]{entry.index:#x} {escape(entry.name)}[/bold]")
-    for label, text in _lines(entry):
-        console.print(f"  {label:9} {escape(text)}", soft_wrap=True)
-    if entry.fields:
-        console.print(fields_table(entry))
-
-
-def _lines(entry: Msr) -> list[tuple[str, str]]:
-    reset = "" if entry.reset is None else f"{entry.reset:#x}"
-    lines = [
-        ("what", entry.about),
-        ("also", ", ".join(entry.aliases)),
-        ("of", ", ".join((*entry.vendors, *([entry.models] if entry.models else [])))),
-        ("scope", entry.scope),
-        ("access", entry.access),
-        ("reset", reset),
-        ("kind", entry.category),
-        ("KVM", about_kvm(entry.index, entry)),
-        ("sources", "; ".join(entry.sources)),
-    ]
-    return [(label, text) for label, text in lines if text]
-
-
-def fields_table(entry: Msr) -> Table:
-    """Return a table of the fields, the highest first, as data sheets draw them."""
-    table = Table("bits", "field", "kind", "meaning")
-    for field in reversed(entry.fields):
-        values = ", ".join(f"{number}: {text}" for number, text in field.values.items())
-        unit = f"in {field.scale:g} {field.unit}" if field.unit else ""
-        meaning = "; ".join(part for part in (field.about, values, unit) if part)
-        table.add_row(field.span, field.name, field.kind, escape(meaning))
-    return table
-
-
 def _list(found: list[Msr], words: str, as_json: bool) -> int:
     if as_json:
         rows: list[dict[str, Any]] = [
@@ -119,8 +70,7 @@ def _list(found: list[Msr], words: str, as_json: bool) -> int:
     if not found:
         click.echo(f"no MSR has {words!r} in its name, its meaning or its fields")
         return 0
-    table = Table("index", "name", "what")
-    for msr in found:
-        table.add_row(f"{msr.index:#x}", msr.name, escape(msr.about))
-    _console().print(table)
+    from kvmsr.cli._catalog import print_found
+
+    print_found(found)
     return 0

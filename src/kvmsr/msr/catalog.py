@@ -6,14 +6,12 @@ The catalog
 What is known about MSRs, by index and by name, and which of them KVM may handle itself.
 """
 
-import difflib
 import fnmatch
 import functools
+import pkgutil
 import re
-import tomllib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from importlib import resources
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -114,6 +112,8 @@ class Catalog:
         return msr
 
     def _nearest(self, name: str) -> list[str]:
+        import difflib
+
         near = difflib.get_close_matches(name, self._by_name, n=3, cutoff=0.6)
         bare = {_bare(other): other for other in self._by_name}
         near += [bare[n] for n in difflib.get_close_matches(_bare(name), bare, n=3, cutoff=0.7)]
@@ -171,8 +171,7 @@ def _text(msr: Msr) -> str:
 @functools.cache
 def catalog() -> Catalog:
     """Return the catalog that comes with kvmsr, read on first use."""
-    data = resources.files("kvmsr.msr").joinpath("data", "catalog.json").read_bytes()
-    return Catalog(msgspec.json.decode(data, type=tuple[Msr, ...]))
+    return Catalog(msgspec.json.decode(_data("catalog.json"), type=tuple[Msr, ...]))
 
 
 @functools.cache
@@ -183,11 +182,19 @@ def handled() -> tuple[HandledRange, ...]:
     Of every other MSR each KVM from Linux 5.10 on says that it does not know it; the source is in
     the data file ``handled.toml``.
     """
-    text = resources.files("kvmsr.msr").joinpath("data", "handled.toml").read_text("utf-8")
-    rows: Any = tomllib.loads(text)["handled"]
+    import tomllib
+
+    rows: Any = tomllib.loads(_data("handled.toml").decode())["handled"]
     return tuple(
         HandledRange(
             row["first"], row["last"], "r" in row["access"], "w" in row["access"], row["what"]
         )
         for row in rows
     )
+
+
+def _data(name: str) -> bytes:
+    """Return a data file. importlib.resources would double what a look-up imports."""
+    data = pkgutil.get_data("kvmsr.msr", f"data/{name}")
+    assert data is not None
+    return data
