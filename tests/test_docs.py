@@ -1,6 +1,8 @@
 """What the documentation shows is true: its examples run, its policies are read."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -29,6 +31,16 @@ def test_python_examples_run(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "guest.bin").write_bytes(b"\xb0\x00\xe6\xf4")
     exec(compile(text, "example", "exec"), {"__name__": "example"})
+
+
+def test_python_examples_are_typed(tmp_path, pytestconfig):
+    for example in blocks("python"):
+        name = re.sub(r"\W", "_", example.id)
+        (tmp_path / f"{name}.py").write_text(example.values[0])
+    cache = pytestconfig.cache.mkdir("mypy")
+    mypy = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--cache-dir", cache]
+    done = subprocess.run([*mypy, "."], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("text", blocks("toml"))

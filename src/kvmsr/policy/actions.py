@@ -103,7 +103,7 @@ class Model:
     def __init__(self, model: str | ModelClass, /, **parameters: Any) -> None:
         named = isinstance(model, str)
         cls = find_model(model) if isinstance(model, str) else model
-        if not is_model_class(cls):
+        if not isinstance(cls, type) or not is_model_class(cls):
             raise PolicyError(f"{shown(cls)} is no register model")
         put = object.__setattr__
         put(self, "cls", cls)

@@ -8,7 +8,7 @@ Finding the class behind ``model = "…"``, and holding a policy's parameters to
 
 from collections.abc import Callable, Mapping
 from pkgutil import resolve_name
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -75,4 +75,5 @@ def fit_parameters(cls: ModelClass, given: Mapping[str, Any]) -> msgspec.Struct:
 
     :raises PolicyError: for one that it does not declare, or of the wrong type or range.
     """
-    return convert(dict(given), cls.Parameters)
+    declared = cast("type[msgspec.Struct]", cls.Parameters)
+    return convert(dict(given), declared)

@@ -9,7 +9,7 @@ own. Policies are checked against it before any guest runs.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -130,13 +130,15 @@ class Register:
 
 
 class ModelClass(Protocol):
-    """What a policy has to know of a register model: see :mod:`kvmsr.dispatch.models`."""
+    """What a policy needs to know about a register model; see :mod:`kvmsr.dispatch.models`."""
 
-    Parameters: type[msgspec.Struct]
-    __module__: str
-    __qualname__: str
-    registers: Mapping[int, Register]
-    scope: Scope
+    # A class satisfies this, not an instance. Type checkers match a nested class against the
+    # signature of a method, and a ClassVar against a property.
+    def Parameters(self, *args: Any, **fields: Any) -> msgspec.Struct: ...  # noqa: D102, N802
+    @property
+    def registers(self) -> Mapping[int, Register]: ...  # noqa: D102
+    @property
+    def scope(self) -> Scope: ...  # noqa: D102
 
 
 def is_model_class(candidate: object) -> bool:

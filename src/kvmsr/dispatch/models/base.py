@@ -9,7 +9,7 @@ each register.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, dataclass_transform
 
 import msgspec
 
@@ -59,12 +59,13 @@ class RegisterModel:
     :ivar site: where this instance stands.
     """
 
+    @dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
     class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
-        What a policy may set: annotated attributes with defaults.
+        What a policy may set: annotated attributes with defaults. Subclasses are frozen, too.
 
-        msgspec's ``Meta`` gives ranges, ``Literal`` gives choices; what belongs together is checked
-        in ``__post_init__``, by raising ValueError.
+        Give ranges with msgspec's ``Meta`` and choices with ``Literal``. Check what must fit
+        together in ``__post_init__``, and raise ValueError where it does not.
         """
 
     scope: ClassVar[Scope] = Scope.PACKAGE
