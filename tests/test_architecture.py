@@ -38,7 +38,6 @@ MAY_TOUCH_RAW_MEMORY = {"native", "abi", "backend"}
 OPEN_NOTHING = {"abi", "msr", "policy"}
 
 LONGEST = 400  # lines of a file
-LONG = {"dispatch/dispatcher.py"}  # to be split yet
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE)
 
@@ -173,8 +172,7 @@ def test_modules_say_what_they_are_and_what_they_export(path):
     assert module.__doc__
     for name in getattr(module, "__all__", ()):
         assert hasattr(module, name), name
-    if path.relative_to(PACKAGE).as_posix() not in LONG:
-        assert len(text.splitlines()) <= LONGEST
+    assert len(text.splitlines()) <= LONGEST
 
 
 def test_the_face_is_what_the_documentation_promises():

@@ -13,6 +13,7 @@ import click
 
 from kvmsr.cli._parameters import MsrIndex, Number, PolicyFile, Preset
 from kvmsr.cli.policy_files import export, import_
+from kvmsr.dispatch import explain
 from kvmsr.errors import FilterCapacityError, PolicyError
 from kvmsr.kvm.kernel_module import ignore_msrs
 from kvmsr.msr import catalog
@@ -20,7 +21,7 @@ from kvmsr.policy import Op, Policy
 from kvmsr.policy.file import load_policy
 from kvmsr.policy.file.parse import PRESET
 from kvmsr.policy.file.presets import preset_names, preset_text
-from kvmsr.policy.plan import KernelFacts, Plan, compile_policy, explain
+from kvmsr.policy.plan import KernelFacts, Plan, compile_policy
 
 __all__ = ("command",)
 

@@ -5,11 +5,12 @@ import json
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kvmsr.dispatch import explain
 from kvmsr.errors import PolicyError
 from kvmsr.policy import Op
 from kvmsr.policy.file import parse_policy
 from kvmsr.policy.file.toml import to_toml
-from kvmsr.policy.plan import compile_policy, explain
+from kvmsr.policy.plan import compile_policy
 
 words = st.sampled_from(
     "kernel fault ignore shadow stop rw lock rc once never change core vm same-cpu filter unknown"

@@ -2,11 +2,12 @@
 
 import pytest
 
+from kvmsr.dispatch import explain
 from kvmsr.errors import PolicyError
 from kvmsr.policy import Op, Plain
 from kvmsr.policy.file import load_policy
 from kvmsr.policy.file.presets import preset_names, preset_text
-from kvmsr.policy.plan import KernelFacts, compile_policy, explain
+from kvmsr.policy.plan import KernelFacts, compile_policy
 from kvmsr.policy.plan.lint import LintId
 
 NAMES = ["linux", "macos", "power-meter", "quiet", "strict", "windows"]

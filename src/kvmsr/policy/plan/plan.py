@@ -56,6 +56,15 @@ class Plan:
         """Return what holds for *op* on MSR *index*: the rules to try, and what KVM knows."""
         return (self.reads if op == Op.READ else self.writes).find(index)
 
+    def swallowed(self, segment: Segment) -> bool:
+        """
+        Tell whether KVM would swallow accesses to *segment* if the filter did not deny them.
+
+        That is what kvm.ignore_msrs=1 does to MSRs that KVM does not know. So the rules must see
+        such an access as unknown, although KVM gives it up as filtered.
+        """
+        return self.kernel.ignore_msrs and not segment.known
+
     def relied_on(self) -> Ranges:
         """
         Return the MSRs that have a rule and no filter range, because KVM does not know them.
