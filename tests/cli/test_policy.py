@@ -80,8 +80,8 @@ def test_check_tells_what_does_not_fit(tmp_path):
     told = json.loads(in_process("policy", "check", file, "--json", status=3))
     error = told["policies"][0]["error"]
     assert error["id"] == "too-many-ranges"
-    assert "more filter ranges than KVM's 16" in error["text"]
-    assert "0x110000 (wide.toml:129)" in error["text"]
+    assert "needs more than KVM's 16 filter ranges" in error["text"]
+    assert " 0x110000 (wide.toml:129); " in error["text"]
 
 
 def test_show_resolves(file, tmp_path):

@@ -6,11 +6,11 @@ kvmsr policy
 Looks at policies without running a guest: what is wrong with them, what they come to, why.
 """
 
-import json
 from typing import Any
 
 import click
 
+from kvmsr.cli._output import echo, print_json
 from kvmsr.cli._parameters import MsrIndex, Number, PolicyFile, Preset
 from kvmsr.cli.policy_files import export, import_
 from kvmsr.dispatch import explain
@@ -45,10 +45,6 @@ def _facts(ignoring: bool | None) -> KernelFacts:
     return KernelFacts(ignore_msrs=bool(ignore_msrs() if ignoring is None else ignoring))
 
 
-def _print_json(what: object) -> None:
-    click.echo(json.dumps(what, indent=2))
-
-
 @command.command(epilog="Example: kvmsr policy check --strict *.toml")
 @click.argument("files", type=PolicyFile(), nargs=-1, required=True, metavar="FILE...")
 @click.option("--strict", is_flag=True, help="Fail on lints, too.")
@@ -65,17 +61,17 @@ def check(files: tuple[str, ...], strict: bool, ignoring: bool | None, as_json: 
     found = [_checked(file, kernel) for file in files]
     bad = any(one["error"] or (strict and one["lints"]) for one in found)
     if as_json:
-        _print_json({"schema": 1, "ok": not bad, "policies": found})
+        print_json({"schema": 1, "ok": not bad, "policies": found})
         return PolicyError.exit_status if bad else 0
     for one in found:
         if one["error"]:
-            click.echo(f"error: {one['error']['text']} [{one['error']['id']}]")
+            echo(f"error: {one['error']['text']} [{one['error']['id']}]")
         for lint in one["lints"]:
             place = f"{lint['file'] or one['file']}:" + (f"{lint['line']}:" if lint["line"] else "")
             key = f" {lint['key']}:" if lint["key"] else ""
-            click.echo(f"lint: {place}{key} {lint['message']} [{lint['id']}]")
+            echo(f"lint: {place}{key} {lint['message']} [{lint['id']}]")
         if not one["error"]:
-            click.echo(
+            echo(
                 f"{one['file']}: {one['rules']} rules, {one['ranges']} of KVM's 16 filter ranges,"
                 f" {len(one['lints'])} lints"
             )
@@ -118,7 +114,7 @@ def show(file: str, as_toml: bool, as_json: bool) -> None:
     if as_toml:
         click.echo(to_toml(policy), nl=False)
     elif as_json:
-        _print_json({"schema": 1, **json_form(policy)})
+        print_json({"schema": 1, **json_form(policy)})
     else:
         from kvmsr.cli._table import print_policy
 
@@ -160,13 +156,13 @@ def explain_(
     op = Op.READ if value is None else Op.WRITE
     explanation = explain(plan, op, msr, value=value or 0, vcpu=vcpu, cpl=cpl, rip=rip, count=count)
     if as_json:
-        _print_json(explanation.as_dict())
+        print_json(explanation.as_dict())
         return
     name = f" ({explanation.name})" if explanation.name else ""
     what = "read of" if op is Op.READ else f"write of {value:#x} to"
-    click.echo(f"{what} MSR {msr:#x}{name} on vCPU {vcpu}")
-    click.echo(f"  KVM:     {explanation.kernel}")
-    click.echo(f"  filter:  {explanation.filter.text}")
+    echo(f"{what} MSR {msr:#x}{name} on vCPU {vcpu}")
+    echo(f"  KVM:     {explanation.kernel}")
+    echo(f"  filter:  {explanation.filter.text}")
     for case in explanation.cases:
         if case.reason is None:
             when = "" if len(explanation.cases) == 1 else "if KVM completes it: "
@@ -174,12 +170,12 @@ def explain_(
             when = f"given up as {case.reason}: "
         if case.reason is not None and case is explanation.cases[0]:
             when = f"it comes to user space ({case.reason}): "
-        click.echo(f"  {when}the guest sees {case.text}")
+        echo(f"  {when}the guest sees {case.text}")
         for step in case.steps:
             verdict = f"skipped: {step.skipped}" if step.skipped else "decides"
-            click.echo(f"    {step.where} {op} = {step.action}: {verdict}")
+            echo(f"    {step.where} {op} = {step.action}: {verdict}")
         if case.rule.startswith("defaults."):
-            click.echo(f"    {case.rule}: decides")
+            echo(f"    {case.rule}: decides")
 
 
 @command.command("filter", epilog="Example: kvmsr policy filter preset:strict --json")
@@ -195,24 +191,24 @@ def filter_(file: str, ignoring: bool | None, as_json: bool) -> None:
     """
     plan = compile_policy(load_policy(file), _facts(ignoring))
     if as_json:
-        _print_json(_filter_dict(plan))
+        print_json(_filter_dict(plan))
         return
     reasons = ", ".join(sorted(plan.reasons))
-    click.echo(f"KVM hands over: {reasons}")
-    click.echo(f"where no range decides: {'deny' if plan.filter.default_deny else 'allow'}")
+    echo(f"KVM hands over: {reasons}")
+    echo(f"where no range decides: {'deny' if plan.filter.default_deny else 'allow'}")
     for number, one in enumerate(plan.filter.ranges):
         directions = " and ".join(
             word for word, has in (("reads", one.reads), ("writes", one.writes)) if has
         )
         denied = one.count - int.from_bytes(one.bitmap, "little").bit_count()
-        click.echo(
+        echo(
             f"range {number}: {one.base:#x}-{one.base + one.count - 1:#x}, {directions}: denies"
             f" {denied:,} of {one.count:,} MSRs"
         )
         for first, last in _runs_denied(one.base, one.count, one.bitmap):
             name = catalog().name(first) if first == last else ""
             span = f"{first:#x}" if first == last else f"{first:#x}-{last:#x}"
-            click.echo(f"  {span}{f' {name}' if name else ''}")
+            echo(f"  {span}{f' {name}' if name else ''}")
 
 
 def _filter_dict(plan: Plan) -> dict[str, Any]:
@@ -250,7 +246,7 @@ def schema(as_json: bool) -> None:
     """Print the JSON schema, for editors."""
     from kvmsr.policy.file.jsonschema import json_schema
 
-    _print_json(json_schema())
+    print_json(json_schema())
 
 
 @command.command(epilog="Example: kvmsr policy presets quiet > mine.toml")
@@ -267,17 +263,17 @@ def presets(name: str | None, as_json: bool) -> None:
         load_policy(f"{PRESET}{name}")  # tells the nearest name if there is none
         text = preset_text(name) or ""
         if as_json:
-            _print_json({"schema": 1, "name": name, "text": text})
+            print_json({"schema": 1, "name": name, "text": text})
         else:
             click.echo(text, nl=False)
         return
     found = {one: load_policy(f"{PRESET}{one}").description for one in preset_names()}
     if as_json:
         rows = [{"name": one, "description": says} for one, says in found.items()]
-        _print_json({"schema": 1, "presets": rows})
+        print_json({"schema": 1, "presets": rows})
         return
     for one, says in found.items():
-        click.echo(f"{PRESET}{one}: {says}")
+        echo(f"{PRESET}{one}: {says}")
 
 
 command.add_command(import_)

@@ -6,15 +6,14 @@ kvmsr policy import and export
 Other programs' files as policies, and policies as such files.
 """
 
-import json
 import sys
 from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from kvmsr.cli._output import cell, echo, print_json
 from kvmsr.cli._parameters import PolicyFile
 from kvmsr.errors import PolicyError, UsageError
 from kvmsr.policy.file import load_policy
@@ -46,7 +45,7 @@ def import_(file: str, form: str | None, output: str | None, as_json: bool) -> N
         except OSError as error:
             raise UsageError(f"{output} cannot be written: {error.strerror}") from None
     if as_json:
-        click.echo(json.dumps(_as_dict(imported, policy), indent=2))
+        print_json(_as_dict(imported, policy))
         return
     _print(imported)
     if output is None:
@@ -93,7 +92,7 @@ def _print(imported: Imported) -> None:
     for each in imported.statements:
         index = "" if each.index is None else f"{each.index:#x}"
         texts = (each.said, each.becomes, each.lost)
-        table.add_row(str(each.line), index, each.name, *map(escape, texts))
+        table.add_row(str(each.line), index, each.name, *map(cell, texts))
     console.print(table)
 
 
@@ -108,5 +107,5 @@ def export(file: str, form: str) -> int:
     text, left = export_policy(load_policy(file), form)
     click.echo(text, nl=False)
     for rule in left:
-        click.echo(f"kvmsr: {form} cannot say this: {rule.where}", err=True)
+        echo(f"kvmsr: {form} cannot say this: {rule.where}", err=True)
     return 1 if left else 0

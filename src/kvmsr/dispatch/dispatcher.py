@@ -138,8 +138,8 @@ class Dispatcher:
         With ``ignore_msrs`` KVM would claim to know every MSR, so the filter denies those that it
         does not know; such an access is unknown all the same.
         """
-        plan = self.plan
-        if access.reason == _FILTER and plan.swallowed(plan.segment(access.op, access.index)):
+        swallows = access.reason == _FILTER and self.plan.kernel.ignore_msrs
+        if swallows and not self.plan.segment(access.op, access.index).known:
             return access._replace(reason=Reason.UNKNOWN)
         return access
 

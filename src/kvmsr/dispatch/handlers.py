@@ -18,7 +18,7 @@ from kvmsr.dispatch.host import HostMsrs
 from kvmsr.dispatch.outcome import Outcome, Verdict, plain_outcome
 from kvmsr.errors import UsageError
 from kvmsr.policy import Access, Fault, Handler, Host, Op, Plain
-from kvmsr.policy.selector import shown, told
+from kvmsr.text import error_text, shown
 
 __all__ = ("HandlerFailure", "Handlers", "host_handler")
 
@@ -85,7 +85,9 @@ class Handlers:
             except KeyboardInterrupt:
                 raise  # it is not the handler's
             except BaseException as error:  # also SystemExit: it would end the vCPU's thread
-                return self._failed(name, rule, access, f"raised {told(error)}", _trace(error))
+                return self._failed(
+                    name, rule, access, f"raised {error_text(error)}", _trace(error)
+                )
             if access.op == _WRITE:
                 if answer is None:
                     return done

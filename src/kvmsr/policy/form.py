@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import msgspec
 
 from kvmsr.errors import PolicyError
-from kvmsr.policy.selector import nearest
+from kvmsr.text import nearest
 
 __all__ = ("FormError", "Path", "convert")
 

@@ -16,7 +16,7 @@ import msgspec
 from kvmsr.errors import PolicyError
 from kvmsr.policy.access import Reason
 from kvmsr.policy.form import FormError, convert
-from kvmsr.policy.selector import nearest, shown
+from kvmsr.text import nearest, shown
 
 __all__ = ("When", "WhenTable")
 

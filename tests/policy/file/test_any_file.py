@@ -82,13 +82,12 @@ def test_any_tree_is_a_policy_or_one_line(tree):
         policy = parse_policy(text)
         plan = compile_policy(policy)
     except PolicyError as error:
-        first = str(error).split("What does not fit:")[0].strip()
-        assert "\n" not in first
-        assert len(first) < 1000
+        assert str(error).isprintable()
+        assert len(str(error)) < 2000
         return
     assert parse_policy(to_toml(policy)).rules == policy.rules
     for lint in plan.lints:
-        assert "\n" not in str(lint)
+        assert str(lint).isprintable()
     for op in Op:
         for rule in policy.rules:
             explain(plan, op, rule.msrs[0][0]).as_dict()

@@ -17,7 +17,7 @@ from types import ModuleType
 
 from kvmsr.errors import PolicyError
 from kvmsr.policy.access import Handler
-from kvmsr.policy.selector import shown, told
+from kvmsr.text import error_text, shown
 
 __all__ = ("HandlerFinder",)
 
@@ -52,7 +52,7 @@ class HandlerFinder:
         except BaseException as error:  # also SystemExit: a policy does not end the program
             raise PolicyError(
                 f"module {shown(match[1])} cannot be imported, neither from {folder.resolve()} nor"
-                f" from Python's path: {told(error)}"
+                f" from Python's path: {error_text(error)}"
             ) from None
         try:
             function = getattr(module, match[2], None)

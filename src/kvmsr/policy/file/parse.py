@@ -33,9 +33,10 @@ from kvmsr.policy.form import FormError, Path, convert
 from kvmsr.policy.policy import Defaults, Policy
 from kvmsr.policy.register_models import find_model
 from kvmsr.policy.rule import Place, Rule, to_log, to_scope
-from kvmsr.policy.selector import nearest, parse_msrs, shown
+from kvmsr.policy.selector import parse_msrs
 from kvmsr.policy.topology import Topology
 from kvmsr.policy.when import When
+from kvmsr.text import nearest, one_line, shown
 
 __all__ = ("PRESET", "load_policy", "parse_policy")
 
@@ -244,7 +245,7 @@ class _Reader:
                 scope=rule.scope,
                 when=rule.when,
                 log=rule.log,
-                where=f"{FilePath(self.source).name}:{line}",
+                where=one_line(f"{FilePath(self.source).name}:{line}"),
                 place=Place(self.source, line, show(path), self.inside(path)),
             )
         raise AssertionError  # for the type checker: at() swallows nothing
@@ -298,7 +299,6 @@ class _Reader:
 
     def fail(self, path: Path, message: str) -> NoReturn:
         """Fail at *path*."""
-        message = " ".join(message.splitlines())  # names may have any character
         raise PolicyError(message, file=self.source, line=self.line(path), key=show(path))
 
     @contextmanager

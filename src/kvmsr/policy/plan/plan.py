@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from kvmsr.errors import FilterCapacityError
 from kvmsr.msr import X2APIC, catalog
 from kvmsr.policy.access import Op, Reason
-from kvmsr.policy.plan.facts import MAX_RANGES, KernelFacts
+from kvmsr.policy.plan.facts import MAX_RANGE_MSRS, MAX_RANGES, KernelFacts
 from kvmsr.policy.plan.filter import Filter, Misfit, Run, Want, compile_filter
 from kvmsr.policy.plan.lint import Lint, lint_policy, refuse_x2apic
 from kvmsr.policy.plan.segments import Segment, Table, cut
@@ -164,18 +164,18 @@ def _runs(reads: Table, writes: Table, kernel: KernelFacts) -> list[Run]:
 
 
 def _say_misfit(misfit: Misfit, reads: Table, writes: Table) -> str:
-    lines = []
+    said = []
     for first, last in misfit.left[:_LISTED]:
-        names = catalog().name(first) if first == last else ""
+        name = catalog().name(first) if first == last else ""
         where = f"{first:#x}" if first == last else f"{first:#x}-{last:#x}"
         rules = _rules_over((first, last), (reads, writes))
-        lines.append(f"  {where}{f' {names}' if names else ''}{f' ({rules})' if rules else ''}")
+        said.append(f"{where}{f' {name}' if name else ''}{f' ({rules})' if rules else ''}")
     more = len(misfit.left) - _LISTED
     if more > 0:
-        lines.append(f"  and {more} more")
+        said.append(f"and {more} more")
     return (
-        f"the policy needs more filter ranges than KVM's {MAX_RANGES} (of at most 0x3000 MSRs"
-        " each). What does not fit:\n" + "\n".join(lines)
+        f"the policy needs more than KVM's {MAX_RANGES} filter ranges of at most"
+        f" {MAX_RANGE_MSRS:#x} MSRs each; these do not fit: {'; '.join(said)}"
     )
 
 

@@ -17,6 +17,7 @@ from kvmsr.policy.file.formats.statement import Imported, Statement
 from kvmsr.policy.file.toml import to_toml
 from kvmsr.policy.policy import Policy
 from kvmsr.policy.rule import Rule
+from kvmsr.text import one_line
 
 __all__ = ("FORMATS", "Imported", "Statement", "as_policy", "export_policy", "import_text")
 
@@ -98,7 +99,7 @@ def as_policy(imported: Imported, name: str) -> str:
     ]  # fmt: skip
     text = to_toml(Policy(rules, name=name, description=f"made of {imported.format}"))
     lost = [
-        f"# line {each.line}: {each.said}: {each.lost}"
+        one_line(f"# line {each.line}: {each.said}: {each.lost}")
         for each in imported.statements
         if each.lost and (each.rule is not None or each.index is None)
     ]
