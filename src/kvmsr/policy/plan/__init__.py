@@ -9,7 +9,7 @@ them, and what the policy's owner should know about that.
 
 from kvmsr.policy.plan.facts import KernelFacts
 from kvmsr.policy.plan.filter import Filter, FilterRange
-from kvmsr.policy.plan.lint import Lint, LintId
+from kvmsr.policy.plan.lint import Lint, LintId, x2apic_errors
 from kvmsr.policy.plan.plan import Plan, compile_policy
 from kvmsr.policy.plan.segments import Segment, Table
 
@@ -23,4 +23,5 @@ __all__ = (
     "Segment",
     "Table",
     "compile_policy",
+    "x2apic_errors",
 )

@@ -15,7 +15,7 @@ from kvmsr.msr import X2APIC, catalog
 from kvmsr.policy.access import Op, Reason
 from kvmsr.policy.plan.facts import MAX_RANGE_MSRS, MAX_RANGES, KernelFacts
 from kvmsr.policy.plan.filter import Filter, Misfit, Run, Want, compile_filter
-from kvmsr.policy.plan.lint import Lint, lint_policy, refuse_x2apic
+from kvmsr.policy.plan.lint import Lint, lint_policy, x2apic_errors
 from kvmsr.policy.plan.segments import Segment, Table, cut
 from kvmsr.policy.policy import Policy
 from kvmsr.policy.selector import MAX_INDEX, Ranges
@@ -92,7 +92,8 @@ def compile_policy(policy: Policy, kernel: KernelFacts | None = None) -> Plan:
     :raises PolicyError: for a rule that KVM cannot obey.
     """
     kernel = kernel or KernelFacts()
-    refuse_x2apic(policy)
+    for error in x2apic_errors(policy):
+        raise error
     reads, writes = cut(policy, Op.READ, kernel), cut(policy, Op.WRITE, kernel)
     runs = _runs(reads, writes, kernel)
     compiled = compile_filter(runs)

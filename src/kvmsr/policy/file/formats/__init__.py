@@ -22,6 +22,9 @@ from kvmsr.text import one_line
 __all__ = ("FORMATS", "Imported", "Statement", "as_policy", "export_policy", "import_text")
 
 
+_GUESSED: Final = "# Reads give 0 at first, which is a guess. Better values, where some are known:"
+
+
 class Format(NamedTuple):
     """
     A format.
@@ -103,9 +106,17 @@ def as_policy(imported: Imported, name: str) -> str:
         for each in imported.statements
         if each.lost and (each.rule is not None or each.index is None)
     ]
-    if not lost:
-        return text
-    return "\n".join(["# What no rule says:", *dict.fromkeys(lost), "", text])
+    hints = [
+        one_line(f"# {each.index:#x}{f' {each.name}' if each.name else ''}: {each.hint}")
+        for each in imported.statements
+        if each.hint
+    ]
+    parts = [
+        "\n".join([head, *dict.fromkeys(lines)])
+        for head, lines in (("# What no rule says:", lost), (_GUESSED, hints))
+        if lines
+    ]
+    return "\n\n".join([*parts, text])
 
 
 def export_policy(policy: Policy, form: str) -> tuple[str, list[Rule]]:
