@@ -30,6 +30,8 @@ import errno
 import os
 from typing import ClassVar, Final
 
+from kvmsr.text import one_line
+
 __all__ = (
     "BackendError",
     "BrokenInvariantError",
@@ -77,9 +79,16 @@ _GENERAL_HINTS: Final[dict[int, str]] = {
 
 
 class KvmsrError(Exception):
-    """The root of kvmsr's errors; *exit_status* is what the command line ends with."""
+    """
+    The root of kvmsr's errors; the message is one line, whatever file names and values are in it.
+
+    :cvar exit_status: the exit status of the command line.
+    """
 
     exit_status: ClassVar[int] = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
 
 
 class UsageError(KvmsrError):

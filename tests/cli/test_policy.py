@@ -1,6 +1,7 @@
 """kvmsr policy, as its users meet it."""
 
 import json
+import os
 import tomllib
 
 import pytest
@@ -68,6 +69,72 @@ def test_check_tells_errors_and_lints_with_file_line_and_key(file, tmp_path):
     in_process("policy", "check", odd, "--strict", status=3)
 
 
+def test_check_reports_everything_that_is_wrong(tmp_path):
+    bad, base = tmp_path / "bad.toml", tmp_path / "base.toml"
+    bad.write_text(
+        '[policy]\nextends = ["base.toml"]\n[[rule]]\nmsr = 0x800\nread = "fault"\n'
+        '[[rule]]\nmsr = 1\nraed = "fault"\nwrite = { host = 0 }\n'
+        '[[rule]]\nmsr = 2\nread = "x"\nwrite = { host = 0 }\n[[rule]]\nmsr = 3\nread = "stop"\n'
+        "write = { host = 0 }\n"
+    )
+    base.write_text('[defaults]\nunknown = "x"\n[[rule]]\nmsr = 0x801\nread = "stop"\n')
+    lines = in_process("policy", "check", bad, status=3).splitlines()
+    assert [line.split(": ")[:3] for line in lines] == [
+        ["error", f"{bad}:4", "rule[0].msr"],
+        ["error", f"{bad}:8", "rule[1].raed"],
+        ["error", f"{bad}:12", "rule[2].read"],
+        ["error", f"{bad}:17", "rule[3].write"],
+        ["error", f"{base}:2", "defaults.unknown"],
+        ["error", f"{base}:4", "rule[0].msr"],
+    ]
+    told = json.loads(in_process("policy", "check", bad, "--json", status=3))["policies"][0]
+    assert told["error"] == told["errors"][0]
+    assert [f"error: {one['text']} [{one['id']}]" for one in told["errors"]] == lines
+
+
+LOUD = "print('this was run')\ndef read(access): return 1 / 0\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["check"], ["show"], ["show", "--json"], ["filter"], ["explain", "0x35", "--policy"]],
+)
+def test_python_is_looked_up_and_not_run_unless_that_is_asked_for(tmp_path, words):
+    (tmp_path / "mine.py").write_text(LOUD)
+    (tmp_path / "p.toml").write_text('[[rule]]\nmsr = 0x35\nread = { python = "mine:read" }\n')
+    out, err = kvmsr("policy", *words, tmp_path / "p.toml")
+    note = f"mine:read in {tmp_path / 'mine.py'} was looked up, not run (--import runs it)\n"
+    assert "this was run" not in out + err
+    assert (out if words == ["check"] else err).count(note) == 1
+    if "--json" in words:
+        json.loads(out)
+    out, err = kvmsr("policy", *words, tmp_path / "p.toml", "--import")
+    assert "this was run" in out
+    assert "looked up" not in out + err
+    (tmp_path / "mine.py").write_text(LOUD.replace("read", "raed"))
+    out, err = kvmsr("policy", *words, tmp_path / "p.toml", status=3)
+    assert "p.toml:3: rule[0].read: module 'mine' has no function 'read': nothing in" in out + err
+
+
+def test_a_fifo_or_a_device_is_no_policy(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for words in (["check"], ["show"], ["import"]):
+        for name, kind in ((tmp_path / "fifo", "a FIFO"), ("/dev/zero", "a device")):
+            out, err = kvmsr("policy", *words, name, status=3)
+            assert f"{name}: " in out + err
+            assert f"it is {kind}, not a regular file" in out + err
+
+
+def test_check_and_a_run_name_the_same_lines(tmp_path):
+    file = tmp_path / "p.toml"
+    file.write_text('[[rule]]\nmsr = 0x6e0\n\nwrite = "ignore"\n')
+    lints = in_process("policy", "check", file, "--no-ignore-msrs").splitlines()[:-1]
+    told, _ = kvmsr("run", "--backend", "soft", LIST, "--policy", file, "--json", "--serial", "-")
+    notes = json.loads(told)["notes"]
+    assert [line.removeprefix("lint: ") for line in lints] == [n for n in notes if "[tsc" in n]
+    assert lints[0].startswith(f"lint: {file}:4: rule[0].write: some hosts' KVM does")
+
+
 def test_check_tells_what_does_not_fit(tmp_path):
     file = tmp_path / "wide.toml"
     # Islands to be denied, each beside one that must not be.
@@ -80,8 +147,8 @@ def test_check_tells_what_does_not_fit(tmp_path):
     told = json.loads(in_process("policy", "check", file, "--json", status=3))
     error = told["policies"][0]["error"]
     assert error["id"] == "too-many-ranges"
-    assert "more filter ranges than KVM's 16" in error["text"]
-    assert "0x110000 (wide.toml:129)" in error["text"]
+    assert "needs more than KVM's 16 filter ranges" in error["text"]
+    assert " 0x110000 (wide.toml:129); " in error["text"]
 
 
 def test_show_resolves(file, tmp_path):

@@ -5,10 +5,10 @@ import re
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from kvmsr.dispatch import Effect, explain
 from kvmsr.errors import FilterCapacityError
 from kvmsr.machine import Boot, Machine
 from kvmsr.policy import Defaults, Op, Policy, Rule
-from kvmsr.policy.plan import Effect, explain
 from tests.conftest import GUESTS
 
 # Some that every KVM handles, some that none does; EFER only for values that KVM refuses, for the

@@ -48,7 +48,7 @@ def test_everything_given_must_hold(vcpu, value_mask, reasons, on, written, reas
                 expected = False
     if reasons is not None and reason not in reasons:
         expected = False
-    assert (when.why_not(on, written, reason) == "") is expected
+    assert (when.failing(on, written, reason) == "") is expected
 
 
 def test_rip_is_a_range_with_both_ends():

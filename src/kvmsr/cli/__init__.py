@@ -15,6 +15,7 @@ import click
 
 from kvmsr._version import __version__
 from kvmsr.errors import KvmsrError
+from kvmsr.text import error_text, one_line
 
 __all__ = ("cli", "main")
 
@@ -84,6 +85,7 @@ def _status(args: list[str] | None) -> int:
     try:
         result: Any = cli.main(args, prog_name="kvmsr", standalone_mode=False)
     except click.ClickException as error:
+        error.message = one_line(error.message)  # type: ignore[misc]  # what it quotes was typed
         error.show()
         return error.exit_code
     except click.Abort:
@@ -100,7 +102,7 @@ def _status(args: list[str] | None) -> int:
         return error.exit_status
     except Exception as error:
         _log_failure()
-        what = f"{type(error).__name__}: {error}"
+        what = error_text(error)
         click.echo(
             f"kvmsr itself failed, please report it ({_DEBUG}=1 says more): {what}", err=True
         )

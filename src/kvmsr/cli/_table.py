@@ -11,9 +11,9 @@ from functools import partial
 from typing import Final, TextIO
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from kvmsr.cli._output import cell
 from kvmsr.policy import Policy
 from kvmsr.policy.file.toml import action_text, msr_names, policy_tables
 from kvmsr.session import EndKind, RunResult
@@ -42,18 +42,18 @@ def print_result(result: RunResult, file: TextIO | None = None) -> None:
     if not result.lost:
         say(_totals(result))
     for note in result.notes:
-        say(f"note: {escape(note)}")
+        say(f"note: {cell(note)}")
     for failure in result.failures:
         say(
-            f"[red]handler {escape(failure.handler)} failed[/red] ({escape(failure.rule)}) at a"
-            f" {failure.access}: {escape(failure.message)}"
+            f"[red]handler {cell(failure.handler)} failed[/red] ({cell(failure.rule)}) at a"
+            f" {failure.access}: {cell(failure.message)}"
         )
     more = result.failure_count - len(result.failures)
     if more > 0:
         say(f"[red]… and {more:,} more handler failures[/red]")
     good = result.end.kind in _GOOD and result.end.code < 2
     colour = "green" if good else "yellow"
-    detail = f": {escape(result.end.detail)}" if result.end.detail else ""
+    detail = f": {cell(result.end.detail)}" if result.end.detail else ""
     say(f"[{colour}]{result.end.kind}[/{colour}]{detail} (exit status {result.exit_status})")
 
 
@@ -76,7 +76,7 @@ def _table(result: RunResult) -> Table:
             values["op"],
             f"{row.count:,}",
             values["reason"],
-            escape(row.rule),
+            cell(row.rule),
             _outcome(row),
             values["last_value"] or "",
             values["first_rip"] or "",
@@ -108,7 +108,7 @@ def print_policy(policy: Policy) -> None:
     say = partial(console.print, soft_wrap=True)
     for text in (policy.name, policy.description):
         if text:
-            say(escape(text))
+            say(cell(text))
     table = Table(title="Rules, in the order in which they are tried", title_justify="left")
     for column in ("rule", "MSRs", "read", "write", "says more"):
         table.add_column(column, overflow="fold")
@@ -119,11 +119,11 @@ def print_policy(policy: Policy) -> None:
         names = msr_names(rule.msrs, 2)
         said = {key: more[key] for key in ("reset", "bits", "scope", "when", "log") if key in more}
         table.add_row(
-            escape(rule.where),
-            escape(f"{spans} {names}".strip()),
-            escape(action_text(rule.read)),
-            escape(action_text(rule.write)),
-            escape(
+            cell(rule.where),
+            cell(f"{spans} {names}".strip()),
+            cell(action_text(rule.read)),
+            cell(action_text(rule.write)),
+            cell(
                 ", ".join(
                     f"{k} = {v:#x}" if k == "reset" else f"{k} = {v}" for k, v in said.items()
                 )

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from kvmsr.attach import ask
+from kvmsr.cli._output import echo
 from kvmsr.cli._parameters import PolicyFile
 from kvmsr.policy.file import load_policy
 from kvmsr.session import load_state, parse_state, save_state
@@ -51,7 +52,7 @@ def policy(pid: int, file: str) -> None:
     load_policy(file)  # what is wrong with it is told from here
     name = file if file.startswith("preset:") else str(Path(file).resolve())
     for warning in ask(pid, {"do": "policy", "file": name})["warnings"]:
-        click.echo(f"kvmsr: {warning}", err=True)
+        echo(f"kvmsr: {warning}", err=True)
 
 
 @command.command(epilog="Example: kvmsr ctl 4711 save before-update.json")

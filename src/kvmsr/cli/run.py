@@ -23,6 +23,7 @@ import click
 from kvmsr import backend as backends
 from kvmsr.backend.soft import DEFAULT_PROFILE
 from kvmsr.cli._console import access_log, guest_input, guest_output
+from kvmsr.cli._output import echo
 from kvmsr.cli._parameters import PolicyFile
 from kvmsr.cli._progress import progress
 from kvmsr.errors import GuestMemoryError, UsageError
@@ -204,7 +205,7 @@ def run_guest(
         if serial != "-":
             stack.enter_context(progress(guest))
         if note and sys.stderr.isatty() and not as_json:
-            click.echo(f"kvmsr: {note}", err=True)
+            echo(f"kvmsr: {note}", err=True)
         witness = witness or Witness()
         witness.begin(guest.session, str(boot.image or boot.bios), timeout)
         stack.callback(witness.end)

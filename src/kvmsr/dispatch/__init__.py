@@ -6,7 +6,9 @@ Dispatch
 What happens at an access: :class:`Dispatcher` turns an access into an :class:`Outcome`.
 """
 
-from kvmsr.dispatch.dispatcher import Dispatcher, HandlerFailure
+from kvmsr.dispatch.dispatcher import Dispatcher, Step
+from kvmsr.dispatch.explain import Case, Effect, Explanation, explain
+from kvmsr.dispatch.handlers import HandlerFailure
 from kvmsr.dispatch.host import HostMsrs
 from kvmsr.dispatch.log import MAX_MARKS, Sink
 from kvmsr.dispatch.outcome import Outcome, Verdict
@@ -15,11 +17,16 @@ from kvmsr.dispatch.state import MAX_SHADOWS, Shadows
 __all__ = (
     "MAX_MARKS",
     "MAX_SHADOWS",
+    "Case",
     "Dispatcher",
+    "Effect",
+    "Explanation",
     "HandlerFailure",
     "HostMsrs",
     "Outcome",
     "Shadows",
     "Sink",
+    "Step",
     "Verdict",
+    "explain",
 )

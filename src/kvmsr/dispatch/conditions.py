@@ -3,7 +3,7 @@
 Conditions at run time
 ----------------------
 
-Tells whether a rule holds for an access, and counts its matches.
+Whether a rule holds for an access, and if not, for which key; and how often it has matched.
 """
 
 import copy
@@ -15,7 +15,11 @@ from kvmsr.policy import Access, Op, Rule
 
 __all__ = ("Conditions", "Test")
 
-Test = Callable[[Access], bool]
+Test = Callable[[Access], str]
+"""
+Returns the key of the condition that fails for an access (``rip`` say, or ``count`` for *after* and
+*every*), or "" if the rule holds. An access for which all else holds is counted.
+"""
 
 
 class _Matches:
@@ -40,14 +44,14 @@ class Conditions:
 
     def test(self, rule: Rule, number: int, op: Op) -> Test:
         """
-        Return what tells whether *rule*, the policy's *number*-th, holds for an access.
+        Return the test of *rule*, which is number *number* of the policy.
 
         :raises UsageError: if it asks for RIP, and nobody gives it.
         """
         when = rule.when
         if when is None:
-            return lambda access: True
-        why_not, holds_at, holds_for = when.why_not, when.holds_at, when.holds_for
+            return lambda access: ""
+        failing, holds_at, holds_for = when.failing, when.holds_at, when.holds_for
         rip, asks_rip, counts = self._rip, when.rip is not None, when.counts
         if asks_rip and rip is None:
             raise UsageError(f"{rule.where} asks for RIP: give Dispatcher(rip=…)")
@@ -55,14 +59,15 @@ class Conditions:
         if counts:
             self._matches[f"{number}.{op}"] = matches
 
-        def holds(access: Access) -> bool:
-            if why_not(access.vcpu, access.value, access.reason):
-                return False
+        def test(access: Access) -> str:
+            key = failing(access.vcpu, access.value, access.reason)
+            if key:
+                return key
             if asks_rip and not holds_at(rip(access.vcpu)):  # type: ignore[misc]
-                return False
-            return not counts or holds_for(next(matches.next))
+                return "rip"
+            return "count" if counts and not holds_for(next(matches.next)) else ""
 
-        return holds
+        return test
 
     def state(self) -> dict[str, int]:
         """Return how often each rule that counts has matched, by rule and direction."""

@@ -6,28 +6,22 @@ The dispatcher
 Plan and register state at run time: an access goes in, an outcome comes out.
 """
 
-import errno
-import operator
-import threading
 import time
-import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
 
 from kvmsr.dispatch.conditions import Conditions, Test
+from kvmsr.dispatch.handlers import HandlerFailure, Handlers, host_handler
 from kvmsr.dispatch.host import HostMsrs
 from kvmsr.dispatch.log import AccessLog, Sink
 from kvmsr.dispatch.models import Instances
-from kvmsr.dispatch.outcome import Outcome, Verdict
+from kvmsr.dispatch.outcome import Outcome, Verdict, plain_outcome
 from kvmsr.dispatch.state import Shadows
-from kvmsr.errors import BrokenInvariantError, UsageError
+from kvmsr.errors import BrokenInvariantError
 from kvmsr.policy import (
     Access,
     Bits,
     Counter,
-    Fault,
-    Handler,
     Host,
     Log,
     Model,
@@ -41,43 +35,33 @@ from kvmsr.policy import (
     Value,
 )
 from kvmsr.policy.plan import Plan
-from kvmsr.policy.selector import shown, told
 
-__all__ = ("Dispatcher", "HandlerFailure")
+__all__ = ("Act", "Dispatcher", "Step")
 
 _U64: Final = (1 << 64) - 1
-_MAX_FAILURES: Final = 32
 _MAX_CACHED: Final = 4096
-_MAX_TRACEBACK: Final = 16_000
 
 # On the way of every access; looking a member up in its enumeration costs more than using it.
-_READ, _WRITE, _FILTER = Op.READ, Op.WRITE, Reason.FILTER
+_READ, _FILTER = Op.READ, Reason.FILTER
 _VALUE, _DONE, _FAULT = Verdict.VALUE, Verdict.DONE, Verdict.FAULT
 
 # Half the price of the constructor that a NamedTuple gets.
 _outcome: Callable[..., Outcome] = tuple.__new__
 
-_Act = Callable[[Access], Outcome]
+Act = Callable[[Access], Outcome]
 
 
-@dataclass(frozen=True, slots=True)
-class HandlerFailure:
+class Step(NamedTuple):
     """
-    A handler that raised, or gave back what is no answer.
+    A rule, prepared for one direction.
 
-    :ivar handler: its name.
-    :ivar rule: where the rule that names it was written.
-    :ivar access: what it was asked.
-    :ivar message: what went wrong, in one line.
-    :ivar traceback: where in the handler, as Python prints it, its last 16,000 characters; "" if it
-        did not raise.
+    :ivar fails: returns which key of the rule's condition fails for an access; "" if it holds.
+    :ivar act: does the rule's action, and logs it.
     """
 
-    handler: str
-    rule: str
-    access: Access
-    message: str
-    traceback: str
+    rule: Rule
+    fails: Test
+    act: Act
 
 
 class Dispatcher:
@@ -91,13 +75,13 @@ class Dispatcher:
     :param host: the host's registers, for ``host`` actions.
     :param memory: gives so many bytes of the guest's memory, for the models that look there; None
         where there is none.
+    :param inert: leave functions, models and the host's registers alone: they are neither set up
+        nor called, and an access that they are to answer must not come.
     :param log: takes accesses that policies want told: the access, its outcome, and a line.
     :ivar plan: the plan.
     :ivar conditions: the rules' conditions.
     :ivar models: the register models.
     :ivar shadows: what guests have written to shadowed MSRs.
-    :ivar failures: the first handler failures, 32 at most.
-    :ivar failure_count: how many there were.
     """
 
     def __init__(
@@ -110,23 +94,23 @@ class Dispatcher:
         host: HostMsrs | None = None,
         log: Sink | None = None,
         memory: Callable[[int, int], bytes | None] = lambda address, size: None,
+        inert: bool = False,
     ) -> None:
         self.plan = plan
         self.conditions = Conditions(rip)
         self._host = host
         self._clock = clock
         self._begun = clock()
+        self._inert = inert
         self._log = AccessLog(log)
         self.models = Instances(plan.policy.topology, vcpus, clock, memory)
         self.shadows = Shadows()
-        self.failures: list[HandlerFailure] = []
-        self.failure_count = 0
-        self._failing = threading.Lock()
+        self._handlers = Handlers(plan.policy.defaults.on_error)
         # What to do, by MSR: found once through the plan's table. Bounded: it is the guest that
         # chooses the MSRs.
-        self._reads: dict[int, _Act] = {}
-        self._writes: dict[int, _Act] = {}
-        self._by_rule: dict[tuple[int, Op], tuple[Test, _Act]] = {}
+        self._reads: dict[int, Act] = {}
+        self._writes: dict[int, Act] = {}
+        self._by_rule: dict[tuple[int, Op], Step] = {}
         for number, rule in enumerate(plan.policy.rules):
             for op in Op:
                 if rule.action(op) is not None:
@@ -166,20 +150,49 @@ class Dispatcher:
         :param access: the access, with the reason for which KVM refused it.
         :param passed: the outcome that passed it on.
         """
-        for rule in self.plan.segment(access.op, access.index).rules:
-            passes = rule.action(access.op) is Plain.KERNEL and rule.where == passed.rule
-            if rule.when is None or passes:
-                break
-            # The others have been asked already, and would count the access twice.
-            if not rule.when.takes(Reason.FILTER):
-                holds, act = self._by_rule[id(rule), access.op]
-                if holds(access):
-                    return act(access)
+        for step in self.steps_refused(access.op, access.index, passed):
+            if not step.fails(access):
+                return step.act(access)
         return self._defaults[access.reason](access)
 
-    def act(self, rule: Rule, op: Op) -> _Act:
+    def steps(self, op: Op, index: int) -> tuple[Step, ...]:
+        """Return the rules that an access is tried against, in turn."""
+        return tuple(self._by_rule[id(rule), op] for rule in self.plan.segment(op, index).rules)
+
+    def steps_refused(self, op: Op, index: int, passed: Outcome) -> Iterator[Step]:
+        """
+        Yield the rules to try when KVM has refused an access that was passed on to it.
+
+        Those are the rules that wait for just that, in front of the one that passed it on. The
+        others have been tried already, and would count the access twice.
+        """
+        for step in self.steps(op, index):
+            when = step.rule.when
+            passes = step.rule.action(op) is Plain.KERNEL and step.rule.where == passed.rule
+            if when is None or passes:
+                return
+            if not when.takes(Reason.FILTER):
+                yield step
+
+    def unruled(self, access: Access, rule: str = "kernel") -> Outcome:
+        """Return what happens where no rule holds, or where the one that holds says ``kernel``."""
+        if access.reason == _FILTER:  # for another rule's sake, or by a default-deny filter
+            return Outcome(Verdict.KERNEL, rule)
+        return self._defaults[access.reason](access)
+
+    def act(self, rule: Rule, op: Op) -> Act:
         """Return what does *rule*'s action, whether its condition holds or not."""
-        return self._by_rule[id(rule), op][1]
+        return self._by_rule[id(rule), op].act
+
+    @property
+    def failures(self) -> list[HandlerFailure]:
+        """Return the first handler failures, 32 at most."""
+        return self._handlers.failures
+
+    @property
+    def failure_count(self) -> int:
+        """Return how many handler failures there were."""
+        return self._handlers.failure_count
 
     @property
     def logs(self) -> bool:
@@ -216,13 +229,13 @@ class Dispatcher:
 
     # Finding what to do
 
-    def _find(self, op: Op, index: int) -> _Act:
+    def _find(self, op: Op, index: int) -> Act:
+        steps = [(step.fails, step.act) for step in self.steps(op, index)]
         segment = self.plan.segment(op, index)
-        steps = [self._by_rule[id(rule), op] for rule in segment.rules]
         # Of an MSR that KVM does not know it says so; but with ignore_msrs it would claim that it
         # does, so the filter denies it.
-        swallowed = self.plan.kernel.ignore_msrs and not segment.known
-        last: _Act = self._unruled
+        swallowed = self.plan.swallowed(segment)
+        last: Act = self.unruled
         if segment.rules and segment.rules[-1].when is None:
             last = steps.pop()[1]
         if not steps and not swallowed:
@@ -231,15 +244,14 @@ class Dispatcher:
         def act(access: Access) -> Outcome:
             if swallowed and access.reason == _FILTER:
                 access = access._replace(reason=Reason.UNKNOWN)
-            for holds, step in steps:
-                if holds(access):
+            for fails, step in steps:
+                if not fails(access):
                     return step(access)
             return last(access)
 
         return act
 
-    def _prepare(self, rule: Rule, number: int, op: Op) -> tuple[Test, _Act]:
-        """Return what tells whether *rule* holds for an access, and what it then does."""
+    def _prepare(self, rule: Rule, number: int, op: Op) -> Step:
         log = rule.log
         action = rule.action(op)
         if log is None and (isinstance(action, Value) or action is Plain.IGNORE):
@@ -247,50 +259,45 @@ class Dispatcher:
         if action is Plain.KERNEL:
             log = Log.NEVER  # what comes of it is KVM's, or a default's, which tells it
         test = self.conditions.test(rule, number, op)
-        return test, self._log.around(self._act(rule, op), log)
+        return Step(rule, test, self._log.around(self._act(rule, op), log))
 
-    def _act(self, rule: Rule, op: Op) -> _Act:
+    def _act(self, rule: Rule, op: Op) -> Act:
         action = rule.action(op)
         if isinstance(action, Value):
             return _always(Outcome(Verdict.VALUE, rule.where, action.value))
-        if isinstance(action, Python):
-            return self._handler(action.function, action.name, rule.where)
-        if isinstance(action, Model):
-            self.models.prepare(action, rule.where)
-            return self._handler(self.models.handler(action), action.name, rule.where)
-        if isinstance(action, Host):
-            return self._handler(self._host_handler(action, rule), str(action), rule.where)
+        if isinstance(action, (Python, Model, Host)):
+            return _never if self._inert else self._code(action, rule)
         if isinstance(action, Counter):
             return self._counter(rule, action)
         if action is Plain.KERNEL:
-            return lambda access: self._unruled(access, rule.where)
+            return lambda access: self.unruled(access, rule.where)
         if action is Plain.SHADOW:
             return self._shadow(rule.where, rule.reset, rule.scope, rule.bits)
-        if action is Plain.FAULT:
-            return _always(Outcome(Verdict.FAULT, rule.where))
-        if action is Plain.STOP:
-            return _always(Outcome(Verdict.STOP, rule.where))
-        if action is Plain.IGNORE:
-            return _always(_ignored(op, rule.where))
+        if isinstance(action, Plain):
+            return _always(plain_outcome(action, rule.where, op))
         raise BrokenInvariantError(f"{rule.where}: no way to do {action!r}")
 
-    def _unruled(self, access: Access, rule: str = "kernel") -> Outcome:
-        """Do what holds where no rule does, or where the rule says ``kernel``."""
-        if access.reason == _FILTER:  # for another rule's sake, or by a default-deny filter
-            return Outcome(Verdict.KERNEL, rule)
-        return self._defaults[access.reason](access)
+    def _code(self, action: Python | Model | Host, rule: Rule) -> Act:
+        if isinstance(action, Python):
+            return self._handlers.act(action.function, action.name, rule.where)
+        if isinstance(action, Model):
+            self.models.prepare(action, rule.where)
+            return self._handlers.act(self.models.handler(action), action.name, rule.where)
+        function = host_handler(self._host, action, rule.where)
+        return self._handlers.act(function, str(action), rule.where)
 
     # Doing it
 
-    def _default(self, name: str) -> _Act:
+    def _default(self, name: str) -> Act:
         action, rule = getattr(self.plan.policy.defaults, name), f"defaults.{name}"
         if action is Plain.SHADOW:
             return self._shadow(rule, 0)
-        return lambda access: _plain(action, rule, access.op)
+        outcomes = {op: plain_outcome(action, rule, op) for op in Op}
+        return lambda access: outcomes[access.op]
 
     def _shadow(
         self, rule: str, reset: int, scope: Scope = Scope.THREAD, bits: Bits | None = None
-    ) -> _Act:
+    ) -> Act:
         shadows = self.shadows
         holder = _holder(self.plan.policy.topology, scope)
 
@@ -314,7 +321,7 @@ class Dispatcher:
 
         return act if bits is None else act_by_bits
 
-    def _counter(self, rule: Rule, counter: Counter) -> _Act:
+    def _counter(self, rule: Rule, counter: Counter) -> Act:
         """A counter is kept as what it would be at the beginning of time."""
         shadows, where, reset = self.shadows, rule.where, rule.reset
         holder = _holder(self.plan.policy.topology, rule.scope)
@@ -329,64 +336,6 @@ class Dispatcher:
 
         return act
 
-    def _host_handler(self, action: Host, rule: Rule) -> Handler:
-        host, cpu = self._host, action.cpu
-        if host is None:
-            raise UsageError(f"{rule.where} asks for the host's registers: give Dispatcher(host=…)")
-
-        def answer(access: Access) -> int | None:
-            try:
-                if access.op == _READ:
-                    return host.read(cpu, access.index)
-                host.write(cpu, access.index, access.value)
-            except OSError as error:
-                if error.errno == errno.EIO:
-                    raise Fault from None  # the host's CPU faulted
-                raise
-            return None
-
-        return answer
-
-    def _handler(self, function: Handler, name: str, rule: str) -> _Act:
-        done, fault = Outcome(_DONE, rule), Outcome(_FAULT, rule)
-
-        def act(access: Access) -> Outcome:
-            try:
-                answer = function(access)
-            except Fault:
-                return fault
-            except KeyboardInterrupt:
-                raise  # it is not the handler's
-            except BaseException as error:  # also SystemExit: it would end the vCPU's thread
-                return self._failed(name, rule, access, f"raised {told(error)}", _trace(error))
-            if access.op == _WRITE:
-                if answer is None:
-                    return done
-                message = f"returned {shown(answer)}; a handler of writes returns nothing"
-                return self._failed(name, rule, access, message)
-            try:
-                value = operator.index(answer)  # type: ignore[arg-type]
-            except KeyboardInterrupt:
-                raise
-            except BaseException:  # whatever somebody's __index__ does
-                message = f"returned {shown(answer)}; a handler of reads returns an integer"
-                return self._failed(name, rule, access, message)
-            if not 0 <= value <= _U64:
-                message = f"returned {shown(value)}, which does not fit an MSR's 64 bits"
-                return self._failed(name, rule, access, message)
-            return _outcome(Outcome, (_VALUE, rule, value))
-
-        return act
-
-    def _failed(
-        self, name: str, rule: str, access: Access, message: str, text: str = ""
-    ) -> Outcome:
-        with self._failing:
-            self.failure_count += 1
-            if len(self.failures) < _MAX_FAILURES:
-                self.failures.append(HandlerFailure(name, rule, access, message, text))
-        return _plain(self.plan.policy.defaults.on_error, "defaults.on_error", access.op)
-
 
 def _holder(topology: Topology, scope: Scope) -> Callable[[int], int]:
     """Return what numbers the holders of a shadow by vCPU; no two scopes share a number."""
@@ -396,20 +345,9 @@ def _holder(topology: Topology, scope: Scope) -> Callable[[int], int]:
     return lambda vcpu: -len(Scope) * unit(scope, vcpu) - place
 
 
-def _trace(error: BaseException) -> str:
-    """Return the traceback; of a long one the end."""
-    return "".join(traceback.format_exception(error))[-_MAX_TRACEBACK:]
+def _never(access: Access) -> Outcome:
+    raise BrokenInvariantError(f"an inert dispatcher was asked for a {access}")
 
 
-def _always(outcome: Outcome) -> _Act:
+def _always(outcome: Outcome) -> Act:
     return lambda access: outcome
-
-
-def _plain(action: Plain, rule: str, op: Op) -> Outcome:
-    if action is Plain.FAULT:
-        return Outcome(Verdict.FAULT, rule)
-    return _ignored(op, rule) if action is Plain.IGNORE else Outcome(Verdict.STOP, rule)
-
-
-def _ignored(op: Op, rule: str) -> Outcome:
-    return Outcome(Verdict.VALUE if op == Op.READ else Verdict.DONE, rule)

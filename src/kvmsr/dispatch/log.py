@@ -13,6 +13,7 @@ from typing import Final
 from kvmsr.dispatch.outcome import Outcome, Verdict
 from kvmsr.msr import catalog
 from kvmsr.policy import Access, Log, Op
+from kvmsr.text import one_line
 
 __all__ = ("MAX_MARKS", "AccessLog", "Sink", "describe")
 
@@ -119,4 +120,4 @@ def describe(access: Access, outcome: Outcome) -> str:
         became = {Verdict.DONE: "done"}
     became |= {Verdict.FAULT: "#GP(0)", Verdict.STOP: "the run stops"}
     result = became.get(outcome.verdict, outcome.verdict.value)
-    return f"vCPU {access.vcpu}: {what}: {result} ({outcome.rule}; {access.reason})"
+    return one_line(f"vCPU {access.vcpu}: {what}: {result} ({outcome.rule}; {access.reason})")

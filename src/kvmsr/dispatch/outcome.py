@@ -9,7 +9,9 @@ What shall happen to an access.
 import enum
 from typing import NamedTuple
 
-__all__ = ("Outcome", "Verdict")
+from kvmsr.policy import Op, Plain
+
+__all__ = ("Outcome", "Verdict", "plain_outcome")
 
 
 class Verdict(enum.Enum):
@@ -40,3 +42,12 @@ class Outcome(NamedTuple):
     verdict: Verdict
     rule: str
     value: int = 0
+
+
+def plain_outcome(action: Plain, rule: str, op: Op) -> Outcome:
+    """Return the outcome of ``fault``, ``ignore`` or ``stop``."""
+    if action is Plain.FAULT:
+        return Outcome(Verdict.FAULT, rule)
+    if action is Plain.STOP:
+        return Outcome(Verdict.STOP, rule)
+    return Outcome(Verdict.VALUE if op == Op.READ else Verdict.DONE, rule)

@@ -4,7 +4,7 @@ Policy
 ------
 
 What the owner of a virtual machine wants, as plain values. :mod:`kvmsr.policy.file` reads
-and writes them as text; :mod:`kvmsr.policy.plan` compiles, explains and lints them for a KVM.
+and writes them as text; :mod:`kvmsr.policy.plan` compiles and lints them for a KVM.
 """
 
 from kvmsr.policy.access import Access, Fault, Handler, Op, Reason

@@ -17,7 +17,7 @@ from kvmsr.errors import PolicyError
 from kvmsr.policy.access import Handler, Op
 from kvmsr.policy.register_models import find_model, fit_parameters
 from kvmsr.policy.registers import ModelClass, is_model_class
-from kvmsr.policy.selector import nearest, shown
+from kvmsr.text import nearest, shown
 
 __all__ = (
     "SAME_CPU",

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple, Self
 
 from kvmsr.errors import PolicyError
-from kvmsr.policy.selector import nearest, shown
+from kvmsr.text import nearest, shown
 
 __all__ = ("ALL_RW", "BitKind", "Bits", "parse_span")
 

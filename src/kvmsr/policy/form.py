@@ -13,9 +13,9 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import msgspec
 
 from kvmsr.errors import PolicyError
-from kvmsr.policy.selector import nearest
+from kvmsr.text import nearest
 
-__all__ = ("FormError", "Path", "convert")
+__all__ = ("FormError", "Path", "convert", "convert_keys")
 
 _T = TypeVar("_T")
 
@@ -51,6 +51,29 @@ def convert(raw: Any, form: type[_T]) -> _T:
         raise FormError(str(error), ()) from None
 
 
+def convert_keys(raw: dict[str, Any], form: type) -> tuple[dict[str, Any], list[FormError]]:
+    """
+    Return those keys of *raw* that a *form*, a structure, can have, and an error for each other.
+
+    A key that is missing is wrong, too.
+    """
+    hints = get_type_hints(form)
+    given: dict[str, Any] = {}
+    errors: list[FormError] = []
+    for key, value in raw.items():
+        if key not in hints:
+            errors.append(FormError(f"unknown key; {nearest(key, hints)}", (key,)))
+            continue
+        try:
+            given[key] = convert(value, hints[key])
+        except FormError as error:
+            errors.append(FormError(str(error), (key, *error.path)))
+    for field in msgspec.structs.fields(form):
+        if field.required and field.name not in raw:
+            errors.append(FormError(f"the key {field.name!r} is missing", ()))
+    return given, errors
+
+
 def _in_words(what: str, path: Path, form: type) -> FormError:
     unknown = re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL)
     if unknown:
@@ -77,17 +100,14 @@ def _in_words(what: str, path: Path, form: type) -> FormError:
 
 def _fields_at(form: Any, path: Path) -> tuple[str, ...]:
     """Return the keys that the table at *path* in a *form* may have."""
+    struct = _struct_in(form)
     for part in path:
-        inner = (
-            get_type_hints(form).get(part)
-            if isinstance(part, str) and hasattr(form, "__struct_fields__")
-            else form
-        )
-        form = _struct_in(inner) or form
-    return tuple(getattr(form, "__struct_fields__", ()))
+        if struct is not None and isinstance(part, str):
+            struct = _struct_in(get_type_hints(struct).get(part))
+    return () if struct is None else struct.__struct_fields__
 
 
-def _struct_in(hint: Any) -> Any:
+def _struct_in(hint: Any) -> type[msgspec.Struct] | None:
     """Return the structure that *hint* is, or that it is a list or union of."""
     if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
         return hint

@@ -17,7 +17,9 @@ from kvmsr.policy.rule import Rule
 from kvmsr.policy.selector import MsrSpec
 from kvmsr.policy.topology import Topology
 
-__all__ = ("ON_ERROR", "ON_UNKNOWN", "Defaults", "Policy", "on_read", "on_write")
+__all__ = (
+    "ON_ERROR", "ON_UNKNOWN", "Defaults", "Policy", "host_write_error", "on_read", "on_write",
+)  # fmt: skip
 
 ON_UNKNOWN: Final = (Plain.FAULT, Plain.IGNORE, Plain.SHADOW, Plain.STOP)
 ON_ERROR: Final = (Plain.FAULT, Plain.IGNORE, Plain.STOP)
@@ -84,21 +86,22 @@ class Policy:
         put(self, "name", name)
         put(self, "description", description)
         put(self, "source", source)
-        if not allow_host_writes:
-            _refuse_host_writes(self.rules)
+        for rule in () if allow_host_writes else self.rules:
+            error = host_write_error(rule)
+            if error is not None:
+                raise error
 
 
-def _refuse_host_writes(rules: Iterable[Rule]) -> None:
-    for rule in rules:
-        if isinstance(rule.write, Host):
-            file, line, key, _ = rule.place.at("write")
-            raise PolicyError(
-                "guests do not write the host's registers unless [policy] says"
-                " allow_host_writes = true, in the file that is run itself",
-                file=file,
-                line=line,
-                key=key or f"{rule.where}.write",
-            )
+def host_write_error(rule: Rule) -> PolicyError | None:
+    """Return the error of a rule that writes the host's registers where that is not allowed."""
+    if not isinstance(rule.write, Host):
+        return None
+    file, line, key, _ = rule.place.at("write")
+    message = (
+        "guests must not write the host's registers unless [policy] has allow_host_writes = true,"
+        " in the file that is run itself"
+    )
+    return PolicyError(message, file=file, line=line, key=key or f"{rule.where}.write")
 
 
 def _placed(rule: Rule, number: int) -> Rule:

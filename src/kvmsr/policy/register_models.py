@@ -15,7 +15,7 @@ import msgspec
 from kvmsr.errors import PolicyError
 from kvmsr.policy.form import convert
 from kvmsr.policy.registers import ModelClass, is_model_class
-from kvmsr.policy.selector import nearest, shown
+from kvmsr.text import nearest, shown
 
 __all__ = ("BUILT_IN", "find_model", "fit_parameters")
 

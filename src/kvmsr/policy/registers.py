@@ -15,8 +15,9 @@ import msgspec
 
 from kvmsr.errors import PolicyError
 from kvmsr.policy.bits import Bits, parse_span
-from kvmsr.policy.selector import MsrSpec, parse_msrs, shown
+from kvmsr.policy.selector import MsrSpec, parse_msrs
 from kvmsr.policy.topology import Scope
+from kvmsr.text import shown
 
 __all__ = ("MAX_MODEL_MSRS", "Field", "ModelClass", "Register", "is_model_class")
 

@@ -16,9 +16,10 @@ from kvmsr.policy.access import Op, Reason
 from kvmsr.policy.actions import Action, ActionSpec, Counter, Model, Plain, Value, to_action
 from kvmsr.policy.bits import Bits
 from kvmsr.policy.form import FormError
-from kvmsr.policy.selector import MsrSpec, Ranges, merge, nearest, parse_msrs, shown
+from kvmsr.policy.selector import MsrSpec, Ranges, merge, parse_msrs
 from kvmsr.policy.topology import Scope
 from kvmsr.policy.when import When
+from kvmsr.text import nearest, shown
 
 __all__ = ("NOWHERE", "Log", "Place", "Rule", "to_log", "to_scope")
 

@@ -13,11 +13,11 @@ from typing import Final
 
 from kvmsr.errors import PolicyError, UnknownMsrError
 from kvmsr.msr import catalog
+from kvmsr.text import shown
 
-__all__ = ("MAX_INDEX", "MsrSpec", "Ranges", "merge", "nearest", "parse_msrs", "shown", "told")
+__all__ = ("MAX_INDEX", "MsrSpec", "Ranges", "merge", "parse_msrs")
 
 MAX_INDEX: Final = (1 << 32) - 1
-_MAX_DECIMAL: Final = 1 << 64
 
 Ranges = tuple[tuple[int, int], ...]
 """First and last MSR of each range, ascending and apart."""
@@ -32,8 +32,6 @@ in a list, (5, 9) is the range from 5 to 9.
 _NUMBER: Final = r"(?:0[xX][0-9a-fA-F](?:_?[0-9a-fA-F]){0,30}|0|[1-9](?:_?[0-9]){0,30})"
 _NAME: Final = re.compile(r"[A-Za-z_]\w{0,99}")
 _GLOB: Final = re.compile(r"(?=.*[*?\[])(?=.*[A-Za-z])[\w*?\[\]!-]{1,100}")
-_SHOWN: Final = 100  # characters
-_TOLD: Final = 200
 _TEXTS: Final = (str, bytes, bytearray, memoryview)  # they can be iterated, and are no lists
 _RANGE: Final = re.compile(rf"({_NUMBER})(?:\s*-\s*({_NUMBER}))?")
 
@@ -87,42 +85,6 @@ def _glob(pattern: str) -> list[tuple[int, int]]:
         hint = f"; the nearest is {names[near[0]]}" if near else ""
         raise PolicyError(f"no MSR has a name like {shown(pattern)}{hint}")
     return found
-
-
-def shown(value: object) -> str:
-    """Return *value* for a message, in one line and not too long; integers as 0x35."""
-    try:
-        # Python refuses to write the longest integers in decimal.
-        in_hex = type(value) is int and not -_MAX_DECIMAL < value < 0
-        text = f"{value:#x}" if in_hex else repr(value)
-    except KeyboardInterrupt:
-        raise
-    except BaseException:  # whatever somebody's __repr__ does
-        text = f"a {type(value).__name__}"
-    return _short(text)
-
-
-def nearest(word: object, known: Iterable[str]) -> str:
-    """Return the hint for a word that is none of *known*: what looks like it, or what there is."""
-    words = [str(one) for one in known]
-    near = difflib.get_close_matches(str(word), words, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(words)}"
-
-
-def told(error: BaseException) -> str:
-    """Return *error* for a message, in one line and not too long."""
-    try:
-        text = str(error)
-    except KeyboardInterrupt:
-        raise
-    except BaseException:  # whatever somebody's __str__ does
-        text = ""
-    return f"{type(error).__name__}: {_short(text, _TOLD)}" if text else type(error).__name__
-
-
-def _short(text: str, limit: int = _SHOWN) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def _checked(first: int, last: int, text: str) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import enum
 from dataclasses import dataclass
 
 from kvmsr.errors import PolicyError
-from kvmsr.policy.selector import shown
+from kvmsr.text import shown
 
 __all__ = ("Scope", "Topology")
 

@@ -16,7 +16,7 @@ import msgspec
 from kvmsr.errors import PolicyError
 from kvmsr.policy.access import Reason
 from kvmsr.policy.form import FormError, convert
-from kvmsr.policy.selector import nearest, shown
+from kvmsr.text import nearest, shown
 
 __all__ = ("When", "WhenTable")
 
@@ -130,17 +130,19 @@ class When:
         """Tell whether it may hold for an access that KVM gave up for *reason*."""
         return self.reason is None or reason in self.reason
 
-    def why_not(self, vcpu: int, value: int, reason: Reason) -> str:
-        """Return why it fails for an access, or ""; *rip*, *after* and *every* not looked at."""
+    def failing(self, vcpu: int, value: int, reason: Reason) -> str:
+        """Return the key that fails for an access, or ""; ignores *rip*, *after* and *every*."""
         if self.vcpu is not None and vcpu not in self.vcpu:
-            return f"the vCPU is {vcpu}"
-        if not self.takes(reason):
-            return f"the reason is {reason}"
+            return "vcpu"
+        if self.reason is not None and reason not in self.reason:
+            return "reason"
         if self.value is not None and value & (_U64 if self.mask is None else self.mask) != (
             self.value
         ):
-            return f"the value is {value:#x}"
-        return self.never
+            return "value"
+        if self.cpl is not None and 0 not in self.cpl:
+            return "cpl"
+        return ""
 
     def holds_at(self, rip: int) -> bool:
         """Tell whether it holds with the instruction at *rip*."""

@@ -12,7 +12,7 @@ import threading
 from kvmsr.dispatch import Outcome, Sink
 from kvmsr.errors import KvmsrError
 from kvmsr.policy import Access
-from kvmsr.policy.selector import told
+from kvmsr.text import error_text
 
 __all__ = ("RunLog",)
 
@@ -39,5 +39,5 @@ class RunLog:
         except Exception as error:  # whatever a caller's own function raises
             with self._failing:
                 if not self.notes:
-                    why = str(error) if isinstance(error, KvmsrError) else told(error)
+                    why = str(error) if isinstance(error, KvmsrError) else error_text(error)
                     self.notes.append(f"the log failed, later accesses are not in it: {why}")

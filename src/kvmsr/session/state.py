@@ -8,14 +8,17 @@ What the VMM's own snapshots do not hold: shadowed registers, models and counts,
 
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Self
 
 import msgspec
 from msgspec import Meta
 
 from kvmsr.errors import UsageError
+from kvmsr.files import read_regular
 
 __all__ = ("State", "VmState", "load_state", "parse_state", "save_state")
+
+_MAX_SIZE: Final = 64 << 20  # bytes: all the shadows of many VMs
 
 _U32 = Annotated[int, Meta(ge=0, lt=1 << 32)]
 _Natural = Annotated[int, Meta(ge=0)]  # msgspec knows no larger bound than 2**63
@@ -99,7 +102,7 @@ def load_state(file: Path) -> State:
     :raises UsageError: if it cannot be read, or is none.
     """
     try:
-        data = file.read_bytes()
+        data = read_regular(file, _MAX_SIZE)
     except OSError as error:
         raise UsageError(f"{file}: cannot read the state: {error.strerror}") from None
     return parse_state(data, str(file))

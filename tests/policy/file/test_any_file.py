@@ -5,11 +5,12 @@ import json
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kvmsr.dispatch import explain
 from kvmsr.errors import PolicyError
 from kvmsr.policy import Op
 from kvmsr.policy.file import parse_policy
 from kvmsr.policy.file.toml import to_toml
-from kvmsr.policy.plan import compile_policy, explain
+from kvmsr.policy.plan import compile_policy
 
 words = st.sampled_from(
     "kernel fault ignore shadow stop rw lock rc once never change core vm same-cpu filter unknown"
@@ -81,13 +82,12 @@ def test_any_tree_is_a_policy_or_one_line(tree):
         policy = parse_policy(text)
         plan = compile_policy(policy)
     except PolicyError as error:
-        first = str(error).split("What does not fit:")[0].strip()
-        assert "\n" not in first
-        assert len(first) < 1000
+        assert str(error).isprintable()
+        assert len(str(error)) < 2000
         return
     assert parse_policy(to_toml(policy)).rules == policy.rules
     for lint in plan.lints:
-        assert "\n" not in str(lint)
+        assert str(lint).isprintable()
     for op in Op:
         for rule in policy.rules:
             explain(plan, op, rule.msrs[0][0]).as_dict()

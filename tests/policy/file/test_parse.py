@@ -1,10 +1,13 @@
 """Policy files: what they mean, and that what is wrong is told with file, line and key."""
 
+import os
+import time
+
 import pytest
 
 from kvmsr.errors import PolicyError
 from kvmsr.policy import Access, Op, Plain, Python, Reason, Value
-from kvmsr.policy.file import load_policy, parse_policy
+from kvmsr.policy.file import load_policy, parse_policy, read_policy
 
 GOOD = """\
 [policy]
@@ -68,8 +71,8 @@ WRONG = [
     ("[[rule]]\nmsr = '0x_'\nread = 'fault'", 2, "rule[0].msr", "selects no MSR"),
     ("[[rule]]\nmsr = '1__0'\nread = 'fault'", 2, "rule[0].msr", "selects no MSR"),
     (f"[[rule]]\nmsr = '{'9' * 5000}'\nread = 'fault'", 2, "rule[0].msr", "selects no MSR"),
-    ('[policy]\nextends = ["a\\u0000b"]', 2, "policy.extends[0]", "is no file's name"),
-    (f"[policy]\nextends = ['{'a' * 5000}']", 2, "policy.extends[0]", "is no file's name"),
+    ('[policy]\nextends = ["a\\u0000b"]', 2, "policy.extends[0]", "not the name of a file"),
+    (f"[policy]\nextends = ['{'a' * 5000}']", 2, "policy.extends[0]", "File name too long"),
     ("[[rule]]\nmsr = 0x1ffffffff\nread = 'fault'", 2, "rule[0].msr", "out of range"),
     ("[[rule]]\nmsr = -1\nread = 'fault'", 2, "rule[0].msr", "out of range"),
     ("[[rule]]\nmsr = true\nread = 'fault'", 2, "rule[0].msr", "got boolean"),
@@ -137,7 +140,12 @@ WRONG = [
     ("[defaults]\non_error = 'shadow'", 2, "defaults.on_error", "fault, ignore, stop"),
     ("[defaults]\nunknwon = 'fault'", 2, "defaults.unknwon", "did you mean 'unknown'"),
     ("[policy]\nname = 3", 2, "policy.name", "expected string"),
-    ("[policy]\nextends = ['nope.toml']", 2, "policy.extends[0]", "no file"),
+    (
+        "[policy]\nextends = ['nope.toml']",
+        2,
+        "policy.extends[0]",
+        "nope.toml: cannot read the policy: No such file",
+    ),
     ("[policy]\nextends = ['preset:linus']", 2, "policy.extends[0]", "did you mean 'linux'"),
     ("[policy]\nallow_host_write = true", 2, "policy.allow_host_write", "mean 'allow_host_writes'"),
     ("[rule]\nmsr = 1", 1, "rule", "[[rule]]"),
@@ -168,9 +176,9 @@ WRONG = [
     ("[[rule]]\nmsr = 1\nread = { model = 3 }", 3, "rule[0].read.model", "got integer"),
     ("[[rule]]\nmsr = 1\nread = { model = 'os:PathLike' }", 3, "rule[0].read", "no register model"),
     ("[[rule]]\nmsr = 1\nread = { model = 'no_mod:C' }", 3, "rule[0].read", "be imported"),
-    ("a =", 1, "", "no TOML"),
-    ("\n\nx = 'open", 3, "", "no TOML"),
-    ("[a]\n[a]\n", 2, "", "no TOML"),
+    ("a =", 1, "", "invalid TOML"),
+    ("\n\nx = 'open", 3, "", "invalid TOML"),
+    ("[a]\n[a]\n", 2, "", "invalid TOML"),
 ]
 
 
@@ -190,8 +198,14 @@ def test_what_is_wrong_is_told_with_line_and_key(text, line, key, piece, tmp_pat
 def test_a_missing_or_unreadable_file_is_told(tmp_path):
     with pytest.raises(PolicyError, match=r"nope\.toml: cannot read the policy: No such file"):
         load_policy(tmp_path / "nope.toml")
-    with pytest.raises(PolicyError, match="Is a directory"):
+    with pytest.raises(PolicyError, match="a directory, not a regular file"):
         load_policy(tmp_path)
+    os.mkfifo(tmp_path / "fifo.toml")
+    with pytest.raises(PolicyError, match=r"fifo\.toml: .* it is a FIFO, not a regular file"):
+        load_policy(tmp_path / "fifo.toml")
+    (tmp_path / "large.toml").write_text("#" * (4 << 20) + "\n")
+    with pytest.raises(PolicyError, match="4,194,305 bytes, and the limit is 4,194,304"):
+        load_policy(tmp_path / "large.toml")
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(PolicyError, match="not UTF-8"):
         load_policy(tmp_path / "bytes.toml")
@@ -237,7 +251,7 @@ def test_a_cycle_of_extends_is_told(length, tmp_path):
     assert caught.value.file.endswith(f"p{length - 1}.toml")
 
 
-def test_a_base_that_two_extend_is_no_cycle(tmp_path):
+def test_a_base_that_two_extend_is_read_once(tmp_path):
     write(
         tmp_path,
         base='[[rule]]\nmsr = 1\nread = "fault"',
@@ -245,7 +259,37 @@ def test_a_base_that_two_extend_is_no_cycle(tmp_path):
         right='[policy]\nextends = ["base.toml"]',
         own='[policy]\nextends = ["left.toml", "right.toml"]',
     )
-    assert len(load_policy(tmp_path / "own.toml").rules) == 2
+    rules = load_policy(tmp_path / "own.toml").rules
+    assert [rule.where for rule in rules] == ["base.toml:1"]
+
+
+def test_rules_of_a_base_that_two_extend_come_where_they_win_first(tmp_path):
+    write(
+        tmp_path,
+        base='[[rule]]\nmsr = 1\nread = "fault"',
+        left='[policy]\nextends = ["base.toml"]\n[[rule]]\nmsr = 1\nread = "stop"',
+        right='[policy]\nextends = ["base.toml"]\n[[rule]]\nmsr = 1\nread = "ignore"',
+        own='[policy]\nextends = ["left.toml", "right.toml"]',
+    )
+    rules = load_policy(tmp_path / "own.toml").rules
+    assert [rule.where for rule in rules] == ["right.toml:3", "base.toml:1", "left.toml:3"]
+
+
+def test_many_levels_of_two_are_read_at_once(tmp_path):
+    for n in range(22):
+        following = [f"l{n + 1}.toml", f"r{n + 1}.toml"] if n < 21 else []
+        text = f"[policy]\nextends = {following}\n[[rule]]\nmsr = {n}\nread = 'fault'"
+        write(tmp_path, **{f"l{n}": text, f"r{n}": text})
+    begun = time.monotonic()
+    assert len(load_policy(tmp_path / "l0.toml").rules) == 43
+    assert time.monotonic() - begun < 5
+
+
+def test_a_chain_of_extends_has_an_end(tmp_path):
+    for n in range(100):
+        write(tmp_path, **{f"p{n}": f"[policy]\nextends = ['p{n + 1}.toml']"})
+    with pytest.raises(PolicyError, match="more than 64 policies that extend one another"):
+        load_policy(tmp_path / "p0.toml")
 
 
 def test_an_error_in_a_base_names_the_base(tmp_path):
@@ -253,6 +297,79 @@ def test_an_error_in_a_base_names_the_base(tmp_path):
     with pytest.raises(PolicyError) as caught:
         load_policy(tmp_path / "own.toml")
     assert caught.value.file.endswith("base.toml")
+
+
+ALL_WRONG = """\
+[policy]
+name = 3
+extends = ["base.toml", "nope.toml", "base.toml"]
+nmae = "x"
+[defaults]
+unknown = "kernel"
+invalid = "shado"
+[topology]
+threads_per_core = 0
+[[rule]]
+msr = "IA32_PATT"
+read = "faultt"
+write = { value = 1 }
+lgo = "once"
+[[rule]]
+msr = 1
+read = { host = 0 }
+write = { host = 0 }
+[[rule]]
+msr = 1
+read = "shadow"
+bits = { 0 = "r" }
+when = { value = "x" }
+[[rule]]
+read = "fault"
+[[rule]]
+msr = 2
+read = "stop"
+[odd]
+"""
+
+
+def test_everything_that_is_wrong_is_reported_file_by_file_and_line_by_line(tmp_path):
+    write(tmp_path, own=ALL_WRONG, base="[[rule]]\nmsr = 1\n[[rule]]\nread = 1")
+    reading = read_policy(tmp_path / "own.toml")
+    own, base = str(tmp_path / "own.toml"), str(tmp_path / "base.toml")
+    assert [(error.file, error.line, error.key) for error in reading.errors] == [
+        (own, 2, "policy.name"),
+        (own, 3, "policy.extends[1]"),
+        (own, 4, "policy.nmae"),
+        (own, 6, "defaults.unknown"),
+        (own, 7, "defaults.invalid"),
+        (own, 9, "topology.threads_per_core"),
+        (own, 11, "rule[0].msr"),
+        (own, 12, "rule[0].read"),
+        (own, 13, "rule[0].write"),
+        (own, 14, "rule[0].lgo"),
+        (own, 18, "rule[1].write"),
+        (own, 22, "rule[2].bits"),
+        (own, 23, "rule[2].when.value"),
+        (own, 24, "rule[3]"),
+        (own, 29, "odd"),
+        (base, 1, "rule[0]"),
+        (base, 3, "rule[1]"),
+        (base, 4, "rule[1].read"),
+    ]
+    assert [rule.where for rule in reading.policy.rules] == ["own.toml:26"]
+    with pytest.raises(PolicyError, match=r"policy\.name"):
+        load_policy(tmp_path / "own.toml")
+
+
+def test_no_code_of_a_policy_that_is_wrong_is_run(tmp_path):
+    (tmp_path / "handlers.py").write_text(
+        "open(__file__ + '.ran', 'w').close()\ndef answer(a): pass"
+    )
+    write(tmp_path, p=RULE + "[[rule]]\nmsr = 1\nread = 'x'\n", good=RULE)
+    assert len(read_policy(tmp_path / "p.toml").errors) == 1
+    assert not (tmp_path / "handlers.py.ran").exists()
+    load_policy(tmp_path / "good.toml")
+    assert (tmp_path / "handlers.py.ran").exists()
 
 
 RULE = '[[rule]]\nmsr = 0x35\nread = { python = "handlers:answer" }\n'

@@ -2,12 +2,14 @@
 
 import pytest
 
+from kvmsr.dispatch import explain
 from kvmsr.errors import PolicyError
 from kvmsr.policy import Op, Plain
 from kvmsr.policy.file import load_policy
 from kvmsr.policy.file.presets import preset_names, preset_text
-from kvmsr.policy.plan import KernelFacts, compile_policy, explain
+from kvmsr.policy.plan import KernelFacts, compile_policy
 from kvmsr.policy.plan.lint import LintId
+from tests.conftest import ROOT
 
 NAMES = ["linux", "macos", "power-meter", "quiet", "strict", "windows"]
 
@@ -15,6 +17,9 @@ NAMES = ["linux", "macos", "power-meter", "quiet", "strict", "windows"]
 def test_these_are_there():
     assert preset_names() == NAMES
     assert preset_text("../presets/quiet") is None
+    text = (ROOT / "docs/policy.md").read_text()
+    for name in NAMES:
+        assert f"| `preset:{name}` |" in text
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import assume, event, example, given, settings
 from hypothesis import strategies as st
 
+from kvmsr.policy import Op
 from kvmsr.policy.plan.filter import Filter, Misfit, Run, Want, compile_filter
 
 TOP = (1 << 32) - 1
@@ -103,6 +104,9 @@ def test_kvm_decides_as_wanted_for_every_msr(runs):
         return
     assert legal(result)
     assert violations(result, runs) == []
+    for index in borders(result, runs):
+        for op, name in ((Op.READ, "reads"), (Op.WRITE, "writes")):
+            assert result.decide(op, index)[0] is not kvm_allows(result, index, name)
 
 
 # Small cases: MSRs 0 to 5, ranges of at most 3.

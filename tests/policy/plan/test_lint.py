@@ -64,6 +64,15 @@ CONDITION = "when = { vcpu = 0 }"
         # The timer's fast path.
         (rule(0x6E0, 'write = "ignore"'), ("tsc-deadline", "rule[0].write")),
         (rule(0x6E0, *FAULT), None),
+        # What KVM completes is not logged.
+        (rule(0x277, 'read = "kernel"', 'log = "always"'), ("not-logged", "rule[0].log")),
+        (
+            rule(0x277, 'read = "kernel"', 'write = "fault"', 'log = "once"'),
+            ("not-logged", "rule[0].log"),
+        ),
+        (rule(0x277, 'read = "kernel"', 'log = "never"'), None),
+        (rule(0x277, 'read = "kernel"', 'write = "fault"'), None),
+        (rule(0x277, 'read = "ignore"', 'log = "always"'), None),
         # More shadows than are kept.
         (rule('"0x10000-0x20000"', 'write = "shadow"'), ("shadow-limit", "rule[0].write")),
         (rule('"0x10000-0x1ffff"', 'write = "shadow"'), None),

@@ -15,8 +15,8 @@ from kvmsr.dispatch.models.base import RegisterModel, Site
 from kvmsr.errors import PolicyError
 from kvmsr.policy import Access, Fault, Model, Op
 from kvmsr.policy.registers import ModelClass
-from kvmsr.policy.selector import told
 from kvmsr.policy.topology import Topology
+from kvmsr.text import error_text, one_line
 
 __all__ = ("Instances",)
 
@@ -67,7 +67,9 @@ class Instances:
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
-                raise PolicyError(f"{where}: {action} cannot be set up: {told(error)}") from error
+                raise PolicyError(
+                    f"{where}: {action} cannot be set up: {error_text(error)}"
+                ) from error
 
     def handler(self, action: Model) -> Callable[[Access], int | None]:
         """Return a function that answers accesses as *action* says, as a handler does."""
@@ -144,4 +146,4 @@ class Instances:
 
     def _note(self, text: str) -> None:
         if len(self.notes) < _MAX_NOTES:
-            self.notes.append(" ".join(text.split()))
+            self.notes.append(one_line(" ".join(text.split())))

@@ -6,13 +6,13 @@ What loaders share
 Reading files, putting them into guest memory, and saying clearly why something does not fit.
 """
 
-import os
-import stat
+import errno
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kvmsr.errors import ImageError, UsageError
+from kvmsr.files import read_regular
 from kvmsr.kvm import Vm
 from kvmsr.machine.cpustate import Start
 from kvmsr.machine.layout import FOUR_GIB, INFO, INFO_SIZE, Layout
@@ -109,21 +109,20 @@ def read_file(path: Path, what: str, limit: int) -> bytes:
 
     :param what: what it is, for messages.
     :param limit: the most bytes that make sense.
-    :raises ImageError: if it cannot be read, is empty, or is larger than *limit*.
+    :raises ImageError: if it is not a regular file, cannot be read, is empty, or is larger than
+        *limit*.
     """
     try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise ImageError(f"{what} {path} is no regular file")
-            if status.st_size > limit:
-                raise ImageError(
-                    f"{what} {path} has {status.st_size:,} bytes and the machine {limit:,} bytes of"
-                    " memory"
-                )
-            data = file.read(limit + 1)
+        data = read_regular(path, limit)
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise ImageError(
+                f"{what} {path} does not fit the machine's {limit:,} bytes of memory: give it more"
+                " --memory"
+            ) from None
         raise ImageError(f"cannot read {what} {path}: {error.strerror}") from None
+    except ValueError as error:  # a NUL
+        raise ImageError(f"{what} {path} is not the name of a file: {error}") from None
     if not data:
         raise ImageError(f"{what} {path} is empty")
     return data

@@ -20,6 +20,7 @@ from kvmsr.policy.policy import Policy
 from kvmsr.policy.rule import Rule
 from kvmsr.policy.selector import Ranges
 from kvmsr.policy.topology import Scope
+from kvmsr.text import one_line
 
 __all__ = ("action_text", "as_json", "msr_names", "policy_tables", "to_toml")
 
@@ -57,7 +58,7 @@ def to_toml(policy: Policy) -> str:
             parts.append("\n".join([f"[{name}]", *_keys(tables[name])]))
     for rule, table in zip(policy.rules, tables["rule"], strict=True):
         names = msr_names(rule.msrs)
-        comment = f"# {rule.where}" + (f": {names}" if names else "")
+        comment = one_line(f"# {rule.where}" + (f": {names}" if names else ""))
         parts.append("\n".join([comment, "[[rule]]", *_keys(table)]))
     return "\n\n".join(parts) + "\n"
 
@@ -145,15 +146,27 @@ def _keys(table: Mapping[str, Any]) -> list[str]:
 
 
 def _key(key: str) -> str:
-    return key if _BARE.fullmatch(key) else json.dumps(key)
+    return key if _BARE.fullmatch(key) else _quoted(key)
+
+
+def _quoted(text: str) -> str:
+    """Return *text* as a TOML string; what does not print is escaped, though TOML could take it."""
+    quoted = json.dumps(text, ensure_ascii=False)  # JSON's escapes are TOML's
+    return "".join(
+        char
+        if char.isprintable()
+        else f"\\u{ord(char):04x}"
+        if ord(char) < 1 << 16
+        else f"\\U{ord(char):08x}"
+        for char in quoted
+    )
 
 
 def _text(value: Any, key: str = "") -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        # JSON's strings are TOML's, but for DEL, which TOML wants escaped.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return _quoted(value)
     if isinstance(value, int):
         return f"{value:#x}" if key in _HEX_KEYS else str(value)
     if isinstance(value, Mapping):

@@ -7,17 +7,13 @@ A policy compiled for a KVM: which accesses it hands over, through which filter,
 them, and what the policy's owner should know about that.
 """
 
-from kvmsr.policy.plan.explain import Case, Effect, Explanation, explain
 from kvmsr.policy.plan.facts import KernelFacts
 from kvmsr.policy.plan.filter import Filter, FilterRange
-from kvmsr.policy.plan.lint import Lint, LintId
+from kvmsr.policy.plan.lint import Lint, LintId, x2apic_errors
 from kvmsr.policy.plan.plan import Plan, compile_policy
 from kvmsr.policy.plan.segments import Segment, Table
 
 __all__ = (
-    "Case",
-    "Effect",
-    "Explanation",
     "Filter",
     "FilterRange",
     "KernelFacts",
@@ -27,5 +23,5 @@ __all__ = (
     "Segment",
     "Table",
     "compile_policy",
-    "explain",
+    "x2apic_errors",
 )

@@ -50,6 +50,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from kvmsr.msr import X2APIC
+from kvmsr.policy.access import Op
 from kvmsr.policy.plan.facts import MAX_RANGE_MSRS, MAX_RANGES
 from kvmsr.policy.selector import MAX_INDEX
 
@@ -108,6 +109,20 @@ class Filter:
 
     default_deny: bool = False
     ranges: tuple[FilterRange, ...] = ()
+
+    def decide(self, op: Op, index: int) -> tuple[bool, int | None]:
+        """
+        Return whether KVM denies *op* on MSR *index*, and the number of the range that says so.
+
+        The number is None where no range is asked: the default decides, or nothing is filtered.
+        """
+        if X2APIC[0] <= index <= X2APIC[1]:
+            return False, None
+        for number, one in enumerate(self.ranges):
+            direction = one.reads if op == Op.READ else one.writes
+            if direction and one.base <= index < one.base + one.count:
+                return not one.allows(index), number
+        return self.default_deny, None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ from kvmsr.policy.actions import Host, Plain
 from kvmsr.policy.plan.facts import KernelFacts
 from kvmsr.policy.plan.segments import Table
 from kvmsr.policy.policy import Policy
-from kvmsr.policy.rule import NOWHERE, Place, Rule
+from kvmsr.policy.rule import NOWHERE, Log, Place, Rule
 
-__all__ = ("MAX_SHADOWED", "Lint", "LintId", "lint_policy", "refuse_x2apic")
+__all__ = ("MAX_SHADOWED", "Lint", "LintId", "lint_policy", "x2apic_errors")
 
 _TSC_DEADLINE: Final = 0x6E0
 
@@ -57,6 +57,7 @@ class LintId(enum.StrEnum):
     KERNEL_WRITE = "kernel-write"
     TSC_DEADLINE = "tsc-deadline"
     SHADOW_LIMIT = "shadow-limit"
+    NOT_LOGGED = "not-logged"
     RELIES_ON_KERNEL = "relies-on-kernel"
 
 
@@ -77,7 +78,15 @@ class Lint:
     where: str = ""
 
     def __str__(self) -> str:
-        return f"{f'{self.where}: ' if self.where else ''}{self.message} [{self.id}]"
+        return f"{self.at}{self.message} [{self.id}]"
+
+    @property
+    def at(self) -> str:
+        """Return how a line about it begins: with file, line and key, as an error's does."""
+        file, line, key, _ = self.place
+        if not file:
+            return f"{self.where}: " if self.where else ""
+        return f"{file}:{line}: {key}: "
 
     def as_dict(self) -> dict[str, Any]:
         """Return the lint as JSON has it."""
@@ -95,6 +104,8 @@ def lint_policy(policy: Policy, kernel: KernelFacts, reads: Table, writes: Table
             yield from _host(rule)
         if rule.write is Plain.SHADOW:
             yield from _shadow_limit(rule)
+        if rule.log is not None and rule.log is not Log.NEVER:
+            yield from _not_logged(rule)
         if kernel.ignore_msrs:
             yield from _swallowed(rule, kernel)
     yield from _kernel_writes(writes)
@@ -107,17 +118,13 @@ def lint_policy(policy: Policy, kernel: KernelFacts, reads: Table, writes: Table
         )
 
 
-def refuse_x2apic(policy: Policy) -> None:
-    """
-    Refuse rules for x2APIC alone.
-
-    :raises PolicyError: for the first of them.
-    """
+def x2apic_errors(policy: Policy) -> Iterator[PolicyError]:
+    """Yield an error for each rule that is for x2APIC alone."""
     for rule in policy.rules:
         inside = all(X2APIC[0] <= first and last <= X2APIC[1] for first, last in rule.msrs)
         if inside and _takes_from_kvm(rule):
             file, line, key, _ = rule.place.at("msr")
-            raise PolicyError(
+            yield PolicyError(
                 f"{'' if file else f'{rule.where}: '}the x2APIC MSRs 0x800-0x8ff cannot be taken"
                 " from KVM: no filter denies them; hide x2apic from the guest with --cpu-feature"
                 " -x2apic instead",
@@ -238,6 +245,16 @@ def _shadow_limit(rule: Rule) -> Iterator[Lint]:
             f"{msrs:,} shadowed MSRs: {MAX_SHADOWED:,} values a VM are kept, then writes fault"
         )
         yield _lint(rule, LintId.SHADOW_LIMIT, message, "write")
+
+
+def _not_logged(rule: Rule) -> Iterator[Lint]:
+    kernels = [f"{op}s" for op in Op if rule.action(op) is Plain.KERNEL]
+    if kernels:
+        message = (
+            f"{' and '.join(kernels)} are left to KVM, which completes them unseen: log has no"
+            " effect on them"
+        )
+        yield _lint(rule, LintId.NOT_LOGGED, message, "log")
 
 
 def _swallowed(rule: Rule, kernel: KernelFacts) -> Iterator[Lint]:

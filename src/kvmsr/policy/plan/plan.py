@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from kvmsr.errors import FilterCapacityError
 from kvmsr.msr import X2APIC, catalog
 from kvmsr.policy.access import Op, Reason
-from kvmsr.policy.plan.facts import MAX_RANGES, KernelFacts
+from kvmsr.policy.plan.facts import MAX_RANGE_MSRS, MAX_RANGES, KernelFacts
 from kvmsr.policy.plan.filter import Filter, Misfit, Run, Want, compile_filter
-from kvmsr.policy.plan.lint import Lint, lint_policy, refuse_x2apic
+from kvmsr.policy.plan.lint import Lint, lint_policy, x2apic_errors
 from kvmsr.policy.plan.segments import Segment, Table, cut
 from kvmsr.policy.policy import Policy
 from kvmsr.policy.selector import MAX_INDEX, Ranges
@@ -56,6 +56,15 @@ class Plan:
         """Return what holds for *op* on MSR *index*: the rules to try, and what KVM knows."""
         return (self.reads if op == Op.READ else self.writes).find(index)
 
+    def swallowed(self, segment: Segment) -> bool:
+        """
+        Tell whether KVM would swallow accesses to *segment* if the filter did not deny them.
+
+        That is what kvm.ignore_msrs=1 does to MSRs that KVM does not know. So the rules must see
+        such an access as unknown, although KVM gives it up as filtered.
+        """
+        return self.kernel.ignore_msrs and not segment.known
+
     def relied_on(self) -> Ranges:
         """
         Return the MSRs that have a rule and no filter range, because KVM does not know them.
@@ -83,7 +92,8 @@ def compile_policy(policy: Policy, kernel: KernelFacts | None = None) -> Plan:
     :raises PolicyError: for a rule that KVM cannot obey.
     """
     kernel = kernel or KernelFacts()
-    refuse_x2apic(policy)
+    for error in x2apic_errors(policy):
+        raise error
     reads, writes = cut(policy, Op.READ, kernel), cut(policy, Op.WRITE, kernel)
     runs = _runs(reads, writes, kernel)
     compiled = compile_filter(runs)
@@ -155,18 +165,18 @@ def _runs(reads: Table, writes: Table, kernel: KernelFacts) -> list[Run]:
 
 
 def _say_misfit(misfit: Misfit, reads: Table, writes: Table) -> str:
-    lines = []
+    said = []
     for first, last in misfit.left[:_LISTED]:
-        names = catalog().name(first) if first == last else ""
+        name = catalog().name(first) if first == last else ""
         where = f"{first:#x}" if first == last else f"{first:#x}-{last:#x}"
         rules = _rules_over((first, last), (reads, writes))
-        lines.append(f"  {where}{f' {names}' if names else ''}{f' ({rules})' if rules else ''}")
+        said.append(f"{where}{f' {name}' if name else ''}{f' ({rules})' if rules else ''}")
     more = len(misfit.left) - _LISTED
     if more > 0:
-        lines.append(f"  and {more} more")
+        said.append(f"and {more} more")
     return (
-        f"the policy needs more filter ranges than KVM's {MAX_RANGES} (of at most 0x3000 MSRs"
-        " each). What does not fit:\n" + "\n".join(lines)
+        f"the policy needs more than KVM's {MAX_RANGES} filter ranges of at most"
+        f" {MAX_RANGE_MSRS:#x} MSRs each; these do not fit: {'; '.join(said)}"
     )
 
 

@@ -65,6 +65,20 @@ def test_a_format_is_recognised_and_its_policy_loads_and_compiles(form):
     compile_policy(policy)
 
 
+def test_a_guessed_0_comes_with_what_is_better():
+    log = "unhandled rdmsr: 0x1a2\nunhandled rdmsr: 0x1a0\nunhandled rdmsr: 0x5000\n"
+    imported = import_text(log, "x")
+    thermal, misc, unknown = (each.hint for each in imported.statements)
+    encode = "a value from: kvmsr encode"
+    assert thermal == f'model = "thermal", or {encode} MSR_TEMPERATURE_TARGET'
+    assert misc == f"{encode} IA32_MISC_ENABLE"
+    assert unknown == ""
+    text = as_policy(imported, "x")
+    assert f"# 0x1a2 MSR_TEMPERATURE_TARGET: {thermal}\n# 0x1a0 IA32_MISC_ENABLE: {misc}" in (text)
+    for form in ("firecracker", "bochs"):  # these say what the register holds
+        assert not any(each.hint for each in import_text(TEXTS[form], "x").statements)
+
+
 def said(form):
     return [
         (each.line, each.index, each.said, each.becomes, bool(each.lost))

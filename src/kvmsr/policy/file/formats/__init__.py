@@ -17,8 +17,12 @@ from kvmsr.policy.file.formats.statement import Imported, Statement
 from kvmsr.policy.file.toml import to_toml
 from kvmsr.policy.policy import Policy
 from kvmsr.policy.rule import Rule
+from kvmsr.text import one_line
 
 __all__ = ("FORMATS", "Imported", "Statement", "as_policy", "export_policy", "import_text")
+
+
+_GUESSED: Final = "# Reads give 0 at first, which is a guess. Better values, where some are known:"
 
 
 class Format(NamedTuple):
@@ -98,13 +102,21 @@ def as_policy(imported: Imported, name: str) -> str:
     ]  # fmt: skip
     text = to_toml(Policy(rules, name=name, description=f"made of {imported.format}"))
     lost = [
-        f"# line {each.line}: {each.said}: {each.lost}"
+        one_line(f"# line {each.line}: {each.said}: {each.lost}")
         for each in imported.statements
         if each.lost and (each.rule is not None or each.index is None)
     ]
-    if not lost:
-        return text
-    return "\n".join(["# What no rule says:", *dict.fromkeys(lost), "", text])
+    hints = [
+        one_line(f"# {each.index:#x}{f' {each.name}' if each.name else ''}: {each.hint}")
+        for each in imported.statements
+        if each.hint
+    ]
+    parts = [
+        "\n".join([head, *dict.fromkeys(lines)])
+        for head, lines in (("# What no rule says:", lost), (_GUESSED, hints))
+        if lines
+    ]
+    return "\n\n".join([*parts, text])
 
 
 def export_policy(policy: Policy, form: str) -> tuple[str, list[Rule]]:

@@ -74,7 +74,7 @@ def _statement(option: str, line: int, source: str) -> Statement:
         index, read=shadow if reads else Plain.FAULT, write=shadow if writes else Plain.FAULT
     )
     lost = "there it begins as the host has it, and here as 0: set reset"
-    return Statement(line, index, f"is emulated ({given['type']})", rule, lost)
+    return Statement(line, index, f"is emulated ({given['type']})", rule, lost, guess=True)
 
 
 def write(policy: Policy) -> tuple[str, list[Rule]]:

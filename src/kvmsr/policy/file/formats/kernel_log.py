@@ -64,7 +64,7 @@ def read(text: str, source: str) -> Iterator[Statement]:
             rule = Rule(index, read=Plain.SHADOW, write=Plain.SHADOW, log="once")
         else:
             rule = Rule(index, read=Value(0), write=Plain.IGNORE, log="once")
-        yield Statement(number, index, said, rule)
+        yield Statement(number, index, said, rule, guess=True)
 
 
 def _parsed(line: str) -> tuple[int, bool, str, bool] | None:

@@ -48,7 +48,8 @@ def read(text: str, source: str) -> Iterator[Statement]:
         bits = Bits(rw=mask, ro=_U64 & ~mask)
         rule = Rule(index, read=Plain.SHADOW, write=Plain.SHADOW, bits=bits)
         lost = "the guest has a register of its own: the host's value is neither read nor written"
-        yield Statement(number, index, f"may be read; bits {mask:#x} may be written", rule, lost)
+        said = f"may be read; bits {mask:#x} may be written"
+        yield Statement(number, index, said, rule, lost, guess=True)
 
 
 def write(policy: Policy) -> tuple[str, list[Rule]]:

@@ -14,6 +14,7 @@ from kvmsr.errors import PolicyError
 from kvmsr.msr import catalog
 from kvmsr.policy.file.toml import action_text
 from kvmsr.policy.policy import Policy
+from kvmsr.policy.register_models import BUILT_IN, find_model
 from kvmsr.policy.rule import Rule
 
 __all__ = ("Imported", "Statement", "each_msr", "refuse")
@@ -34,6 +35,7 @@ class Statement:
     :ivar said: what it says, in words.
     :ivar rule: the rule that is made of it; None: none.
     :ivar lost: what no rule can say of it, or why there is none; "" if all is said.
+    :ivar guess: whether the 0 that reads get under the rule is a guess, and not what the file says.
     """
 
     line: int
@@ -41,6 +43,20 @@ class Statement:
     said: str
     rule: Rule | None
     lost: str = ""
+    guess: bool = False
+
+    @property
+    def hint(self) -> str:
+        """Return what gives a better value than a guessed 0, or "" if nothing is known to."""
+        if self.rule is None or self.index is None or not self.guess:
+            return ""
+        models = [
+            f'model = "{name}"' for name in BUILT_IN if self.index in find_model(name).registers
+        ]
+        entry = catalog().get(self.index)
+        if entry is not None and entry.fields:
+            models.append(f"a value from: kvmsr encode {entry.name}")
+        return ", or ".join(models)
 
     @property
     def becomes(self) -> str:

@@ -6,18 +6,17 @@ kvmsr policy import and export
 Other programs' files as policies, and policies as such files.
 """
 
-import json
 import sys
 from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from kvmsr.cli._parameters import PolicyFile
+from kvmsr.cli._output import cell, echo, print_json
+from kvmsr.cli._policies import FILE, load_unrun
 from kvmsr.errors import PolicyError, UsageError
-from kvmsr.policy.file import load_policy
+from kvmsr.files import read_regular
 from kvmsr.policy.file.formats import FORMATS, Imported, as_policy, export_policy, import_text
 
 __all__ = ("export", "import_")
@@ -46,7 +45,7 @@ def import_(file: str, form: str | None, output: str | None, as_json: bool) -> N
         except OSError as error:
             raise UsageError(f"{output} cannot be written: {error.strerror}") from None
     if as_json:
-        click.echo(json.dumps(_as_dict(imported, policy), indent=2))
+        print_json(_as_dict(imported, policy))
         return
     _print(imported)
     if output is None:
@@ -58,8 +57,7 @@ def _read(file: str) -> str:
         if file == "-":
             data = sys.stdin.buffer.read(_MAX_SIZE + 1)
         else:
-            with Path(file).open("rb") as stream:
-                data = stream.read(_MAX_SIZE + 1)
+            data = read_regular(Path(file), _MAX_SIZE)
     except OSError as error:
         raise PolicyError(f"cannot be read: {error.strerror}", file=file) from None
     if len(data) > _MAX_SIZE:
@@ -78,6 +76,7 @@ def _as_dict(imported: Imported, policy: str) -> dict[str, object]:
                 "said": each.said,
                 "becomes": each.becomes,
                 "lost": each.lost,
+                "hint": each.hint,
             }
             for each in imported.statements
         ],
@@ -89,24 +88,24 @@ def _print(imported: Imported) -> None:
     console = Console(highlight=False, stderr=True, width=None if sys.stderr.isatty() else _WIDE)
     count = len(imported.statements)
     console.print(f"{imported.format}: {count} statements, {len(imported.rules)} rules")
-    table = Table("line", "MSR", "name", "what it says", "becomes", "what is lost")
+    table = Table("line", "MSR", "name", "what it says", "becomes", "what is lost", "better than 0")
     for each in imported.statements:
         index = "" if each.index is None else f"{each.index:#x}"
-        texts = (each.said, each.becomes, each.lost)
-        table.add_row(str(each.line), index, each.name, *map(escape, texts))
+        texts = (each.said, each.becomes, each.lost, each.hint)
+        table.add_row(str(each.line), index, each.name, *map(cell, texts))
     console.print(table)
 
 
 @click.command(epilog="Example: kvmsr policy export mine.toml --format msr-safe > allowlist")
-@click.argument("file", type=PolicyFile())
+@FILE
 @click.option("--format", "form", type=click.Choice(_WRITABLE), required=True, help="The format.")
 def export(file: str, form: str) -> int:
     """Write a policy as a file of another program's.
 
     What that format cannot say is listed on standard error, and makes the exit status 1.
     """
-    text, left = export_policy(load_policy(file), form)
+    text, left = export_policy(load_unrun(file), form)
     click.echo(text, nl=False)
     for rule in left:
-        click.echo(f"kvmsr: {form} cannot say this: {rule.where}", err=True)
+        echo(f"kvmsr: {form} cannot say this: {rule.where}", err=True)
     return 1 if left else 0

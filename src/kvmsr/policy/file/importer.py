@@ -1,67 +1,71 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Handlers by name
+Importing Python
 ----------------
 
-Finding the function that a policy file calls ``module:function``.
+Imports the modules that a policy names, and so runs them.
 """
 
 import importlib
 import importlib.util
-import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from kvmsr.errors import PolicyError
 from kvmsr.policy.access import Handler
-from kvmsr.policy.selector import shown, told
+from kvmsr.policy.file.finder import split_name
+from kvmsr.policy.registers import ModelClass
+from kvmsr.text import error_text, shown
 
-__all__ = ("HandlerFinder",)
+__all__ = ("Importer",)
 
 
-class HandlerFinder:
+class Importer:
     """
-    Finds functions for one reading of a policy.
+    Imports modules, for one reading of a policy.
 
     A module or package beside the policy file is loaded from there, once a reading, and under a
     name of its own: two policies may each have a ``handlers.py``, and what one run left in such a
     module's variables does not leak into the next. Any other module is imported as usual.
     """
 
+    runs_code = True
+
     def __init__(self) -> None:
         self._beside: dict[Path, ModuleType] = {}
 
-    def find(self, name: str, folder: Path, what: str = "function") -> Handler:
-        """
-        Return function *name*, written ``module:function``.
+    def function(self, name: str, folder: Path) -> Handler:
+        """Return function *name*; see :class:`~kvmsr.policy.file.finder.Finder`."""
+        function: Handler = self._find(name, folder, "function")
+        return function
 
-        :param folder: where the policy file is.
-        :param what: what messages call it.
-        :raises PolicyError: if there is none, or its module cannot be loaded.
-        """
-        match = re.fullmatch(r"([A-Za-z_][\w.]*):(\w+)", name)
-        if not match:
-            raise PolicyError(f"{shown(name)} names none: write module:{what}")
+    def model(self, name: str, folder: Path, parameters: Mapping[str, Any]) -> ModelClass:
+        """Return register model *name*; see :class:`~kvmsr.policy.file.finder.Finder`."""
+        model: ModelClass = self._find(name, folder, "Class")
+        return model
+
+    def _find(self, name: str, folder: Path, what: str) -> Any:
+        module_name, attribute = split_name(name, what)
         try:
-            module = self._module(match[1], folder)
+            module = self._module(module_name, folder)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # also SystemExit: a policy does not end the program
             raise PolicyError(
-                f"module {shown(match[1])} cannot be imported, neither from {folder.resolve()} nor"
-                f" from Python's path: {told(error)}"
+                f"module {shown(module_name)} cannot be imported, neither from {folder.resolve()}"
+                f" nor from Python's path: {error_text(error)}"
             ) from None
         try:
-            function = getattr(module, match[2], None)
+            found = getattr(module, attribute, None)
         except Exception:  # a module may have a __getattr__ of its own
-            function = None
-        if not callable(function):
-            raise PolicyError(f"module {shown(match[1])} has no {what} {shown(match[2])}")
-        handler: Handler = function
-        return handler
+            found = None
+        if not callable(found):
+            raise PolicyError(f"module {shown(module_name)} has no {what} {shown(attribute)}")
+        return found
 
     def _module(self, name: str, folder: Path) -> ModuleType:
         first, *rest = name.split(".")

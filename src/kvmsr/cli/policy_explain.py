@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+kvmsr policy explain
+--------------------
+
+What happens to an access under a policy, and why.
+"""
+
+import click
+
+from kvmsr.cli._output import echo, print_json
+from kvmsr.cli._parameters import MsrIndex, Number, PolicyFile
+from kvmsr.cli._policies import IGNORE_MSRS, IMPORT, JSON, facts, load_unrun
+from kvmsr.dispatch import Explanation, explain
+from kvmsr.policy import Op, Policy
+from kvmsr.policy.plan import compile_policy
+
+__all__ = ("explain_",)
+
+
+@click.command("explain", epilog="Example: kvmsr policy explain 0x1a0 --write 0x850089")
+@click.argument("msr", type=MsrIndex())
+@click.option("--policy", "file", type=PolicyFile(), help="The policy; by default none.")
+@click.option("--write", "value", type=Number(), help="A write of this value; else a read.")
+@click.option("--vcpu", type=click.IntRange(0), default=0, show_default=True, help="On which vCPU.")
+@click.option("--cpl", type=click.IntRange(0, 3), default=0, show_default=True, help="The CPL.")
+@click.option("--rip", type=Number(), help="Where the guest is; by default where a rule asks.")
+@click.option(
+    "--count", type=click.IntRange(1), default=1, show_default=True, help="Which match it is."
+)
+@IMPORT
+@IGNORE_MSRS
+@JSON
+def explain_(
+    msr: int,
+    file: str | None,
+    value: int | None,
+    vcpu: int,
+    cpl: int,
+    rip: int | None,
+    count: int,
+    importing: bool,
+    ignoring: bool | None,
+    as_json: bool,
+) -> None:
+    """
+    Explain what happens to an access, and why.
+
+    MSR is a number or a name. The explanation names the rule that decides, and why those before it
+    do not; the filter's range and bit; what KVM itself does; and what the guest sees. Where that
+    depends on what KVM says, each case is listed. No handler or model is run.
+    """
+    policy = load_unrun(file, importing=importing) if file else Policy()
+    plan = compile_policy(policy, facts(ignoring))
+    op = Op.READ if value is None else Op.WRITE
+    explanation = explain(plan, op, msr, value=value or 0, vcpu=vcpu, cpl=cpl, rip=rip, count=count)
+    if as_json:
+        print_json(explanation.as_dict())
+        return
+    what = "read of" if value is None else f"write of {value:#x} to"
+    name = f" ({explanation.name})" if explanation.name else ""
+    echo(f"{what} MSR {msr:#x}{name} on vCPU {vcpu}")
+    _print(explanation)
+
+
+def _print(explanation: Explanation) -> None:
+    echo(f"  KVM:     {explanation.kernel}")
+    echo(f"  filter:  {explanation.filter.text}")
+    for case in explanation.cases:
+        if case.reason is None:
+            when = "" if len(explanation.cases) == 1 else "if KVM completes it: "
+        else:
+            when = f"given up as {case.reason}: "
+        if case.reason is not None and case is explanation.cases[0]:
+            when = f"it comes to user space ({case.reason}): "
+        echo(f"  {when}the guest sees {case.text}")
+        for step in case.steps:
+            verdict = f"skipped: {step.skipped}" if step.skipped else "decides"
+            echo(f"    {step.where} {explanation.op} = {step.action}: {verdict}")
+        if case.rule.startswith("defaults."):
+            echo(f"    {case.rule}: decides")

@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Explanations
+------------
+
+What happens to an access under a plan, and why: which rule, which filter range and bit, what KVM
+itself does, what the guest sees.
+
+An access may end in more than one way, for nobody knows what KVM says to it before KVM is asked. So
+an explanation has *cases*, one for each way in which KVM can give the access up.
+
+Nothing is decided here. A dispatcher, the code that answers guests, is asked rule by rule, and only
+words are added. It is an inert one: no function, model or register of the host's is called.
+"""
+
+import enum
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from kvmsr.dispatch.dispatcher import Dispatcher, Step
+from kvmsr.dispatch.outcome import Outcome, Verdict
+from kvmsr.msr import X2APIC, catalog
+from kvmsr.policy import (
+    Access,
+    Action,
+    Counter,
+    Host,
+    Model,
+    Op,
+    Place,
+    Plain,
+    Python,
+    Reason,
+    Rule,
+)
+from kvmsr.policy.plan import Filter, Plan
+
+__all__ = ("Case", "Effect", "Explanation", "FilterSays", "Tried", "explain")
+
+
+class Effect(enum.StrEnum):
+    """
+    What the guest sees.
+
+    ``kernel`` is what KVM itself answers, ``code`` what a function, a model or the host's register
+    makes of it.
+    """
+
+    VALUE = "value"
+    DONE = "done"
+    FAULT = "fault"
+    STOP = "stop"
+    KERNEL = "kernel"
+    CODE = "code"
+
+
+@dataclass(frozen=True, slots=True)
+class FilterSays:
+    """
+    What the filter decides.
+
+    :ivar denied: whether the access is denied, and so comes to user space.
+    :ivar range: the number of the range that decides, from 0; None where none holds the MSR.
+    :ivar base: where that range begins.
+    :ivar bit: the bit in it that decides.
+    :ivar text: the same for people.
+    """
+
+    denied: bool
+    range: int | None
+    base: int | None
+    bit: int | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """
+    A rule that was tried.
+
+    :ivar skipped: why it does not hold, or "" for the one that does.
+    """
+
+    where: str
+    place: Place
+    action: str
+    skipped: str
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """
+    One way in which the access may come out.
+
+    :ivar reason: for which reason KVM gives it up; None if KVM completes it.
+    :ivar steps: the rules that are tried, in turn.
+    :ivar rule: who decides: where the rule was written, ``defaults.unknown``, or ``kernel``.
+    :ivar effect: what the guest sees.
+    :ivar value: what a read gives, where that can be told.
+    :ivar text: the same for people.
+    """
+
+    reason: Reason | None
+    steps: tuple[Tried, ...]
+    rule: str
+    effect: Effect
+    value: int | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """
+    What becomes of an access.
+
+    :ivar kernel: what KVM itself would do, for people.
+    :ivar cases: the ways in which it may come out; the first is the likely one.
+    """
+
+    op: Op
+    index: int
+    name: str
+    filter: FilterSays
+    kernel: str
+    cases: tuple[Case, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the explanation as JSON has it."""
+        says = self.filter
+        return {
+            "schema": 1,
+            "op": str(self.op),
+            "index": f"{self.index:#x}",
+            "name": self.name,
+            "kernel": self.kernel,
+            "filter": {
+                "denied": says.denied,
+                "range": says.range,
+                "base": None if says.base is None else f"{says.base:#x}",
+                "bit": says.bit,
+                "text": says.text,
+            },
+            "cases": [
+                {
+                    "reason": case.reason and str(case.reason),
+                    "rule": case.rule,
+                    "effect": str(case.effect),
+                    "value": None if case.value is None else f"{case.value:#x}",
+                    "text": case.text,
+                    "steps": [
+                        {
+                            "where": step.where,
+                            **step.place.as_dict(),
+                            "action": step.action,
+                            "skipped": step.skipped,
+                        }
+                        for step in case.steps
+                    ],
+                }
+                for case in self.cases
+            ],
+        }
+
+
+_EFFECTS: Final = {
+    Verdict.VALUE: Effect.VALUE,
+    Verdict.DONE: Effect.DONE,
+    Verdict.FAULT: Effect.FAULT,
+    Verdict.STOP: Effect.STOP,
+    Verdict.KERNEL: Effect.KERNEL,
+}
+
+
+def explain(
+    plan: Plan,
+    op: Op,
+    index: int,
+    *,
+    value: int = 0,
+    vcpu: int = 0,
+    cpl: int = 0,
+    rip: int | None = None,
+    count: int = 1,
+) -> Explanation:
+    """
+    Return what happens to the first access to an MSR under *plan*, and why.
+
+    :param value: what is written.
+    :param rip: where the guest is; None if that is not known: then conditions on RIP hold.
+    :param count: which match it is, from 1, for rules that count.
+    """
+    kernel = _kernel(plan, op, index)
+    says = filter_says(plan.filter, op, index)
+    if cpl != 0:
+        text = f"#GP(0), by KVM itself: the CPL is {cpl}; nobody is asked"
+        cases: tuple[Case, ...] = (Case(None, (), "kernel", Effect.FAULT, None, text),)
+    else:
+        access = Access(vcpu, op, index, value if op == Op.WRITE else 0, Reason.FILTER)
+        cases = tuple(_Asker(plan, access, rip, count).cases(denied=says.denied))
+    return Explanation(op, index, catalog().name(index), says, kernel, cases)
+
+
+def filter_says(filter_: Filter, op: Op, index: int) -> FilterSays:
+    """Return what KVM decides by *filter_*, in words, too."""
+    denied, number = filter_.decide(op, index)
+    word = "denied" if denied else "allowed"
+    if X2APIC[0] <= index <= X2APIC[1]:
+        text = f"x2APIC registers (0x800-0x8ff) are never filtered: {word}"
+        return FilterSays(denied, None, None, None, text)
+    if number is None:
+        none = "there is no filter" if not filter_.ranges else "no range holds it"
+        return FilterSays(denied, None, None, None, f"{none}: {word} by default")
+    one = filter_.ranges[number]
+    bit = index - one.base
+    span = f"{one.base:#x}-{one.base + one.count - 1:#x}"
+    text = f"range {number} ({span}), bit {bit} is {int(not denied)}: {word}"
+    return FilterSays(denied, number, one.base, bit, text)
+
+
+def _kernel(plan: Plan, op: Op, index: int) -> str:
+    what = "reads" if op == Op.READ else "writes"
+    if plan.segment(op, index).known:
+        entry = catalog().get(index)
+        more = f". {entry.kvm.rstrip('.')}" if entry is not None and entry.kvm else ""
+        return (
+            f"some KVMs handle {what}; what they do not, they give up as unknown or invalid{more}"
+        )
+    if plan.kernel.ignore_msrs:
+        return f"no KVM handles {what}, and kvm.ignore_msrs=1 would swallow them"
+    return f"no KVM handles {what}: they come to user space as unknown"
+
+
+class _Asker:
+    """Asks a dispatcher about one access; every case begins with a guest that has done nothing."""
+
+    def __init__(self, plan: Plan, access: Access, rip: int | None, count: int) -> None:
+        self._plan = plan
+        self._access = access
+        self._rip = rip
+        self._count = count
+        self._rule: Rule | None = None  # the one that is asked just then
+        self._dispatcher = Dispatcher(plan, clock=lambda: 0, rip=self._where, inert=True)
+        self._fresh = self._dispatcher.state()
+        self._fresh["conditions"] = dict.fromkeys(self._fresh["conditions"], count - 1)
+
+    def cases(self, *, denied: bool) -> Iterator[Case]:
+        """Yield the ways in which the access may end, the likely one first."""
+        segment = self._plan.segment(self._access.op, self._access.index)
+        if denied:
+            first = self._case(self._dispatcher.restated(self._access).reason)
+            yield first
+            if first.effect is Effect.KERNEL:  # KVM is asked, and may refuse
+                for reason in (Reason.INVALID, Reason.UNKNOWN):
+                    yield self._case(reason, Outcome(Verdict.KERNEL, first.rule))
+        elif segment.known:
+            yield Case(None, (), "kernel", Effect.KERNEL, None, "what KVM answers")
+            for reason in (Reason.INVALID, Reason.UNKNOWN):
+                yield self._case(reason)
+        else:
+            yield self._case(Reason.UNKNOWN)
+            yield self._case(Reason.INVALID)  # a KVM newer than what is known of it
+
+    def _case(self, reason: Reason, passed: Outcome | None = None) -> Case:
+        """
+        Return how the access ends if KVM gives it up for *reason*.
+
+        :param passed: the outcome that passed it on to KVM, which refused it for *reason*.
+        """
+        dispatcher, access = self._dispatcher, self._access._replace(reason=reason)
+        dispatcher.restore(self._fresh)
+        steps: Iterable[Step] = dispatcher.steps(access.op, access.index)
+        if passed is not None:
+            steps = dispatcher.steps_refused(access.op, access.index, passed)
+        tried = []
+        for step in steps:
+            self._rule, action = step.rule, step.rule.action(access.op)
+            skipped = self._skipped(step.fails(access), access)
+            tried.append(Tried(step.rule.where, step.rule.place, str(action), skipped))
+            if skipped:
+                continue
+            if isinstance(action, (Python, Model, Host)):
+                does = "what it gives" if access.op == Op.READ else "what it makes of the write"
+                text, where = f"{does}: {action}", step.rule.where
+                return Case(reason, tuple(tried), where, Effect.CODE, None, text)
+            return self._ended(access, step.act(access), step.rule, tuple(tried))
+        return self._ended(access, dispatcher.unruled(access), None, tuple(tried))
+
+    def _ended(
+        self, access: Access, outcome: Outcome, rule: Rule | None, tried: tuple[Tried, ...]
+    ) -> Case:
+        verdict, where, _ = outcome
+        if rule is not None and rule.where != where:
+            rule = None  # it says kernel, and a default had the last word
+        effect, value = _EFFECTS[verdict], None
+        if verdict is Verdict.VALUE:
+            value = outcome.value
+            if rule is not None and isinstance(rule.read, Counter):
+                effect, value = Effect.CODE, None  # it depends on the time
+        text = self._text(access, outcome, rule)
+        return Case(access.reason, tried, where, effect, value, text)
+
+    # Words
+
+    def _where(self, vcpu: int) -> int:
+        """Return RIP; where it is not known, one for which the rule that is asked holds."""
+        if self._rip is not None:
+            return self._rip
+        when = self._rule and self._rule.when
+        return when.rip[0] if when and when.rip else 0
+
+    def _skipped(self, key: str, access: Access) -> str:
+        if not key or self._rule is None:
+            return ""
+        why = {
+            "vcpu": f"the vCPU is {access.vcpu}",
+            "reason": f"the reason is {access.reason}",
+            "value": f"the value is {access.value:#x}",
+            "cpl": self._rule.never,
+            "rip": f"RIP is {self._rip or 0:#x}",
+            "count": f"it is match number {self._count}",
+        }[key]
+        return f"{why} (when {self._rule.when})"
+
+    def _text(self, access: Access, outcome: Outcome, rule: Rule | None) -> str:
+        """Return what the guest sees."""
+        verdict = outcome.verdict
+        if verdict is Verdict.KERNEL:
+            return f"what KVM answers, by KVM_{'GET' if access.op == Op.READ else 'SET'}_MSRS"
+        if verdict is Verdict.STOP:
+            return "nothing more: the run stops"
+        default = outcome.rule.removeprefix("defaults.")
+        action = rule.action(access.op) if rule else getattr(self._plan.policy.defaults, default)
+        if verdict is Verdict.FAULT:
+            return f"#GP(0){_hit(rule, access.value) if rule and action is Plain.SHADOW else ''}"
+        if verdict is Verdict.VALUE:
+            return _value_text(action, outcome.value)
+        if action is Plain.IGNORE:
+            return "nothing: the write is dropped"
+        if isinstance(action, Counter):
+            return f"nothing: it counts on from {access.value:#x}"
+        ((_, _, kept),) = self._dispatcher.shadows.state()["values"]
+        return f"nothing: {kept:#x} is kept"
+
+
+def _value_text(action: Action | None, value: int) -> str:
+    if isinstance(action, Counter):
+        return f"what has been counted, {action.hz:,} a second, at first from {value:#x}"
+    if action is Plain.SHADOW:
+        return f"the value last written, at first {value:#x}"
+    return f"the value {value:#x}"
+
+
+def _hit(rule: Rule, value: int) -> str:
+    """Return why a write of *value* to a shadow that holds its reset value faults."""
+    if rule.bits is None:
+        return ""
+    if rule.reset & rule.bits.lock:
+        return ": a lock bit is set"
+    return f": reserved bits {(rule.reset ^ value) & rule.bits.fault:#x} change"

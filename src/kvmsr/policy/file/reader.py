@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What a policy file means
+------------------------
+
+The rules and defaults of a document, and of those that it extends. What is wrong is added to the
+document's errors, and reading goes on.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path as FilePath
+from typing import Any, Final
+
+import msgspec
+
+from kvmsr.errors import PolicyError
+from kvmsr.files import read_regular
+from kvmsr.policy.access import Op
+from kvmsr.policy.actions import Action, Counter, Host, Model, Python, Value, plain, to_action
+from kvmsr.policy.bits import Bits
+from kvmsr.policy.file.document import Document, RuleKeys
+from kvmsr.policy.file.finder import Finder
+from kvmsr.policy.file.lines import show
+from kvmsr.policy.file.presets import preset_names, preset_text
+from kvmsr.policy.file.schema import ActionTable
+from kvmsr.policy.form import Path, convert
+from kvmsr.policy.policy import Defaults
+from kvmsr.policy.register_models import find_model
+from kvmsr.policy.rule import Place, Rule, to_log, to_scope
+from kvmsr.policy.selector import parse_msrs
+from kvmsr.policy.topology import Topology
+from kvmsr.policy.when import When
+from kvmsr.text import nearest, one_line, shown
+
+__all__ = ("PRESET", "Reader", "Shelf")
+
+PRESET: Final = "preset:"
+"""What the names of the policies that come with kvmsr begin with."""
+
+_MAX_SIZE: Final = 4 << 20  # bytes: some 40,000 rules
+_MAX_DEPTH: Final = 64
+
+_ONE_OF: Final = " and ".join(
+    (", ".join(ActionTable.__struct_fields__[:-1]), ActionTable.__struct_fields__[-1])
+)
+
+# Done before the rule is made of all its keys, so that what is wrong is reported with the key.
+_CHECKS: Final[dict[str, Callable[[Any], object]]] = {
+    "msr": parse_msrs,
+    "reset": Value,
+    "bits": Bits.parse,
+    "scope": to_scope,
+    "when": When.parse,
+    "log": to_log,
+}
+
+
+class Shelf:
+    """
+    The files of one reading, each of which is read once.
+
+    :param finder: finds what they name in Python modules.
+    :ivar readers: the files, in the order in which they were begun.
+    """
+
+    def __init__(self, finder: Finder) -> None:
+        self.finder = finder
+        self.readers: list[Reader] = []
+        self._by_name: dict[str, Reader] = {}
+
+    def read(self, name: str, folder: FilePath, above: tuple[str, ...] = ()) -> "Reader":
+        """
+        Read a file, or what ``preset:NAME`` names.
+
+        :param folder: where the name is looked for.
+        :param above: the files that extend it, from the outermost on.
+        :raises PolicyError: if it cannot be read; what is wrong in it is added to its document.
+        """
+        is_preset = name.startswith(PRESET)
+        file = FilePath() if is_preset else folder / name
+        key = name if is_preset else _resolved(file)
+        if key in above:
+            chain = " → ".join(FilePath(one).name for one in (*above, key))
+            raise PolicyError(f"extends itself: {chain}")
+        if len(above) > _MAX_DEPTH:
+            raise PolicyError(f"more than {_MAX_DEPTH} policies that extend one another")
+        if key not in self._by_name:
+            text = _preset(name) if is_preset else _text(file)
+            source = name if is_preset else str(file)
+            self._by_name[key] = Reader(text, source, file.parent, self, (*above, key))
+        return self._by_name[key]
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong so far."""
+        return not any(reader.document.errors for reader in self.readers)
+
+
+class Reader:
+    """
+    One file, read.
+
+    :ivar document: the file.
+    :ivar said: the defaults that it says or, where it does not, that its last base says.
+    :ivar topology: the same of the topology.
+    """
+
+    def __init__(
+        self, text: str, source: str, folder: FilePath, shelf: Shelf, above: tuple[str, ...] = ()
+    ) -> None:
+        self.document = Document(text, source)
+        self.said: dict[str, str] = {}
+        self.topology: dict[str, int] = {}
+        self._folder = folder
+        self._shelf = shelf
+        self._name = FilePath(source).name
+        self._bases: list[Reader] = []
+        document = self.document
+        shelf.readers.append(self)
+        self._own: list[Rule | None] = []
+        self._pending: dict[int, Callable[[], Rule | None]] = {}
+        for number, keys in enumerate(document.rules):
+            sound = self._check(keys, number)
+            if _names_code(keys.given):
+                self._own.append(None)
+                self._pending[number] = partial(self._rule, keys, number, sound=sound)
+            else:
+                self._own.append(self._rule(keys, number, sound=sound))
+        for number, name in enumerate(document.header.extends):
+            with document.at(("policy", "extends", number)):
+                self._bases.append(shelf.read(name, folder, above))
+        for base in self._bases:
+            self.said.update(base.said)
+            self.topology.update(base.topology)
+        self.said.update(self._checked("defaults", document.defaults, Defaults))
+        self.topology.update(self._checked("topology", document.topology, Topology))
+
+    def rules(self) -> list[Rule]:
+        """Return its rules and, behind them, those of its bases, from last to first; each once."""
+        return [rule for reader in self._readers(set()) for rule in reader._own if rule]
+
+    def look_up(self) -> None:
+        """Make the rules that name Python modules; of an unsound policy no code is run."""
+        for number, rule in self._pending.items():
+            if self._shelf.sound or not self._shelf.finder.runs_code:
+                self._own[number] = rule()
+
+    def _readers(self, seen: set[int]) -> Iterator["Reader"]:
+        if id(self) not in seen:
+            seen.add(id(self))
+            yield self
+            for base in reversed(self._bases):
+                yield from base._readers(seen)
+
+    # Parts
+
+    def _checked(
+        self, table: str, own: msgspec.Struct, check: Callable[..., object]
+    ) -> dict[str, Any]:
+        """Return what a table of the file itself says, each key by itself acceptable to *check*."""
+        said = {}
+        for key in own.__struct_fields__:
+            given = getattr(own, key)
+            if given is not None:
+                with self.document.at((table, key)):
+                    check(**{key: given})
+                    said[key] = given
+        return said
+
+    def _check(self, keys: RuleKeys, number: int) -> bool:
+        """Check each key but the actions; return whether all are well."""
+        before = len(self.document.errors)
+        for key, check in _CHECKS.items():
+            if keys.given.get(key) is not None:
+                with self.document.at(("rule", number, key)):
+                    check(keys.given[key])
+        return keys.whole and len(self.document.errors) == before
+
+    def _rule(self, keys: RuleKeys, number: int, *, sound: bool) -> Rule | None:
+        path: Path = ("rule", number)
+        document, given = self.document, keys.given
+        before = len(document.errors)
+        read = self._action(given.get("read"), (*path, "read"))
+        write = self._action(given.get("write"), (*path, "write"))
+        if not sound or len(document.errors) > before:
+            return None
+        line = document.line(path)
+        with document.at(path):
+            return Rule(
+                given["msr"],
+                read,
+                write,
+                reset=given.get("reset"),
+                bits=given.get("bits"),
+                scope=given.get("scope"),
+                when=given.get("when"),
+                log=given.get("log"),
+                where=one_line(f"{self._name}:{line}"),
+                place=Place(document.source, line, show(path), document.inside(path)),
+            )
+        return None
+
+    def _action(self, spec: str | dict[str, Any] | None, path: Path) -> Action | None:
+        """Return the action that *spec*, at *path*, stands for."""
+        if spec is None:
+            return None
+        with self.document.at(path):
+            if isinstance(spec, str):
+                return plain(spec)
+            named = [key for key in ActionTable.__struct_fields__ if key in spec]
+            if "model" in named:
+                return self._model(spec)
+            table = convert(spec, ActionTable)
+            if len(named) != 1:
+                raise PolicyError(f"a table needs exactly one of {_ONE_OF}")
+            if table.python is not None:
+                return Python(self._shelf.finder.function(table.python, self._folder), table.python)
+            if table.host is not None:
+                return Host.parse(table.host)
+            if table.counter is not None:
+                return Counter(table.counter)
+            assert table.value is not None
+            return to_action(Value(table.value), Op(str(path[-1])))
+        return None
+
+    def _model(self, spec: Mapping[str, Any]) -> Model:
+        finder = self._shelf.finder
+        parameters = dict(spec)
+        name = convert({"model": parameters.pop("model")}, ActionTable).model
+        assert name is not None
+        found = find_model(name, lambda place: finder.model(place, self._folder, parameters))
+        return Model.of(found, name, parameters)
+
+
+def _names_code(given: Mapping[str, Any]) -> bool:
+    """Tell whether a rule names something in a Python module."""
+    tables = [spec for op in ("read", "write") if isinstance(spec := given.get(op), dict)]
+    return any("python" in spec or ":" in str(spec.get("model")) for spec in tables)
+
+
+def _resolved(file: FilePath) -> str:
+    try:
+        return str(file.resolve())
+    except (OSError, ValueError, RuntimeError) as error:  # the last: a loop of links
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise PolicyError(f"not the name of a file: {reason}", file=shown(str(file))) from None
+
+
+def _text(file: FilePath) -> str:
+    try:
+        return read_regular(file, _MAX_SIZE).decode()
+    except OSError as error:
+        raise PolicyError(f"cannot read the policy: {error.strerror}", file=str(file)) from None
+    except UnicodeDecodeError as error:
+        message = f"not a text file: byte {error.start} is not UTF-8"
+        raise PolicyError(message, file=str(file)) from None
+
+
+def _preset(name: str) -> str:
+    short = name.removeprefix(PRESET)
+    text = preset_text(short)
+    if text is None:
+        hint = nearest(short, preset_names())
+        raise PolicyError(f"there is no preset {shown(short)}; {hint}")
+    return text
