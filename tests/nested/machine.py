@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Final
 
 from tests.nested.archive import Archive
-from tests.nested.parts import ROOT, Kernel, find_kernel, find_qemu, pack_project, pack_python
+from tests.nested.parts import (
+    ROOT,
+    Kernel,
+    find_kernel,
+    find_qemu,
+    pack_project,
+    pack_python,
+    python_path,
+)
 
 __all__ = ("NestedError", "prepare", "run")
 
@@ -109,7 +117,7 @@ def _pack(kernel: Kernel, arguments: list[str], parameters: dict[str, str]) -> t
         "arguments": arguments,
         "environment": {
             "HOME": "/", "LANG": "C.UTF-8", "LD_LIBRARY_PATH": libraries,
-            "PYTHONPATH": str(ROOT / "src"),
+            "PYTHONPATH": ":".join(map(str, python_path())),
         },
         "folder": str(ROOT),
         "modules": modules,

@@ -18,9 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import lazy_loader
+
 from tests.nested.archive import Archive
 
-__all__ = ("Kernel", "MissingError", "find_kernel", "find_qemu", "pack_project", "pack_python")
+__all__ = (
+    "Kernel", "MissingError", "find_kernel", "find_qemu", "pack_project", "pack_python",
+    "python_path",
+)  # fmt: skip
 
 ROOT: Final = Path(__file__).parent.parent.parent
 PEERS: Final = Path(os.environ.get("KVMSR_PEERS", ROOT / ".peers"))
@@ -127,9 +132,14 @@ def find_qemu() -> list[str]:
 
 
 def pack_project(archive: Archive) -> None:
-    """Add ``kvmsr`` and its tests."""
-    for part in PROJECT:
-        _pack_folder(archive, ROOT / part, unused=())
+    """Add ``kvmsr``, its tests, and what it cannot be imported without."""
+    for folder in (*(ROOT / part for part in PROJECT), Path(lazy_loader.__file__).parent):
+        _pack_folder(archive, folder, unused=())
+
+
+def python_path() -> list[Path]:
+    """Return the folders that what :func:`pack_project` packs is imported from."""
+    return [ROOT / "src", Path(lazy_loader.__file__).parent.parent]
 
 
 def pack_python(archive: Archive) -> tuple[Path, list[Path]]:
@@ -170,7 +180,7 @@ def _pack_folder(archive: Archive, folder: Path, unused: "set[str] | tuple[()]")
             continue
         if path.is_dir():
             _pack_folder(archive, path, unused)
-        elif path.suffix == ".py" or (path.suffix == ".pyc" and ".opt-" not in path.name):
+        elif path.suffix in (".py", ".pyi") or (path.suffix == ".pyc" and ".opt-" not in path.name):
             # Compiled files go with their sources, whose times they name: compiling takes long.
             archive.copy(path)
 
