@@ -2,6 +2,7 @@
 """Events that wait, and what else the differential runs told about KVM's side."""
 
 import errno
+import threading
 from dataclasses import replace
 
 import pytest
@@ -95,6 +96,67 @@ def test_the_interrupt_of_user_space_comes_before_the_nmi(guest):
     while isinstance(exit_ := guest.vcpu.run(), exits.IoOut):
         ports.append(exit_.port)
     assert ports == [2, 0x20]
+
+
+INJECT_BP = cpu.GuestDebug(control=1 | 1 << 19)
+
+
+def handle_bp(guest):
+    guest.put(4 * 3, (0x3000).to_bytes(4, "little"))
+    guest.put(0x3000, b"\xe6\x03\xf4")  # out %al, $3; hlt
+
+
+def returns_to(guest):
+    at = guest.vcpu.get_regs().rsp & 0xFFFF
+    return int.from_bytes(guest.memory.view[at : at + 2], "little")
+
+
+@pytest.mark.parametrize(
+    ("profile", "arrives"),
+    ((AMD, False), ("linux-6.1-amd", False), ("patch-v3", True), ("linux-6.1-intel", True),
+     ("pvm", True)),
+)  # fmt: skip
+def test_a_breakpoint_that_no_instruction_raises(profile, arrives):
+    """Without a next RIP, kvm_amd decodes what is at RIP, and drops what that does not raise."""
+    guest = guest_on(profile)
+    handle_bp(guest)
+    guest.load(b"\x90\xe6\x60\xf4")
+    guest.vcpu.raw_ioctl(ioctls.KVM_SET_GUEST_DEBUG, INJECT_BP)
+    assert guest.vcpu.run().port == (3 if arrives else 0x60)
+    guest.close()
+
+
+def test_a_breakpoint_at_its_instruction_is_behind_it(guest):
+    handle_bp(guest)
+    guest.load(b"\xcc\xf4")
+    guest.vcpu.raw_ioctl(ioctls.KVM_SET_GUEST_DEBUG, INJECT_BP)
+    assert guest.vcpu.run().port == 3
+    assert returns_to(guest) == CODE + 1
+
+
+def test_a_breakpoint_behind_an_instruction_that_came_out(guest):
+    """SVM has told the next RIP: nothing is decoded."""
+    handle_bp(guest)
+    guest.load(b"\xe6\x60\x90\xf4")
+    guest.vcpu.run()
+    guest.vcpu.raw_ioctl(ioctls.KVM_SET_GUEST_DEBUG, INJECT_BP)
+    assert guest.vcpu.run().port == 3
+    assert returns_to(guest) == CODE + 2
+
+
+def test_a_breakpoint_after_a_kick_is_dropped(guest):
+    handle_bp(guest)
+    guest.load(b"\xe6\x60\xeb\xfe")  # out %al, $0x60; 1: jmp 1b
+    guest.vcpu.run()
+    kick_later(guest)
+    assert isinstance(guest.vcpu.run(), exits.Interrupted)
+    guest.vcpu.raw_ioctl(ioctls.KVM_SET_GUEST_DEBUG, INJECT_BP)
+    kick_later(guest)
+    assert isinstance(guest.vcpu.run(), exits.Interrupted)
+
+
+def kick_later(guest):
+    threading.Timer(0.1, guest.vcpu.kick).start()
 
 
 @pytest.mark.parametrize(("profile", "at_exit"), ((AMD, 0), ("pvm", 2)))

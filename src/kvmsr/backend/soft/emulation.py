@@ -8,7 +8,7 @@ What belongs to each instruction that KVM emulates: getting behind it, and raisi
 
 from typing import Final
 
-from kvmsr.backend.soft.cpu.code import rip_mask
+from kvmsr.backend.soft.cpu.code import fetch, rip_mask
 from kvmsr.backend.soft.cpu.delivery import deliver
 from kvmsr.backend.soft.cpu.engine import Engine
 from kvmsr.backend.soft.debugging import BS, DB, SINGLESTEP, TF, Debugging
@@ -18,7 +18,8 @@ from kvmsr.backend.soft.profile import Profile
 __all__ = ("Emulation",)
 
 _RIP: Final = 16
-_UD, _GP = 6, 13
+_BP, _OF, _UD, _GP = 3, 4, 6, 13
+_SOFT: Final = (_BP, _OF)
 _QUEUED_BY_KVM: Final = {"pvm": frozenset(range(32)), "amd": frozenset((_UD, _GP))}
 """The exceptions that hardware, if there is any, does not deliver by itself (svm/svm.c)."""
 
@@ -28,12 +29,16 @@ class Emulation:
     Ends instructions on *cpu*.
 
     All of it returns whether the guest goes on; False: it has shut down, or there is an exit.
+
+    :ivar knows_next_rip: the guest came out at an instruction, so that SVM has told the RIP behind.
     """
 
     def __init__(self, cpu: Engine, events: Events, debugging: Debugging, profile: Profile) -> None:
         self._cpu, self._events, self._debugging = cpu, events, debugging
         self._queued: frozenset[int] = _QUEUED_BY_KVM.get(profile.vendor, frozenset())
         self._hides_step = profile.vendor == "pvm"
+        self._checks_soft = profile.checks_soft_exceptions
+        self.knows_next_rip = False
 
     def skip(self, length: int, *, steps: bool = True) -> bool:
         """Move RIP behind an emulated instruction, and do the single step if it *steps*."""
@@ -74,7 +79,19 @@ class Emulation:
     def raise_queued(self) -> bool:
         """Deliver the exception that is queued, from inside the run."""
         vector, code = self._events.take_exception()
+        if vector in _SOFT and self._checks_soft and not self.knows_next_rip:
+            return self._raise_by_instruction(vector)
         return self._deliver(vector, code or 0, resume=not self._events.last.from_user)
+
+    def _raise_by_instruction(self, vector: int) -> bool:
+        """Deliver #BP or #OF behind the instruction at RIP if that raises it, or else drop it."""
+        cpu = self._cpu
+        instruction = fetch(cpu)
+        length = instruction.length_if_raises(vector) if instruction is not None else 0
+        if not length:
+            return True
+        cpu.regs[_RIP] = cpu.regs[_RIP] + length & rip_mask(cpu)
+        return self._deliver(vector, 0)
 
     def _deliver(self, vector: int, error_code: int, *, resume: bool = True) -> bool:
         if self._hides_step and self._debugging.control & SINGLESTEP:

@@ -55,6 +55,10 @@ class Profile:
     :ivar misc_enable: MISC_ENABLE's value at reset.
     :ivar microcode: UCODE_REV's value at reset.
     :ivar fastpath: MSRs whose writes may be done before the filter is asked.
+    :ivar checks_soft_exceptions: kvm_amd drops a #BP or #OF of user space's where SVM has not told
+        the next RIP and the instruction at RIP is not the one that raises it (since the stable
+        kernels of December 2025, svm_update_soft_interrupt_rip of svm/svm.c; before, it skipped
+        that instruction).
     :ivar deflects: ``mask`` (KVM_CAP_X86_USER_SPACE_MSR takes reasons) or ``all`` (it is a
         boolean, every #GP is deflected, no reason is told, and there is no filter).
     :ivar checks_cap_arguments: unknown reasons are refused.
@@ -88,6 +92,7 @@ class Profile:
     misc_enable: int = 0x1800
     microcode: int = 0x0100_0065
     fastpath: frozenset[int] = frozenset((0x830, 0x6E0))
+    checks_soft_exceptions: bool = False
     deflects: str = "mask"
     checks_cap_arguments: bool = True
     la57: bool = False
@@ -112,7 +117,7 @@ class Profile:
         return value & 0xFFFF_FFFF
 
 
-_NEWEST: Final = Profile(name="linux-6.18-amd")
+_NEWEST: Final = Profile(name="linux-6.18-amd", checks_soft_exceptions=True)
 _6_1_AMD: Final = replace(
     _NEWEST,
     name="linux-6.1-amd",
@@ -134,6 +139,7 @@ _6_1_INTEL: Final = replace(
     cpuid_vendor="GenuineIntel",
     cpuid_signature=0x0005_0654,
     completion="vmx",
+    checks_soft_exceptions=False,
     microcode=0x1_0000_0000,
     fastpath=frozenset((0x830, 0x6E0)),
 )
@@ -142,6 +148,7 @@ _PVM: Final = replace(
     name="pvm",
     vendor="pvm",
     completion="emulator",
+    checks_soft_exceptions=False,
     hyperv=False,
     smm=False,
     cpuid_frozen="all",
@@ -155,7 +162,7 @@ _PVM: Final = replace(
 )
 _PATCH_V3: Final = replace(
     _6_1_AMD, name="patch-v3", deflects="all", checks_cap_arguments=False, fastpath=frozenset(),
-    cpuid_frozen="none",
+    cpuid_frozen="none", checks_soft_exceptions=False,
 )  # fmt: skip
 
 PROFILES: Final = {

@@ -28,6 +28,9 @@ __all__ = ("kvm_run",)
 _RIP: Final = 16
 _RF: Final = 1 << 16
 _IF: Final = 1 << 9
+_AT_INSTRUCTIONS: Final = frozenset(
+    map(int, (ExitReason.IO, ExitReason.HLT, ExitReason.X86_RDMSR, ExitReason.X86_WRMSR))
+)
 _ALL: Final = int(SyncReg.REGS | SyncReg.SREGS | SyncReg.EVENTS)
 
 
@@ -119,6 +122,7 @@ def _loop(vcpu: Vcpu) -> None:
             inject(vcpu)
         if not vcpu.events.shut_down and _enter_guest(vcpu):
             continue
+        vcpu.emulation.knows_next_rip = vcpu.run.exit_reason in _AT_INSTRUCTIONS
         if vcpu.events.shut_down:
             vcpu.events.shut_down = False
             vcpu.run.exit_reason = ExitReason.SHUTDOWN
@@ -134,7 +138,7 @@ def _enter_guest(vcpu: Vcpu) -> bool:
         vcpu.cpu.open_window()
     if vcpu.debugging.control & SINGLESTEP:
         vcpu.cpu.state.eflags.value |= TF
-    vcpu.page.exited = False
+    vcpu.page.exited = vcpu.emulation.knows_next_rip = False
     execution, entered_at = vcpu.vm.execution, vcpu.cpu.regs[_RIP]
     execution.take()
     try:

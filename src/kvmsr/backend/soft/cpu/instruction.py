@@ -15,6 +15,8 @@ __all__ = ("MAX_LENGTH", "Instruction", "decode")
 MAX_LENGTH: Final = 15
 _PREFIXES: Final = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
 _LOCK: Final = 0xF0
+_INT: Final = b"\xcd"
+_SHORT_INTERRUPTS: Final = {b"\xcc": 3, b"\xce": 4}  # INT3, INTO
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,12 @@ class Instruction:
     def reg(self) -> int:
         """The register of ModRM.reg, with REX.R."""
         return self.rest[0] >> 3 & 7 | (self.rex & 4) << 1
+
+    def length_if_raises(self, vector: int) -> int:
+        """Return the length of an INT3, INTO or INT n that raises *vector*; 0: it is none."""
+        if self.opcode == _INT:
+            return self.start + 1 if self.rest[:1] == bytes((vector,)) else 0
+        return self.start if _SHORT_INTERRUPTS.get(self.opcode) == vector else 0
 
 
 def decode(code: bytes, *, long_mode: bool) -> Instruction:
