@@ -75,6 +75,22 @@ def handler(tmp_path, body):
     return '[[rule]]\nmsr = 0x35\nread = { python = "mine:h" }\n'
 
 
+def test_an_access_passes_few_rooms(tmp_path, vmm):
+    """C in the VMM, then attach, session, native and dispatch in the controller."""
+    body = f"""
+    frame = __import__("sys")._getframe()
+    with open("{tmp_path}/rooms", "a") as file:
+        while frame:
+            print(frame.f_globals["__name__"], file=file)
+            frame = frame.f_back
+    return 7"""
+    run(tmp_path, handler(tmp_path, body.strip()), *vmm, 1)
+    names = {
+        line.split(".")[1] for line in (tmp_path / "rooms").read_text().split() if "kvmsr." in line
+    }
+    assert names == {"attach", "native", "dispatch"}
+
+
 def test_a_failed_handler_shows_in_the_exit_status_where_the_vmm_ended_well(tmp_path, vmm):
     good = tmp_path / "good"  # the VMM ends with 7, so one that ends with 0 is needed
     good.write_text(f"#!/bin/sh\n{' '.join(map(str, vmm))} {COUNT}\nexit 0\n")
