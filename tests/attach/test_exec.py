@@ -201,6 +201,20 @@ def test_qemu_runs_under_it(tmp_path, qemu):
     assert told["exit"]["kind"] == "vmm"
 
 
+@pytest.mark.peer
+def test_models_count_the_vcpus_that_the_vmm_has(tmp_path, qemu):
+    bios = peer("seabios", "usr/share/seabios/bios.bin")
+    policy = '[[rule]]\nmsr = 0x35\nread = { model = "topology.core-thread-count" }\n'
+    program = [
+        *qemu, "-accel", "kvm", "-bios", bios, "-m", "64", "-smp", "3", "-kernel",
+        GUESTS / "list.elf", "-append", "35", "-serial", f"file:{tmp_path}/serial",
+        *"-monitor none -display none -nodefaults -no-reboot".split(),
+        "-device", "isa-debug-exit,iobase=0xf4",
+    ]  # fmt: skip
+    run(tmp_path, policy, *program)
+    assert (tmp_path / "serial").read_text().strip().endswith("= 0x0000000000030003")
+
+
 def test_a_static_program_is_refused(tmp_path):
     source = tmp_path / "one.c"
     source.write_text("int main(void) { return 0; }")
