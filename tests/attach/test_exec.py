@@ -150,6 +150,19 @@ def test_a_vmm_is_started_from_where_it_was_named(tmp_path, vmm):
     assert (done.returncode, done.stdout.split()[0]) == (7, str(0x1200))
 
 
+@pytest.mark.parametrize("policy", [CONSTANT, PYTHON], ids=["alone", "supervised"])
+def test_the_vmm_inherits_every_descriptor(tmp_path, policy):
+    read, write = os.pipe()
+    os.write(write, b"from outside")
+    program = [sys.executable, "-c", f"import os; print(os.read({read}, 99).decode())"]
+    with os.fdopen(read), os.fdopen(write, "w"):
+        done = subprocess.run(
+            command(tmp_path, policy, *program),
+            capture_output=True, text=True, timeout=60, check=False, pass_fds=(read,),
+        )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "from outside\n")
+
+
 def test_stop_ends_the_vmm(tmp_path, vmm):
     done, told = run(tmp_path, '[[rule]]\nmsr = 0x35\nread = "stop"\n', *vmm, COUNT)
     assert done.returncode == 6

@@ -127,16 +127,22 @@ class Controller:
             "KVMSR_LIFE": str(life),
         }
         sys.stdout.flush()
+        ours = (life, self._block.fd)
+        for fd in ours:
+            os.set_inheritable(fd, True)
         try:
             return subprocess.Popen(
                 self._command,
                 executable=self._program,
                 env=environment,
-                pass_fds=(life, self._block.fd),
+                close_fds=False,  # a VMM may be given descriptors by whoever started us
                 stdout=sys.stderr.fileno() if self._to_stderr else None,
             )
         except OSError as error:
             raise UsageError(f"{self._command[0]}: cannot start it: {error.strerror}") from None
+        finally:
+            for fd in ours:
+                os.set_inheritable(fd, False)
 
     @contextmanager
     def _signals_are_the_vmms(self) -> Iterator[None]:
