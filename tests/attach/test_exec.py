@@ -61,6 +61,19 @@ def test_without_a_rule_the_guest_faults_as_without_kvmsr(tmp_path, vmm):
     assert (done.returncode, done.stdout) == (alone.returncode, alone.stdout)
 
 
+@pytest.mark.parametrize("own", ["deny", "watch"])
+def test_where_no_rule_decides_the_vmms_own_filter_does(tmp_path, vmm, own):
+    """As without kvmsr, also if a rule of the policy has the filter deny other MSRs beside."""
+    alone = subprocess.run([*vmm, "1", own], capture_output=True, text=True, check=False)
+    # An MSR that KVM knows, so that the filter has to deny it for the rule.
+    other = "[[rule]]\nmsr = 0x277\nread = { value = 1 }\n"
+    for policy in ("", other):
+        done, _ = run(tmp_path, policy, *vmm, 1, own)
+        assert (done.returncode, done.stdout) == (alone.returncode, alone.stdout)
+    done, _ = run(tmp_path, CONSTANT, *vmm, 1, own)  # a rule is above it
+    assert done.stdout.split()[0] == str(0x1200)
+
+
 @pytest.mark.parametrize("storm", [[], ["storm"]], ids=["calm", "storm"])
 def test_a_handler_is_asked_once_for_each_access(tmp_path, vmm, storm):
     done, told = run(tmp_path, PYTHON, *vmm, COUNT, *storm)

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A small KVM user that knows nothing of MSR exits: runs the loop image with COUNT accesses and
- * prints what EAX holds in the end. With STORM a thread kicks the vCPU all the time, as VMMs do it:
- * by a signal whose handler sets immediate_exit.
+ * prints what EAX holds in the end. With "storm" a thread kicks the vCPU all the time, as VMMs do
+ * it: by a signal whose handler sets immediate_exit. With "deny" a filter denies MSR 0x35 and the VMM
+ * does not ask to see that; with "watch" it does, and answers 0x99.
  *
- *     vmm IMAGE COUNT [STORM]
+ *     vmm IMAGE COUNT [storm|deny|watch]
  */
 #include <err.h>
 #include <errno.h>
@@ -47,10 +48,29 @@ static void *storm(void *unused)
 	return unused;
 }
 
+/* Deny reads and writes of MSR 0x35. */
+static void deny(int vm)
+{
+	static uint8_t none;
+	struct kvm_msr_filter filter = {
+		.ranges = { { .flags = KVM_MSR_FILTER_READ | KVM_MSR_FILTER_WRITE,
+			      .nmsrs = 1, .base = 0x35, .bitmap = &none } },
+	};
+	checked(ioctl(vm, KVM_X86_SET_MSR_FILTER, &filter), "KVM_X86_SET_MSR_FILTER");
+}
+
+static void watch(int vm)
+{
+	struct kvm_enable_cap cap = {
+		.cap = KVM_CAP_X86_USER_SPACE_MSR, .args = { KVM_MSR_EXIT_REASON_FILTER },
+	};
+	checked(ioctl(vm, KVM_ENABLE_CAP, &cap), "KVM_ENABLE_CAP");
+}
+
 int main(int argc, char **argv)
 {
 	if (argc < 3)
-		errx(2, "usage: vmm IMAGE COUNT [STORM]");
+		errx(2, "usage: vmm IMAGE COUNT [storm|deny|watch]");
 	uint32_t count = strtoul(argv[2], NULL, 0);
 	uint8_t *memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	FILE *image = fopen(argv[1], "rb");
@@ -78,7 +98,8 @@ int main(int argc, char **argv)
 	struct kvm_regs regs = { .rip = START, .rsp = START, .rflags = 2 };
 	checked(ioctl(vcpu, KVM_SET_REGS, &regs), "KVM_SET_REGS");
 
-	if (argc > 3) {
+	const char *how = argc > 3 ? argv[3] : "";
+	if (!strcmp(how, "storm")) {
 		struct sigaction action = { .sa_handler = kick };
 		pthread_t thread;
 
@@ -86,15 +107,24 @@ int main(int argc, char **argv)
 		runner = pthread_self();
 		pthread_create(&thread, NULL, storm, NULL);
 	}
+	if (!strcmp(how, "deny") || !strcmp(how, "watch"))
+		deny(vm);
+	if (!strcmp(how, "watch"))
+		watch(vm);
 	unsigned long kicks = 0;
 	for (;;) {
 		if (ioctl(vcpu, KVM_RUN, 0) < 0) {
 			if (errno != EINTR)
 				err(1, "KVM_RUN");
+			if (run->exit_reason != KVM_EXIT_INTR)
+				errx(1, "EINTR with exit %u", run->exit_reason);
 			kicks++;
 			run->immediate_exit = 0;
 		} else if (run->exit_reason == KVM_EXIT_IO) {
 			break;
+		} else if (run->exit_reason == KVM_EXIT_X86_RDMSR && !strcmp(how, "watch")) {
+			run->msr.data = 0x99;
+			run->msr.error = 0;
 		} else {
 			errx(1, "exit %u", run->exit_reason);
 		}

@@ -21,7 +21,7 @@ void kvmsr_take_access(struct kvmsr_cpu *cpu)
 	a->reason = run->msr.reason & KVM_MSR_EXIT_REASON_FILTER ? KVMSR_FILTER :
 		    run->msr.reason & KVM_MSR_EXIT_REASON_INVAL	 ? KVMSR_INVALID :
 								   KVMSR_UNKNOWN;
-	a->theirs = 0;
+	a->theirs = a->denied = 0;
 }
 
 /* Have KVM answer, whatever the filter says; where it refuses, the plan has the last word. */

@@ -17,19 +17,16 @@ static const uint32_t kvm_reason[] = {
 	[KVMSR_FILTER] = KVM_MSR_EXIT_REASON_FILTER,
 };
 
-/* For which reasons would the VMM have got this access? */
-static uint8_t theirs(const struct kvmsr_wish *wish, const struct kvmsr_access *a)
+/* What would have become of this access without us? */
+static void ask_wish(const struct kvmsr_wish *wish, struct kvmsr_access *a)
 {
-	uint8_t reasons = 0;
+	int denies = kvmsr_denies(&wish->filter, a->index, a->op);
 
-	if (likely(!wish->reasons))
-		return 0;
+	a->theirs = 0;
 	for (int reason = 0; reason < 3; reason++)
-		if (wish->reasons & kvm_reason[reason])
-			reasons |= 1 << reason;
-	if (reasons >> KVMSR_FILTER & 1 && !kvmsr_denies(&wish->filter, a->index, a->op))
-		reasons &= ~(1 << KVMSR_FILTER);
-	return reasons;
+		if (wish->reasons & kvm_reason[reason] && (reason != KVMSR_FILTER || denies))
+			a->theirs |= 1 << reason;
+	a->denied = denies && !(wish->reasons & KVM_MSR_EXIT_REASON_FILTER);
 }
 
 /* Has the VMM been asked to come out of KVM_RUN? */
@@ -87,7 +84,8 @@ static int answer(struct vcpu *vcpu)
 
 	if (!vcpu->pending) {
 		kvmsr_take_access(cpu);
-		cpu->access.theirs = theirs(&vcpu->vm->wish, &cpu->access);
+		if (unlikely(vcpu->vm->asked))
+			ask_wish(&vcpu->vm->wish, &cpu->access);
 		kvmsr_decide(cpu);
 		if (cpu->outcome.verdict == KVMSR_THEIRS) {
 			cpu->run->msr.reason = kvm_reason[cpu->access.reason];
@@ -118,8 +116,10 @@ int kvmsr_run_on(struct vcpu *vcpu, int fd, void *argument)
 	for (;;) {
 		int result = answer(vcpu);
 
-		if (result < 0)
+		if (result < 0) {
+			vcpu->cpu.run->exit_reason = KVM_EXIT_INTR; /* as KVM_RUN leaves it */
 			return failed(result);
+		}
 		if (result)
 			return 0;
 		long left = kvmsr_ioctl(fd, KVM_RUN, argument);

@@ -162,7 +162,8 @@ static void unruled(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, uint32_t
 		act(cpu, t, (a->reason == KVMSR_INVALID ? KVMSR_DEFAULT_INVALID : 0) + a->op, a, o);
 		return;
 	}
-	o->verdict = theirs ? KVMSR_THEIRS : KVMSR_KERNEL;
+	/* What its VMM denies without asking for the exit gets #GP, as without us. */
+	o->verdict = theirs ? KVMSR_THEIRS : a->denied ? KVMSR_FAULT : KVMSR_KERNEL;
 	o->rule = number;
 	o->name = number == KVMSR_NONE ? KVMSR_UNRULED : rules[number].name;
 	o->value = 0;

@@ -34,6 +34,7 @@ struct vm {
 	uint32_t number;
 	uint32_t size; /* of a vCPU's mapping */
 	int asked; /* the VMM has set a filter of its own, or reasons */
+	int filtered; /* ... a filter */
 	struct kvmsr_wish wish;
 };
 

@@ -122,6 +122,7 @@ struct kvmsr_access {
 	uint32_t vcpu, index;
 	uint8_t op, reason;
 	uint8_t theirs; /* a bit for each reason for which the VMM itself asked for this MSR */
+	uint8_t denied; /* the VMM's own filter denies it, and the VMM did not ask to see that */
 };
 
 struct kvmsr_outcome {

@@ -29,6 +29,9 @@ static int put_plan(struct vm *vm)
 		.cap = KVM_CAP_X86_USER_SPACE_MSR, .args = { table->reasons | vm->wish.reasons },
 	};
 
+	/* What the VMM denies comes to us as well: a rule may be for it. */
+	if (table->reasons && vm->filtered)
+		cap.args[0] |= KVM_MSR_EXIT_REASON_FILTER;
 	kvmsr_plan_filter(table, &plan);
 	uint32_t lost = kvmsr_merge(&plan, &vm->wish.filter, &merged);
 
@@ -171,6 +174,7 @@ void kvmsr_new_reasons(int fd, const struct kvm_enable_cap *cap)
 
 	if (vm) {
 		vm->wish.reasons = cap->args[0];
+		vm->asked = 1;
 		put_plan(vm);
 	}
 	pthread_mutex_unlock(&changing);
@@ -185,6 +189,7 @@ void kvmsr_new_filter(int fd, const struct kvm_msr_filter *filter)
 		struct kvmsr_wish *wish = &vm->wish;
 
 		wish->filter = *filter;
+		vm->asked = vm->filtered = 1;
 		for (int i = 0; i < KVM_MSR_FILTER_MAX_RANGES; i++) {
 			struct kvm_msr_filter_range *r = &wish->filter.ranges[i];
 
