@@ -183,6 +183,41 @@ def test_stop_ends_the_vmm(tmp_path, vmm):
     assert "policy.toml:1 stops the run at a read of MSR 0x35" in told["exit"]["detail"]
 
 
+def test_stop_ends_a_vmm_that_a_wrapper_script_started(tmp_path, vmm):
+    wrapper = tmp_path / "wrapper"
+    wrapper.write_text(
+        f"#!/bin/sh\n{' '.join(map(str, vmm))} 100000000\necho $? > {tmp_path}/status\n"
+    )
+    wrapper.chmod(0o755)
+    done, told = run(tmp_path, '[[rule]]\nmsr = 0x35\nread = "stop"\n', wrapper)
+    assert (done.returncode, told["exit"]["kind"]) == (6, "stop")
+
+
+def test_the_summary_comes_when_the_last_process_has_ended(tmp_path, vmm):
+    """As with -daemonize: the process that was started ends at once."""
+    begin = f"import subprocess; subprocess.Popen({list(map(str, [*vmm, 300_000]))!r})"
+    done, told = run(tmp_path, CONSTANT, sys.executable, "-c", begin)
+    assert done.returncode == 0
+    assert told["totals"]["reads"] == 300_000
+
+
+def test_a_vmm_in_the_background_gets_the_signal(tmp_path, vmm):
+    begin = f"import subprocess; subprocess.Popen({list(map(str, [*vmm, 100_000_000]))!r})"
+    begun = subprocess.Popen(command(tmp_path, CONSTANT, sys.executable, "-c", begin))
+    time.sleep(2)
+    assert begun.poll() is None
+    begun.terminate()
+    assert begun.wait(20) == 0
+    told = json.loads((tmp_path / "summary.json").read_text())
+    assert 1000 < told["totals"]["reads"] < 100_000_000
+
+
+def test_several_vmms_at_once(tmp_path, vmm):
+    both = " & ".join(" ".join(map(str, [*vmm, count])) for count in (1000, 3000))
+    _, told = run(tmp_path, CONSTANT, "/bin/sh", "-c", f"{both}; wait")
+    assert told["totals"]["reads"] == 4000
+
+
 def test_the_vmm_is_killed(tmp_path, vmm):
     begun = subprocess.Popen(command(tmp_path, PYTHON, *vmm, 100_000_000))
     time.sleep(1.5)

@@ -12,8 +12,6 @@ hosts an adversary: whatever is read from there may be nonsense, and must not do
 import os
 import shlex
 import signal
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +22,7 @@ from typing import Any, Final
 from kvmsr import native
 from kvmsr.attach.control import ControlServer
 from kvmsr.attach.elf import find_vmm
+from kvmsr.attach.processes import BLOCK, Processes
 from kvmsr.attach.questions import Questions
 from kvmsr.backend import HostBackend
 from kvmsr.dispatch import Sink
@@ -74,6 +73,7 @@ class Controller:
         self._witness = witness or Witness()
         self._state = state
         self._end: End | None = None
+        self._processes: Processes | None = None
         self._over = False
         self._begun = time.monotonic()
         kept = load_state(state) if state is not None and state.exists() else None
@@ -93,14 +93,12 @@ class Controller:
     def run(self) -> RunResult:
         """Run the VMM to its end."""
         self._begun = time.monotonic()
-        ours, theirs = socket.socketpair()
-        with ours, self._signals_are_the_vmms():
+        with self._signals_are_the_vmms():
             server = ControlServer(self._control)
             try:
                 self._witness.begin(self.session, shlex.join(self._command))
-                with theirs:
-                    self._vmm = self._start(theirs.fileno())
-                self._witness.vmm(self._vmm.pid)
+                self._processes = self._start()
+                self._witness.vmm(self._processes.child.pid)
                 self._serve()
             finally:
                 self._over = True
@@ -109,7 +107,9 @@ class Controller:
                 server.close()
         if self._state is not None:
             save_state(self._state, self.session.state())
-        end = self._end or _end_of(self._command[0], self._vmm.returncode)
+        assert self._processes is not None
+        self._processes.close()
+        end = self._end or _end_of(self._command[0], self._processes.child.returncode)
         return self._result(end)
 
     def close(self) -> None:
@@ -119,30 +119,15 @@ class Controller:
 
     # The VMM
 
-    def _start(self, life: int) -> subprocess.Popen[bytes]:
+    def _start(self) -> Processes:
         preload = ":".join(filter(None, (str(native.SHIM), os.environ.get("LD_PRELOAD"))))
         environment = os.environ | {
             "LD_PRELOAD": preload,
-            "KVMSR_BLOCK": f"{os.getpid()}:{self._block.fd}",
-            "KVMSR_LIFE": str(life),
+            BLOCK: f"{os.getpid()}:{self._block.fd}",
         }
         sys.stdout.flush()
-        ours = (life, self._block.fd)
-        for fd in ours:
-            os.set_inheritable(fd, True)
-        try:
-            return subprocess.Popen(
-                self._command,
-                executable=self._program,
-                env=environment,
-                close_fds=False,  # a VMM may be given descriptors by whoever started us
-                stdout=sys.stderr.fileno() if self._to_stderr else None,
-            )
-        except OSError as error:
-            raise UsageError(f"{self._command[0]}: cannot start it: {error.strerror}") from None
-        finally:
-            for fd in ours:
-                os.set_inheritable(fd, False)
+        stdout = sys.stderr.fileno() if self._to_stderr else None
+        return Processes(self._command, self._program, environment, [self._block.fd], stdout)
 
     @contextmanager
     def _signals_are_the_vmms(self) -> Iterator[None]:
@@ -156,30 +141,26 @@ class Controller:
                 signal.signal(number, handler)
 
     def _pass_on(self, number: int, frame: object) -> None:
-        self._vmm.send_signal(number)
+        if self._processes is not None:
+            self._processes.send(signal.Signals(number), self._runners())
+
+    def _runners(self) -> set[int]:
+        """Return the processes that run vCPUs, as the VMM says."""
+        return {vcpu.pid for vcpu in self._block.vcpus()}
 
     def _serve(self) -> None:
-        """Serve vCPUs until the VMM has ended."""
+        """Serve vCPUs until the run's processes have ended."""
+        assert self._processes is not None
         stopping = 0.0
-        while True:
-            try:
-                self._vmm.wait(_PAUSE)
-            except subprocess.TimeoutExpired:
-                pass
-            vcpus = list(self._block.vcpus())
-            self._questions.serve(vcpus)
-            if self._vmm.returncode is not None and not self._in_background(vcpus):
-                return
+        while not self._processes.over(self._runners()):
+            self._processes.wait(_PAUSE)
+            self._questions.serve(list(self._block.vcpus()))
             if self._end is not None and not stopping:
-                self._vmm.terminate()
+                self._processes.send(signal.SIGTERM, self._runners())
                 stopping = time.monotonic()
             elif stopping and time.monotonic() - stopping > _GRACE:
-                self._vmm.kill()
-
-    def _in_background(self, vcpus: list[Any]) -> bool:
-        """Return whether the VMM has forked, as ``-daemonize`` has it, and goes on."""
-        others = {vcpu.pid for vcpu in vcpus} - {0, self._vmm.pid}
-        return any(Path(f"/proc/{pid}").exists() for pid in others)
+                self._processes.send(signal.SIGKILL, self._runners())
+        self._questions.serve(list(self._block.vcpus()))
 
     def _stop_at(self, access: Access, rule: str) -> None:
         """End the VMM; the access gets no answer."""

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Processes of a run
+------------------
+
+``kvmsr exec`` starts one process, and a VMM may be another: a wrapper script starts it, it goes to
+the background (``-daemonize``), or a driver starts several. All of them inherit the *life line*,
+one end of a pair of sockets. The run lasts until nobody holds that end any more, and none of them
+that runs a vCPU is left.
+
+Which process runs a vCPU is something that the VMM says. Nobody waits for such a process, or sends
+it a signal, unless its environment names this run: then it is one that the run started.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from kvmsr.errors import UsageError
+
+__all__ = ("BLOCK", "Processes")
+
+BLOCK: Final = "KVMSR_BLOCK"
+"""The environment variable that names a run's shared memory: the controller, and its descriptor."""
+
+
+class Processes:
+    """
+    The process that was started, and those that came of it.
+
+    :param command: the program and its arguments.
+    :param program: where the program is.
+    :param environment: what it gets, BLOCK among it; ``KVMSR_LIFE`` is added.
+    :param inherited: descriptors of ours that it inherits, besides all that we inherited.
+    :param stdout: its standard output; None is ours.
+    :ivar child: the process that was started.
+    :raises UsageError: if it cannot be started.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        program: Path,
+        environment: Mapping[str, str],
+        inherited: Iterable[int] = (),
+        stdout: int | None = None,
+    ) -> None:
+        self._line, theirs = socket.socketpair()
+        self._line.setblocking(False)
+        self._mark = f"{BLOCK}={environment[BLOCK]}".encode()
+        fds = [theirs.fileno(), *inherited]
+        try:
+            for fd in fds:
+                os.set_inheritable(fd, True)
+            self.child = subprocess.Popen(
+                list(command),
+                executable=program,
+                env={**environment, "KVMSR_LIFE": str(theirs.fileno())},
+                close_fds=False,  # a VMM may be given descriptors by whoever started us
+                stdout=stdout,
+            )
+        except OSError as error:
+            self._line.close()
+            raise UsageError(f"{command[0]}: cannot start it: {error.strerror}") from None
+        finally:
+            for fd in fds:
+                os.set_inheritable(fd, False)
+            theirs.close()
+
+    def over(self, runners: Iterable[int]) -> bool:
+        """
+        Return whether all have ended.
+
+        :param runners: the processes that run vCPUs, as the VMM says.
+        """
+        if self.child.poll() is None or not self._line_is_cut():
+            return False
+        return not any(self._is_ours(pid) for pid in set(runners) - {0, self.child.pid})
+
+    def wait(self, seconds: float) -> None:
+        """Wait for so many seconds, or until the child ends."""
+        if self.child.returncode is not None:
+            time.sleep(seconds)
+        with suppress(subprocess.TimeoutExpired):
+            self.child.wait(seconds)
+
+    def send(self, number: signal.Signals, runners: Iterable[int]) -> None:
+        """Send a signal to the child and to those of *runners* that belong to this run."""
+        if self.child.poll() is None:
+            self.child.send_signal(number)
+        for pid in set(runners) - {0, self.child.pid, os.getpid()}:
+            if self._is_ours(pid):
+                with suppress(OSError):  # it has just ended
+                    os.kill(pid, number)
+
+    def close(self) -> None:
+        """Let go of the life line."""
+        self._line.close()
+
+    def _line_is_cut(self) -> bool:
+        try:
+            while self._line.recv(1 << 12):
+                pass  # nobody has anything to say here
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
+
+    def _is_ours(self, pid: int) -> bool:
+        try:
+            return self._mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:  # it has ended, or is another user's
+            return False
