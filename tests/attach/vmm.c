@@ -3,9 +3,11 @@
  * A small KVM user that knows nothing of MSR exits: runs the loop image with COUNT accesses and
  * prints what EAX holds in the end. With "storm" a thread kicks the vCPU all the time, as VMMs do
  * it: by a signal whose handler sets immediate_exit. With "deny" a filter denies MSR 0x35 and the VMM
- * does not ask to see that; with "watch" it does, and answers 0x99.
+ * does not ask to see that; with "watch" it does, and answers 0x99. With "high" the vCPU is run by a
+ * duplicate of its descriptor with a large number, and with "many" after 1,500 other vCPUs have come
+ * and gone.
  *
- *     vmm IMAGE COUNT [storm|deny|watch]
+ *     vmm IMAGE COUNT [storm|deny|watch|high|many]
  */
 #include <err.h>
 #include <errno.h>
@@ -19,6 +21,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 enum { MEMORY = 16 << 20, START = 0x7c00, COUNT_AT = 4 };
@@ -70,7 +73,7 @@ static void watch(int vm)
 int main(int argc, char **argv)
 {
 	if (argc < 3)
-		errx(2, "usage: vmm IMAGE COUNT [storm|deny|watch]");
+		errx(2, "usage: vmm IMAGE COUNT [storm|deny|watch|high|many]");
 	uint32_t count = strtoul(argv[2], NULL, 0);
 	uint8_t *memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	FILE *image = fopen(argv[1], "rb");
@@ -80,6 +83,14 @@ int main(int argc, char **argv)
 
 	int kvm = checked(open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm");
 	int vm = checked(ioctl(kvm, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
+	if (argc > 3 && !strcmp(argv[3], "many"))
+		for (int i = 0; i < 500; i++) {
+			int other = checked(ioctl(kvm, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
+
+			for (int id = 0; id < 3; id++)
+				close(checked(ioctl(other, KVM_CREATE_VCPU, id), "KVM_CREATE_VCPU"));
+			close(other);
+		}
 	struct kvm_userspace_memory_region region = {
 		.memory_size = MEMORY, .userspace_addr = (uintptr_t)memory,
 	};
@@ -111,6 +122,17 @@ int main(int argc, char **argv)
 		deny(vm);
 	if (!strcmp(how, "watch"))
 		watch(vm);
+	if (!strcmp(how, "high")) {
+		struct rlimit limit, more = { 1 << 17, 1 << 17 };
+
+		checked(getrlimit(RLIMIT_NOFILE, &limit), "getrlimit");
+		if (setrlimit(RLIMIT_NOFILE, &more)) /* that takes rights */
+			more.rlim_cur = limit.rlim_cur;
+		int high = checked(fcntl(vcpu, F_DUPFD_CLOEXEC, more.rlim_cur - 7), "F_DUPFD");
+		close(vcpu);
+		vcpu = checked(dup2(high, high + 1), "dup2");
+		close(high);
+	}
 	unsigned long kicks = 0;
 	for (;;) {
 		if (ioctl(vcpu, KVM_RUN, 0) < 0) {

@@ -28,6 +28,7 @@ from kvmsr.backend import HostBackend
 from kvmsr.dispatch import Sink
 from kvmsr.errors import BackendError, UsageError
 from kvmsr.kvm import Kvm
+from kvmsr.native import lib
 from kvmsr.policy import Access, Policy
 from kvmsr.policy.file import load_policy
 from kvmsr.session import End, EndKind, RunResult, Session, load_state, parse_state, save_state
@@ -39,6 +40,7 @@ __all__ = ("Controller",)
 _MAX_VCPUS: Final = 1024
 _PAUSE: Final = 0.05
 _GRACE: Final = 5.0
+_PATIENCE: Final = 1.0
 _PASSED_ON: Final = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -191,13 +193,19 @@ class Controller:
         raise UsageError("this version of kvmsr does not know this request")
 
     def _wait_for_filter(self) -> None:
-        """Wait until every VM has the policy's filter."""
+        """
+        Wait until every VM has the policy's filter.
+
+        A VM whose guest does not run, because it is stopped, gets it before it runs again; nobody
+        waits for that.
+        """
         raw = self._block.raw
-        failed, deadline = raw.failed, time.monotonic() + _GRACE
+        failed, deadline = raw.failed, time.monotonic() + _PATIENCE
         raw.failed = 0
-        while raw.n_vms and raw.installed != raw.generation and not self._over:
-            if time.monotonic() > deadline:
-                raise UsageError("the VMM did not take the policy: is its process stopped?")
+        while time.monotonic() < deadline and not self._over and not raw.failed:
+            vms = raw.vms[0 : min(raw.n_vms, lib.KVMSR_MAX_VMS)]
+            if all(vm.generation == raw.generation for vm in vms):
+                break
             time.sleep(0.002)
         if raw.failed:
             why = os.strerror(raw.failed)
@@ -222,8 +230,11 @@ class Controller:
                 f"{raw.lost_ranges} filter ranges of the policy found no room besides the VMM's"
                 " own: MSRs in them were left to KVM"
             )
-        if raw.n_vcpus > _MAX_VCPUS:
-            yield f"only the first {_MAX_VCPUS} vCPUs were under the policy"
+        if raw.missed:
+            yield (
+                f"{raw.missed:,} VMs were not under the policy: there is room for"
+                f" {lib.KVMSR_MAX_VMS} VMs and {_MAX_VCPUS:,} vCPUs"
+            )
         dropped = sum(vcpu.dropped for vcpu in self._block.vcpus())
         if dropped:
             yield f"{dropped:,} accesses were not logged: they came too fast"

@@ -27,7 +27,7 @@ CORE = [
 ]  # fmt: skip
 SHIM = [
     *(name for name in CORE if name != "loop.c"),
-    "merge.c", "attach.c", "vmm.c", "answer.c", "shim.c",
+    "merge.c", "attach.c", "descriptors.c", "vmm.c", "answer.c", "shim.c",
 ]  # fmt: skip
 
 _CHANGES = (

@@ -193,7 +193,10 @@ class _Supervisor:
             return
         vmm = self._told.get("vmm")
         if info.si_code != _BY_THE_KERNEL:  # the terminal's has reached all of them by itself
-            os.kill(vmm or self._child, info.si_signo)
+            try:
+                os.kill(vmm or self._child, info.si_signo)
+            except ProcessLookupError:  # the VMM is in the background; its controller knows where
+                os.kill(self._child, info.si_signo)
         if vmm is None:  # what a signal means to a VMM is the VMM's to say
             self._expect_end(info.si_signo)
 

@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The way of one access under a VMM: answered here, by Python in the controller, or the VMM's own. */
 #include <errno.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include "shim.h"
 
@@ -29,16 +27,15 @@ static void ask_wish(const struct kvmsr_wish *wish, struct kvmsr_access *a)
 	a->denied = denies && !(wish->reasons & KVM_MSR_EXIT_REASON_FILTER);
 }
 
-/* Has the VMM been asked to come out of KVM_RUN? */
+/*
+ * Has the VMM asked for this vCPU to come out of KVM_RUN? Where it has KVM unblock signals (with
+ * KVM_SET_SIGNAL_MASK), one may be pending that this thread never sees: then yes, to be safe. KVM_RUN
+ * may always return EINTR.
+ */
 static int kicked(const struct vcpu *vcpu)
 {
-	uint64_t signals = 0;
-
-	if (__atomic_load_n(&vcpu->cpu.run->immediate_exit, __ATOMIC_RELAXED))
-		return 1;
-	if (!vcpu->has_mask || syscall(SYS_rt_sigpending, &signals, sizeof(signals)))
-		return 0;
-	return (signals & ~vcpu->blocked) != 0;
+	return vcpu->has_mask ||
+	       __atomic_load_n(&vcpu->cpu.run->immediate_exit, __ATOMIC_RELAXED);
 }
 
 static void give_up(struct vcpu *vcpu)
@@ -122,6 +119,9 @@ int kvmsr_run_on(struct vcpu *vcpu, int fd, void *argument)
 		}
 		if (result)
 			return 0;
+		if (unlikely(vcpu->vm->generation !=
+			     __atomic_load_n(&kvmsr_block->generation, __ATOMIC_ACQUIRE)))
+			kvmsr_renew(vcpu->vm);
 		long left = kvmsr_ioctl(fd, KVM_RUN, argument);
 
 		if (left < 0)

@@ -14,6 +14,7 @@
 #include "shim.h"
 
 struct kvmsr_block *kvmsr_block;
+pthread_mutex_t kvmsr_changing = PTHREAD_MUTEX_INITIALIZER;
 
 static int controller, life = -1;
 

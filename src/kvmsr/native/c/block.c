@@ -54,19 +54,42 @@ struct kvmsr_vcpu *kvmsr_vcpu_at(struct kvmsr_block *block, uint32_t number)
 	return &block->vcpus[number];
 }
 
+/*
+ * Take a record for a vCPU: one that another vCPU has left, or a fresh one. What it has counted stays
+ * in it, for rows do not say which vCPU they are of.
+ */
 struct kvmsr_vcpu *kvmsr_take_vcpu(struct kvmsr_block *block, uint32_t vm, uint32_t id)
 {
-	uint32_t number = __atomic_fetch_add(&block->n_vcpus, 1, __ATOMIC_ACQ_REL);
+	uint32_t n = __atomic_load_n(&block->n_vcpus, __ATOMIC_ACQUIRE);
+	struct kvmsr_vcpu *vcpu = NULL;
 
-	if (number >= block->max_vcpus)
-		return NULL;
-	struct kvmsr_vcpu *vcpu = &block->vcpus[number];
+	for (uint32_t i = 0; i < n && i < block->max_vcpus && !vcpu; i++) {
+		uint32_t left = KVMSR_LEFT;
 
+		if (__atomic_compare_exchange_n(&block->vcpus[i].taken, &left, KVMSR_TAKING, 0,
+						__ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+			vcpu = &block->vcpus[i];
+	}
+	if (!vcpu) {
+		if (n >= block->max_vcpus)
+			return NULL;
+		n = __atomic_fetch_add(&block->n_vcpus, 1, __ATOMIC_ACQ_REL);
+		if (n >= block->max_vcpus)
+			return NULL;
+		vcpu = &block->vcpus[n];
+	}
 	vcpu->vm = vm;
 	vcpu->id = id;
 	vcpu->pid = getpid();
-	__atomic_store_n(&vcpu->taken, 1, __ATOMIC_RELEASE);
+	__atomic_store_n(&vcpu->taken, KVMSR_TAKEN, __ATOMIC_RELEASE);
 	return vcpu;
+}
+
+/* The vCPU is over; its record may serve another. */
+void kvmsr_free_vcpu(struct kvmsr_vcpu *vcpu)
+{
+	vcpu->pid = 0;
+	__atomic_store_n(&vcpu->taken, KVMSR_LEFT, __ATOMIC_RELEASE);
 }
 
 /* Is there an array of COUNT times SIZE bytes at OFFSET of a table of TOTAL bytes? */
@@ -179,7 +202,6 @@ const char *kvmsr_install(struct kvmsr_block *block, const void *table, size_t s
 	memcpy(block->tables[to], table, size);
 	__atomic_store_n(&block->active, to, __ATOMIC_SEQ_CST);
 	__atomic_add_fetch(&block->generation, 1, __ATOMIC_SEQ_CST);
-	kvmsr_wake(&block->generation);
 	return NULL;
 }
 

@@ -22,6 +22,7 @@
 #define KVMSR_ROW_LIMIT 4096u
 #define KVMSR_EVENTS (1u << 13)
 #define KVMSR_MARKS (1u << 12)
+#define KVMSR_MAX_VMS 512u /* as many as shadows tell apart */
 
 /* Which MSRs found no row: a bit for each, in pages that are taken as they are needed. */
 #define KVMSR_PAGE_BITS 15
@@ -75,8 +76,10 @@ struct kvmsr_upcall {
 	struct kvmsr_outcome answer;
 };
 
+enum kvmsr_taken { KVMSR_FRESH, KVMSR_TAKING, KVMSR_TAKEN, KVMSR_LEFT };
+
 struct kvmsr_vcpu {
-	uint32_t taken; /* somebody has it */
+	uint32_t taken; /* whether a vCPU has it, or had */
 	uint32_t vm, id; /* the VM's number in this run, the vCPU's in the VM */
 	uint32_t pid; /* of the process that runs it */
 	uint32_t reading; /* which table is being read, plus 1; 0: none */
@@ -92,16 +95,21 @@ struct kvmsr_vcpu {
 	struct kvmsr_event events[KVMSR_EVENTS];
 };
 
+struct kvmsr_vm {
+	uint32_t pid; /* of the process that made it */
+	uint32_t generation; /* of the policy whose filter it has */
+};
+
 struct kvmsr_block {
 	uint64_t magic;
 	uint32_t version;
 	uint32_t max_vcpus;
 	uint64_t size;
 	uint32_t active; /* which of the tables holds */
-	uint32_t generation; /* of the policy; a futex; 0: there is none yet */
+	uint32_t generation; /* of the policy; 0: there is none yet */
 	uint32_t n_vms;
 	uint32_t n_vcpus; /* the numbers of records given out; more than max_vcpus: too many */
-	uint32_t installed; /* the generation whose filter every VM has */
+	uint32_t missed; /* VMs that go without the policy */
 	uint32_t trace; /* whether every access is an event, or only what is logged */
 	uint32_t lossless; /* whether a vCPU waits for room for its events */
 	uint32_t lost_ranges; /* filter ranges of the plan that the VMM's own left no room for */
@@ -109,6 +117,7 @@ struct kvmsr_block {
 	uint32_t n_shadows;
 	uint64_t begun_ns; /* CLOCK_MONOTONIC: when counters began to count */
 	uint64_t refused; /* writes that found no room among the shadows */
+	struct kvmsr_vm vms[KVMSR_MAX_VMS];
 	struct kvmsr_others others;
 	struct kvmsr_shadow shadows[KVMSR_SHADOW_SLOTS];
 	char tables[2][KVMSR_TABLE_ROOM] __attribute__((aligned(4096)));

@@ -39,6 +39,7 @@ const uint64_t *kvmsr_page(const struct kvmsr_others *others, uint32_t number);
 struct kvmsr_table *kvmsr_table_at(struct kvmsr_block *block, uint32_t number);
 struct kvmsr_vcpu *kvmsr_vcpu_at(struct kvmsr_block *block, uint32_t number);
 struct kvmsr_vcpu *kvmsr_take_vcpu(struct kvmsr_block *block, uint32_t vm, uint32_t id);
+void kvmsr_free_vcpu(struct kvmsr_vcpu *vcpu);
 const char *kvmsr_table_check(const struct kvmsr_table *table, size_t room);
 const char *kvmsr_install(struct kvmsr_block *block, const void *table, size_t size);
 const struct kvmsr_table *kvmsr_enter(struct kvmsr_cpu *cpu);

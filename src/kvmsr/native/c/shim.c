@@ -2,7 +2,6 @@
 /* The ioctl that stands between a VMM and KVM. */
 #include <errno.h>
 #include <stdarg.h>
-#include <string.h>
 #include <sys/ioctl.h>
 
 #include "shim.h"
@@ -10,7 +9,8 @@
 /* What is rare: everything but KVM_RUN. */
 static __attribute__((noinline)) int other(int fd, unsigned long request, void *argument)
 {
-	struct vcpu *vcpu = fd >= 0 && fd < KVMSR_MAX_FDS ? kvmsr_vcpus[fd] : NULL;
+	const struct descriptor *d = kvmsr_descriptor(fd);
+	struct vcpu *vcpu = d ? d->vcpu : NULL;
 
 	switch (request) {
 	case KVM_SET_REGS:
@@ -44,14 +44,27 @@ static __attribute__((noinline)) int other(int fd, unsigned long request, void *
 		kvmsr_new_filter(fd, argument);
 		break;
 	case KVM_SET_SIGNAL_MASK:
-		if (!vcpu)
-			break;
-		vcpu->has_mask = argument != NULL;
-		if (argument)
-			memcpy(&vcpu->blocked, ((struct kvm_signal_mask *)argument)->sigset, 8);
+		if (vcpu)
+			vcpu->has_mask = argument != NULL;
 		break;
 	}
 	errno = before;
+	return result;
+}
+
+static inline int run(struct vcpu *vcpu, int fd, void *argument)
+{
+	if (unlikely(vcpu->vm->generation !=
+		     __atomic_load_n(&kvmsr_block->generation, __ATOMIC_ACQUIRE)))
+		kvmsr_renew(vcpu->vm);
+	if (unlikely(vcpu->pending))
+		return kvmsr_run_on(vcpu, fd, argument);
+	long result = kvmsr_ioctl(fd, KVM_RUN, argument);
+
+	if (unlikely(result < 0))
+		return failed(result);
+	if (unlikely(kvmsr_is_msr_exit(vcpu->cpu.run)))
+		return kvmsr_run_on(vcpu, fd, argument);
 	return result;
 }
 
@@ -66,17 +79,16 @@ __attribute__((visibility("default"))) int ioctl(int fd, unsigned long request, 
 	/* A request has 32 bits: some callers have them sign-extended. */
 	if (unlikely((uint32_t)request != KVM_RUN))
 		return other(fd, (uint32_t)request, argument);
-	struct vcpu *vcpu = (unsigned int)fd < KVMSR_MAX_FDS ? kvmsr_vcpus[fd] : NULL;
+	const struct descriptor *d = kvmsr_descriptor(fd);
+	struct vcpu *vcpu = likely(d != NULL) ? __atomic_load_n(&d->vcpu, __ATOMIC_ACQUIRE) : NULL;
 
 	if (unlikely(!vcpu))
 		return kvmsr_call(fd, request, argument);
-	if (unlikely(vcpu->pending))
-		return kvmsr_run_on(vcpu, fd, argument);
-	long result = kvmsr_ioctl(fd, KVM_RUN, argument);
+	__atomic_store_n(&vcpu->running, 1, __ATOMIC_RELAXED);
+	int result = run(vcpu, fd, argument);
 
-	if (unlikely(result < 0))
-		return failed(result);
-	if (unlikely(kvmsr_is_msr_exit(vcpu->cpu.run)))
-		return kvmsr_run_on(vcpu, fd, argument);
+	__atomic_store_n(&vcpu->running, 0, __ATOMIC_RELEASE);
+	if (unlikely(__atomic_load_n(&vcpu->closed, __ATOMIC_ACQUIRE)))
+		kvmsr_retire(vcpu);
 	return result;
 }

@@ -3,7 +3,7 @@
  * The shim of kvmsr exec, preloaded into a VMM: what its files have in common.
  *
  * Who calls whom, from the ground up: attach (the shared memory, and whether the controller lives),
- * vmm (the VMM's VMs and vCPUs), answer (the way of one access), shim (the interposed ioctl).
+ * descriptors and vmm (the VMM's VMs and vCPUs), answer (the way of one access), shim (the interposed ioctl).
  *
  * It must never make things worse than they were without it: it prints nothing and ends nothing, and
  * where something goes wrong it lets everything through.
@@ -13,11 +13,11 @@
 
 #include <errno.h>
 #include <linux/kvm.h>
+#include <pthread.h>
 
 #include "core.h"
 #include "merge.h"
 
-#define KVMSR_MAX_FDS 65536
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
@@ -30,21 +30,32 @@ static inline int failed(long error)
 
 struct vm {
 	struct vm *next;
-	int fd;
+	int fd; /* one of its descriptors; -1: all are closed */
+	uint32_t fds; /* how many it has */
 	uint32_t number;
 	uint32_t size; /* of a vCPU's mapping */
+	uint32_t generation; /* of the policy whose filter it has */
 	int asked; /* the VMM has set a filter of its own, or reasons */
 	int filtered; /* ... a filter */
+	int unserved; /* there is no room for one of its vCPUs: it goes without the policy */
 	struct kvmsr_wish wish;
 };
 
 struct vcpu {
 	struct kvmsr_cpu cpu;
 	struct vm *vm;
+	struct vcpu *next; /* unused */
+	uint32_t fds; /* how many descriptors it has */
 	uint32_t size;
+	int running; /* in KVM_RUN, or on the way of an access */
+	int closed, retired;
 	int pending; /* its access has been put to Python, and waits */
-	uint64_t blocked; /* KVM_SET_SIGNAL_MASK: the signals blocked in KVM_RUN */
-	int has_mask;
+	int has_mask; /* KVM_SET_SIGNAL_MASK: it may sleep through a signal that is to get it out */
+};
+
+struct descriptor {
+	struct vcpu *vcpu;
+	struct vm *vm;
 };
 
 /* attach.c */
@@ -53,8 +64,26 @@ void kvmsr_attach(void);
 int kvmsr_controller_lives(void);
 int kvmsr_call(int fd, unsigned long request, void *argument);
 
+/* descriptors.c */
+extern struct descriptor *kvmsr_fds; /* by number */
+extern uint32_t kvmsr_n_fds;
+void kvmsr_make_table(void);
+
+/* Return what FD is; NULL: the table has no place for it. */
+static inline struct descriptor *kvmsr_descriptor(int fd)
+{
+	return (uint32_t)fd < kvmsr_n_fds ? &kvmsr_fds[fd] : NULL;
+}
+
+struct vcpu *kvmsr_spare_vcpu(void);
+void kvmsr_retire(struct vcpu *vcpu);
+void kvmsr_forget(int fd);
+
+/* attach.c, for the others */
+extern pthread_mutex_t kvmsr_changing; /* for everything that is rare */
+
 /* vmm.c */
-extern struct vcpu *kvmsr_vcpus[KVMSR_MAX_FDS]; /* by descriptor */
+void kvmsr_renew(struct vm *vm);
 void kvmsr_new_vm(int system, int fd);
 void kvmsr_new_vcpu(int vm_fd, int fd, uint32_t id);
 void kvmsr_new_reasons(int fd, const struct kvm_enable_cap *cap);

@@ -1,87 +1,58 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The VMM's VMs and vCPUs, and what they get of the plan. */
 #include <errno.h>
-#include <linux/futex.h>
-#include <linux/kcmp.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "shim.h"
 
-struct vcpu *kvmsr_vcpus[KVMSR_MAX_FDS];
-
 static struct vm *vms;
-static pthread_mutex_t changing = PTHREAD_MUTEX_INITIALIZER;
 
 /* Give the VM what plan and VMM want to see, together. The lock is held. */
 static int put_plan(struct vm *vm)
 {
 	static struct kvmsr_merged merged;
+	uint32_t generation = __atomic_load_n(&kvmsr_block->generation, __ATOMIC_ACQUIRE);
 	const struct kvmsr_table *table = kvmsr_table_at(kvmsr_block, kvmsr_block->active);
-	struct kvm_msr_filter plan;
+	struct kvm_msr_filter plan = { 0 };
 	struct kvm_enable_cap cap = {
-		.cap = KVM_CAP_X86_USER_SPACE_MSR, .args = { table->reasons | vm->wish.reasons },
+		.cap = KVM_CAP_X86_USER_SPACE_MSR, .args = { vm->wish.reasons },
 	};
+	uint32_t lost = 0;
 
-	/* What the VMM denies comes to us as well: a rule may be for it. */
-	if (table->reasons && vm->filtered)
-		cap.args[0] |= KVM_MSR_EXIT_REASON_FILTER;
-	kvmsr_plan_filter(table, &plan);
-	uint32_t lost = kvmsr_merge(&plan, &vm->wish.filter, &merged);
-
+	if (!vm->unserved) {
+		cap.args[0] |= table->reasons;
+		/* What the VMM denies comes to us as well: a rule may be for it. */
+		if (table->reasons && vm->filtered)
+			cap.args[0] |= KVM_MSR_EXIT_REASON_FILTER;
+		kvmsr_plan_filter(table, &plan);
+	}
+	lost = kvmsr_merge(&plan, &vm->wish.filter, &merged);
 	if (lost > kvmsr_block->lost_ranges)
 		kvmsr_block->lost_ranges = lost;
-	if (kvmsr_call(vm->fd, KVM_ENABLE_CAP, &cap) || kvmsr_call(vm->fd, KVM_X86_SET_MSR_FILTER, &merged.filter)) {
+	__atomic_store_n(&vm->generation, generation, __ATOMIC_RELEASE);
+	if (kvmsr_call(vm->fd, KVM_ENABLE_CAP, &cap) ||
+	    kvmsr_call(vm->fd, KVM_X86_SET_MSR_FILTER, &merged.filter)) {
 		kvmsr_block->failed = errno;
 		return -1;
 	}
+	__atomic_store_n(&kvmsr_block->vms[vm->number].generation, generation, __ATOMIC_RELEASE);
 	return 0;
 }
 
-/* Waits for another policy, and gives it to the VMs. */
-static void *follow(void *seen)
+/* The policy was replaced: give the VM the new one's filter, before its guest runs again. */
+void kvmsr_renew(struct vm *vm)
 {
-	uint32_t generation = (uintptr_t)seen;
+	int before = errno;
 
-	for (;;) {
-		syscall(SYS_futex, &kvmsr_block->generation, FUTEX_WAIT, generation, NULL, NULL, 0);
-		uint32_t now = __atomic_load_n(&kvmsr_block->generation, __ATOMIC_ACQUIRE);
-
-		if (now == generation)
-			continue;
-		generation = now;
-		pthread_mutex_lock(&changing);
-		for (struct vm *vm = vms; vm; vm = vm->next)
-			put_plan(vm);
-		pthread_mutex_unlock(&changing);
-		__atomic_store_n(&kvmsr_block->installed, generation, __ATOMIC_RELEASE);
-	}
-	return NULL;
-}
-
-/* A thread of ours that gets none of the VMM's signals. */
-static void begin_to_follow(void)
-{
-	static int begun;
-	pthread_attr_t attributes;
-	sigset_t all, before;
-	pthread_t thread;
-
-	if (begun++ || pthread_attr_init(&attributes))
-		return;
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	pthread_attr_setstacksize(&attributes, 64 << 10);
-	pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-	pthread_create(&thread, &attributes, follow, (void *)(uintptr_t)kvmsr_block->generation);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	pthread_attr_destroy(&attributes);
+	pthread_mutex_lock(&kvmsr_changing);
+	if (vm->fd >= 0 && vm->generation != __atomic_load_n(&kvmsr_block->generation, __ATOMIC_ACQUIRE))
+		put_plan(vm);
+	pthread_mutex_unlock(&kvmsr_changing);
+	errno = before;
 }
 
 static int is_kvm(int fd, const char *kind)
@@ -97,15 +68,12 @@ static int is_kvm(int fd, const char *kind)
 	return !strncmp(found, kind, strlen(kind));
 }
 
-/* Return the VM behind FD, which may be a duplicate of the one that it was made as. */
+/* Return the VM behind FD. The lock is held. */
 static struct vm *vm_of(int fd)
 {
-	pid_t self = getpid();
+	const struct descriptor *d = kvmsr_descriptor(fd);
 
-	for (struct vm *vm = vms; vm; vm = vm->next)
-		if (vm->fd == fd || !syscall(SYS_kcmp, self, self, KCMP_FILE, vm->fd, fd))
-			return vm;
-	return vms && !vms->next && is_kvm(fd, "anon_inode:kvm-vm") ? vms : NULL;
+	return d ? d->vm : NULL;
 }
 
 void kvmsr_new_vm(int system, int fd)
@@ -114,62 +82,69 @@ void kvmsr_new_vm(int system, int fd)
 	if (!kvmsr_block || !__atomic_load_n(&kvmsr_block->generation, __ATOMIC_ACQUIRE) ||
 	    !is_kvm(fd, "anon_inode:kvm-vm"))
 		return;
+	kvmsr_make_table();
+	struct descriptor *d = kvmsr_descriptor(fd);
 	struct vm *vm = calloc(1, sizeof(*vm));
 	int size = kvmsr_call(system, KVM_GET_VCPU_MMAP_SIZE, NULL);
+	uint32_t number = KVMSR_MAX_VMS;
 
-	if (!vm || size <= 0) {
+	if (d && vm && size > 0)
+		number = __atomic_fetch_add(&kvmsr_block->n_vms, 1, __ATOMIC_ACQ_REL);
+	if (number >= KVMSR_MAX_VMS) {
+		__atomic_fetch_add(&kvmsr_block->missed, 1, __ATOMIC_RELAXED);
 		free(vm);
 		return;
 	}
-	pthread_mutex_lock(&changing);
-	for (struct vm *old = vms; old; old = old->next)
-		if (old->fd == fd)
-			old->fd = -1; /* it was closed, and the number is used again */
-	vm->fd = fd;
-	vm->size = size;
-	vm->number = __atomic_fetch_add(&kvmsr_block->n_vms, 1, __ATOMIC_ACQ_REL);
-	vm->next = vms;
-	vms = vm;
+	pthread_mutex_lock(&kvmsr_changing);
+	kvmsr_forget(fd);
+	*vm = (struct vm){ .next = vms, .fd = fd, .fds = 1, .number = number, .size = size };
+	vms = d->vm = vm;
+	kvmsr_block->vms[number].pid = getpid();
 	put_plan(vm);
-	begin_to_follow();
-	pthread_mutex_unlock(&changing);
+	pthread_mutex_unlock(&kvmsr_changing);
+}
+
+/* There is no room for one of its vCPUs: rather none of its exits are ours than some are nobody's. */
+static void leave_alone(struct vm *vm)
+{
+	vm->unserved = 1;
+	__atomic_fetch_add(&kvmsr_block->missed, 1, __ATOMIC_RELAXED);
+	put_plan(vm);
 }
 
 void kvmsr_new_vcpu(int vm_fd, int fd, uint32_t id)
 {
-	if (!kvmsr_block || fd < 0 || fd >= KVMSR_MAX_FDS)
+	if (!kvmsr_block || fd < 0)
 		return;
-	pthread_mutex_lock(&changing);
+	pthread_mutex_lock(&kvmsr_changing);
+	kvmsr_forget(fd);
 	struct vm *vm = vm_of(vm_fd);
-	struct vcpu *old = kvmsr_vcpus[fd], *vcpu = vm ? calloc(1, sizeof(*vcpu)) : NULL;
+	struct descriptor *d = kvmsr_descriptor(fd);
+	struct vcpu *vcpu = vm && !vm->unserved && d ? kvmsr_spare_vcpu() : NULL;
 	struct kvmsr_vcpu *shared = vcpu ? kvmsr_take_vcpu(kvmsr_block, vm->number, id) : NULL;
 	void *page = MAP_FAILED;
 
 	if (shared)
 		page = mmap(NULL, vm->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if (page == MAP_FAILED) {
-		free(vcpu);
-		vcpu = NULL;
-	} else {
+	if (page != MAP_FAILED) {
 		vcpu->vm = vm;
+		vcpu->fds = 1;
 		vcpu->size = vm->size;
 		vcpu->cpu = (struct kvmsr_cpu){
 			.block = kvmsr_block, .shared = shared, .run = page, .fd = fd, .vm_fd = vm_fd,
-			.events = 1,
+			.events = 1, .question = shared->upcall.state & ~3u,
 		};
+		__atomic_store_n(&d->vcpu, vcpu, __ATOMIC_RELEASE);
+	} else if (vm && !vm->unserved) {
+		leave_alone(vm);
 	}
-	__atomic_store_n(&kvmsr_vcpus[fd], vcpu, __ATOMIC_RELEASE);
-	if (old) { /* the number is used again, so that vCPU is closed */
-		munmap(old->cpu.run, old->size);
-		free(old);
-	}
-	pthread_mutex_unlock(&changing);
+	pthread_mutex_unlock(&kvmsr_changing);
 }
 
 /* The VMM asks for MSR exits itself. KVM has taken it, so it is right. */
 void kvmsr_new_reasons(int fd, const struct kvm_enable_cap *cap)
 {
-	pthread_mutex_lock(&changing);
+	pthread_mutex_lock(&kvmsr_changing);
 	struct vm *vm = kvmsr_block ? vm_of(fd) : NULL;
 
 	if (vm) {
@@ -177,12 +152,12 @@ void kvmsr_new_reasons(int fd, const struct kvm_enable_cap *cap)
 		vm->asked = 1;
 		put_plan(vm);
 	}
-	pthread_mutex_unlock(&changing);
+	pthread_mutex_unlock(&kvmsr_changing);
 }
 
 void kvmsr_new_filter(int fd, const struct kvm_msr_filter *filter)
 {
-	pthread_mutex_lock(&changing);
+	pthread_mutex_lock(&kvmsr_changing);
 	struct vm *vm = kvmsr_block ? vm_of(fd) : NULL;
 
 	if (vm) {
@@ -200,5 +175,5 @@ void kvmsr_new_filter(int fd, const struct kvm_msr_filter *filter)
 		}
 		put_plan(vm);
 	}
-	pthread_mutex_unlock(&changing);
+	pthread_mutex_unlock(&kvmsr_changing);
 }

@@ -1,0 +1,204 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Which descriptor is which VM or vCPU. A VMM may duplicate and close them: so dup, fcntl and close
+ * are interposed as well, and a VM or vCPU is over when its last descriptor is closed.
+ *
+ * A thread may be about to use what another one closes. So the memory of a struct vcpu is never given
+ * back, only used for another vCPU; and the page of one that is in KVM_RUN goes when it comes out.
+ */
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "shim.h"
+
+#define FEWEST_FDS (1u << 20)
+#define MOST_FDS (1u << 24)
+#define PUBLIC __attribute__((visibility("default")))
+
+struct descriptor *kvmsr_fds;
+uint32_t kvmsr_n_fds;
+
+static struct vcpu *free_vcpus;
+
+/* Make the table, for as many descriptors as the process may ever have; most of it takes no room. */
+void kvmsr_make_table(void)
+{
+	struct rlimit limit;
+	uint32_t count = FEWEST_FDS;
+
+	if (kvmsr_fds)
+		return;
+	if (!getrlimit(RLIMIT_NOFILE, &limit) && limit.rlim_max > count)
+		count = limit.rlim_max < MOST_FDS ? limit.rlim_max : MOST_FDS;
+	void *made = mmap(NULL, count * sizeof(struct descriptor), PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (made == MAP_FAILED)
+		return;
+	kvmsr_fds = made;
+	__atomic_store_n(&kvmsr_n_fds, count, __ATOMIC_RELEASE);
+}
+
+struct vcpu *kvmsr_spare_vcpu(void)
+{
+	struct vcpu *vcpu = free_vcpus;
+
+	if (!vcpu)
+		return calloc(1, sizeof(*vcpu));
+	free_vcpus = vcpu->next;
+	memset(vcpu, 0, sizeof(*vcpu));
+	return vcpu;
+}
+
+/* Give back what the vCPU has; whoever comes first, its closing or its last KVM_RUN, does so. */
+void kvmsr_retire(struct vcpu *vcpu)
+{
+	if (__atomic_exchange_n(&vcpu->retired, 1, __ATOMIC_ACQ_REL))
+		return;
+	munmap(vcpu->cpu.run, vcpu->size);
+	kvmsr_free_vcpu(vcpu->cpu.shared);
+}
+
+/* FD is no longer what it was. The lock is held. */
+void kvmsr_forget(int fd)
+{
+	struct descriptor *d = kvmsr_descriptor(fd);
+
+	if (!d)
+		return;
+	struct vcpu *vcpu = d->vcpu;
+	struct vm *vm = d->vm;
+
+	__atomic_store_n(&d->vcpu, NULL, __ATOMIC_RELEASE);
+	d->vm = NULL;
+	if (vcpu && !--vcpu->fds) {
+		__atomic_store_n(&vcpu->closed, 1, __ATOMIC_SEQ_CST);
+		if (!__atomic_load_n(&vcpu->running, __ATOMIC_SEQ_CST)) {
+			kvmsr_retire(vcpu);
+			vcpu->next = free_vcpus;
+			free_vcpus = vcpu;
+		}
+	}
+	if (vm && !--vm->fds)
+		vm->fd = -1;
+}
+
+static void same(int old, int new)
+{
+	struct descriptor *from = kvmsr_descriptor(old), *to = kvmsr_descriptor(new);
+
+	if (!from || !to || new < 0 || old == new)
+		return;
+	pthread_mutex_lock(&kvmsr_changing);
+	kvmsr_forget(new);
+	if (from->vcpu)
+		from->vcpu->fds++;
+	if (from->vm)
+		from->vm->fds++;
+	to->vm = from->vm;
+	__atomic_store_n(&to->vcpu, from->vcpu, __ATOMIC_RELEASE);
+	pthread_mutex_unlock(&kvmsr_changing);
+}
+
+static int is_known(int fd)
+{
+	const struct descriptor *d = kvmsr_descriptor(fd);
+
+	return d && (d->vcpu || d->vm);
+}
+
+static void gone(int fd)
+{
+	if (likely(!is_known(fd)))
+		return;
+	pthread_mutex_lock(&kvmsr_changing);
+	kvmsr_forget(fd);
+	pthread_mutex_unlock(&kvmsr_changing);
+}
+
+#define REAL(name, ...)                                                                            \
+	static int (*real)(__VA_ARGS__);                                                           \
+	if (!real)                                                                                 \
+		real = (int (*)(__VA_ARGS__))dlsym(RTLD_NEXT, #name)
+
+PUBLIC int close(int fd)
+{
+	REAL(close, int);
+	gone(fd);
+	return real(fd);
+}
+
+PUBLIC int close_range(unsigned int first, unsigned int last, int flags)
+{
+	REAL(close_range, unsigned int, unsigned int, int);
+	for (uint64_t fd = first; !flags && fd <= last && fd < kvmsr_n_fds; fd++)
+		gone(fd);
+	return real ? real(first, last, flags) : (errno = ENOSYS, -1);
+}
+
+PUBLIC int dup(int fd)
+{
+	REAL(dup, int);
+	int made = real(fd);
+
+	if (made >= 0 && is_known(fd))
+		same(fd, made);
+	return made;
+}
+
+/* The descriptor that is replaced is closed by the kernel. */
+PUBLIC int dup2(int fd, int wanted)
+{
+	REAL(dup2, int, int);
+	int made = real(fd, wanted);
+
+	if (made >= 0 && (is_known(fd) || is_known(made)))
+		same(fd, made);
+	return made;
+}
+
+PUBLIC int dup3(int fd, int wanted, int flags)
+{
+	REAL(dup3, int, int, int);
+	int made = real(fd, wanted, flags);
+
+	if (made >= 0 && (is_known(fd) || is_known(made)))
+		same(fd, made);
+	return made;
+}
+
+PUBLIC int fcntl(int fd, int command, ...)
+{
+	va_list list;
+
+	REAL(fcntl, int, int, ...);
+	va_start(list, command);
+	void *argument = va_arg(list, void *);
+
+	va_end(list);
+	int result = real(fd, command, argument);
+
+	if (result >= 0 && (command == F_DUPFD || command == F_DUPFD_CLOEXEC) && is_known(fd))
+		same(fd, result);
+	return result;
+}
+
+PUBLIC int fcntl64(int fd, int command, ...)
+{
+	va_list list;
+
+	va_start(list, command);
+	void *argument = va_arg(list, void *);
+
+	va_end(list);
+	return fcntl(fd, command, argument);
+}
