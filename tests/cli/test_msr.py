@@ -1,10 +1,15 @@
 """kvmsr msr, decode and encode."""
 
 import json
+import os
+import pty
+import re
+import subprocess
+import termios
 
 import pytest
 
-from tests.cli.test_cli import kvmsr
+from tests.cli.test_cli import KVMSR, kvmsr
 
 
 def test_an_msr_is_told_by_index_and_by_name():
@@ -12,9 +17,23 @@ def test_an_msr_is_told_by_index_and_by_name():
     by_name, _ = kvmsr("msr", "feature_control")
     assert by_index == by_name
     assert "0x3a IA32_FEATURE_CONTROL" in by_index
-    assert "14:8 │ senter_local" in by_index
+    assert "14:8  senter_local" in by_index
     told, _ = kvmsr("msr", "0x3a", "--json")
     assert json.loads(told)["fields"][0]["name"] == "lock"
+
+
+def test_columns_are_broken_where_the_terminal_ends_and_nowhere_else():
+    piped, _ = kvmsr("msr", "IA32_PAT")
+    assert max(map(len, piped.splitlines())) > 100
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (50, 60))
+    subprocess.run([*KVMSR, "msr", "IA32_PAT"], stdout=slave, check=True)
+    os.close(slave)
+    shown = os.read(master, 1 << 16).decode()
+    os.close(master)
+    _, table = re.sub(r"\x1b\[[0-9]*m", "", shown).split("\r\n\r\n")
+    assert all(len(line) <= 60 for line in table.splitlines())
+    assert " ".join(table.split()) in " ".join(piped.split())
 
 
 def test_an_unknown_index_has_a_neighbourhood():

@@ -3,40 +3,43 @@
 MSRs on the terminal
 --------------------
 
-What people see of the catalog, and of a value. rich takes as long to import as all else that a
-look-up does: this is imported when there is something to draw.
+What people see of the catalog, and of a value: plain lines and columns, drawn without rich, which
+takes longer to import than a look-up takes otherwise.
 """
 
+import os
 import sys
+import textwrap
+from collections.abc import Container, Sequence
+from functools import partial
+from typing import Final
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+import click
 
 from kvmsr.msr import Decoded, Msr, catalog
 
 __all__ = ("print_decoded", "print_found", "print_msr")
 
-_WIDE = 160
+_GAP: Final = "  "
+_LEAST: Final = 30
+"""Characters that a line of the last column has, however narrow the terminal is."""
+_ENDLESS: Final = 1 << 20
 
-
-def _console() -> Console:
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
+_bold: Final = partial(click.style, bold=True)
 
 
 def print_msr(index: int, entry: Msr | None, kvm: str) -> None:
     """Print what is known about MSR *index*; *kvm* says what KVM does with it."""
-    console = _console()
     if entry is None:
-        where = catalog().neighbourhood(index)
-        console.print(f"[bold]{index:#x}[/bold] has no name here: {where}.")
-        console.print(f"KVM: {kvm}", soft_wrap=True)
+        click.echo(f"{_bold(f'{index:#x}')} has no name here: {catalog().neighbourhood(index)}.")
+        click.echo(f"KVM: {kvm}")
         return
-    console.print(f"[bold]{entry.index:#x} {escape(entry.name)}[/bold]")
+    click.echo(_bold(f"{entry.index:#x} {entry.name}"))
     for label, text in _lines(entry, kvm):
-        console.print(f"  {label:9} {escape(text)}", soft_wrap=True)
+        click.echo(f"  {label:9} {text}")
     if entry.fields:
-        console.print(_fields(entry))
+        click.echo()
+        _print_columns(("bits", "field", "kind", "meaning"), _fields(entry))
 
 
 def _lines(entry: Msr, kvm: str) -> list[tuple[str, str]]:
@@ -55,38 +58,63 @@ def _lines(entry: Msr, kvm: str) -> list[tuple[str, str]]:
     return [(label, text) for label, text in lines if text]
 
 
-def _fields(entry: Msr) -> Table:
-    """Return a table of the fields, the highest first, as data sheets draw them."""
-    table = Table("bits", "field", "kind", "meaning")
+def _fields(entry: Msr) -> list[tuple[str, ...]]:
+    """Return a row for each field, the highest first, as data sheets draw them."""
+    rows: list[tuple[str, ...]] = []
     for field in reversed(entry.fields):
         values = ", ".join(f"{number}: {text}" for number, text in field.values.items())
         unit = f"in {field.scale:g} {field.unit}" if field.unit else ""
         meaning = "; ".join(part for part in (field.about, values, unit) if part)
-        table.add_row(field.span, field.name, field.kind, escape(meaning))
-    return table
+        rows.append((field.span, field.name, field.kind, meaning))
+    return rows
 
 
 def print_found(found: list[Msr]) -> None:
     """Print a line for each MSR."""
-    table = Table("index", "name", "what")
-    for msr in found:
-        table.add_row(f"{msr.index:#x}", msr.name, escape(msr.about))
-    _console().print(table)
+    rows = [(f"{msr.index:#x}", msr.name, msr.about) for msr in found]
+    _print_columns(("index", "name", "what"), rows)
 
 
 def print_decoded(decoded: Decoded) -> None:
     """Print a value, field by field, and the bits that belong to none."""
-    console = _console()
-    console.print(f"[bold]{escape(decoded.msr.name)} = {decoded.value:#x}[/bold]")
-    if decoded.fields:
-        table = Table("bits", "field", "value", "meaning")
-        for field, number, meaning in reversed(decoded.fields):
-            shown = f"{number:#x}" if number > 9 else f"{number}"
-            said = " = ".join(part for part in (field.about, meaning) if part)
-            style = "bold" if number else "dim"
-            table.add_row(field.span, field.name, shown, escape(said), style=style)
-        console.print(table)
+    click.echo(_bold(f"{decoded.msr.name} = {decoded.value:#x}"))
+    rows: list[tuple[str, ...]] = []
+    emphasised = set()
+    for field, number, meaning in reversed(decoded.fields):
+        shown = f"{number:#x}" if number > 9 else f"{number}"
+        said = " = ".join(part for part in (field.about, meaning) if part)
+        if number:
+            emphasised.add(len(rows))
+        rows.append((field.span, field.name, shown, said))
+    if rows:
+        _print_columns(("bits", "field", "value", "meaning"), rows, emphasised)
     for bits, what in ((decoded.reserved, "reserved"), (decoded.unknown, "not known here")):
         if bits:
             numbers = ", ".join(str(bit) for bit in range(64) if bits >> bit & 1)
-            console.print(f"[yellow]set, and {what}:[/yellow] {bits:#x} (bits {numbers})")
+            click.echo(f"{_bold(f'set, and {what}:')} {bits:#x} (bits {numbers})")
+
+
+def _print_columns(
+    header: Sequence[str], rows: Sequence[Sequence[str]], emphasised: Container[int] = ()
+) -> None:
+    """Print rows in columns, of which the last is broken where the terminal ends."""
+    *widths, _ = (max(map(len, column)) for column in zip(header, *rows, strict=True))
+    left = sum(widths) + len(_GAP) * len(widths)
+    wrapper = textwrap.TextWrapper(
+        width=max(_width(), left + _LEAST), subsequent_indent=" " * left, break_on_hyphens=False
+    )
+    for number, row in enumerate((header, *rows), -1):
+        cells = zip(row[:-1], widths, strict=True)
+        wrapper.initial_indent = "".join(f"{cell:{width}}{_GAP}" for cell, width in cells)
+        text = "\n".join(wrapper.wrap(row[-1])) or wrapper.initial_indent.rstrip()
+        if number < 0:
+            text = click.style(text, underline=True)
+        click.echo(_bold(text) if number in emphasised else text)
+
+
+def _width() -> int:
+    """Return how wide the terminal is; what goes elsewhere is not broken."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or _ENDLESS
+    except (OSError, ValueError):
+        return _ENDLESS
