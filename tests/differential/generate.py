@@ -241,13 +241,10 @@ def _possible_on_amd(mode: str, move: Any, _turn: Any, first: bool) -> bool:
         return False
     if move[0] == "skip":  # QEMU tells no next RIP: KVM decodes what is at the RIP of then
         return False
-    if move == ("debug", 0x80001) or move[:2] == ("exception", 3):
-        # QEMU tells no next RIP, so KVM drops each #BP. With one, none is dropped behind an
-        # instruction that came out of the guest, as it is not by soft.
+    if move[0] == "exception" or move in (("debug", 0x40001), ("debug", 0x80001)):
+        # QEMU tells no next RIP, so KVM's emulator skips the instruction that the guest came out
+        # at, and before it does, it drops the exception that waits.
         return first
-    if move[0] == "exception" and move[1] != 6:
-        # A #GP can get lost, here for a reason that is not known.
-        return False
     if move[0] == "set_msrs" and any(pair[0] == _EFER for pair in move[1]):
         return False
     # The machine hangs with EFER.LME and without paging.
