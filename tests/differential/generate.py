@@ -225,8 +225,6 @@ def _possible_on_pvm(mode: str, move: Any, turn: Any, _first: bool) -> bool:
     """Return whether kvm_pvm does with a move what KVM does."""
     if move[0] == "interrupt":  # with an exception at the same time
         return not any(one[0] in ("exception", "debug", "nmi") for one in turn)
-    if move[0] == "exception" and ("debug", 3) in turn:  # its frame has the debugger's TF
-        return False
     # It loses the trap of an IRETQ, as long mode's handlers end in.
     if move[:2] == ("reg", "rflags") and move[2] & 0x100 and mode in ("long", "user"):
         return False
@@ -243,13 +241,10 @@ def _possible_on_amd(mode: str, move: Any, _turn: Any, first: bool) -> bool:
         return False
     if move[0] == "skip":  # QEMU tells no next RIP: KVM decodes what is at the RIP of then
         return False
-    if move == ("debug", 0x80001) or move[:2] == ("exception", 3):
-        # QEMU tells no next RIP, so KVM drops each #BP. With one, none is dropped behind an
-        # instruction that came out of the guest, as it is not by soft.
+    if move[0] == "exception" or move in (("debug", 0x40001), ("debug", 0x80001)):
+        # QEMU tells no next RIP, so KVM's emulator skips the instruction that the guest came out
+        # at, and before it does, it drops the exception that waits.
         return first
-    if move[0] == "exception" and move[1] != 6:
-        # A #GP can get lost, here for a reason that is not known.
-        return False
     if move[0] == "set_msrs" and any(pair[0] == _EFER for pair in move[1]):
         return False
     # The machine hangs with EFER.LME and without paging.
@@ -289,12 +284,16 @@ def scenarios(
     moves = st.one_of(_answers, _answers, _state_moves(mode, irqchip=irqchip, on=on), _vm_moves)
     turns = draw(st.lists(st.lists(moves, max_size=3).map(tuple), max_size=5))
     if turns and draw(st.integers(0, 5)) == 0:
-        alone = not any(one[0] in _EVENTS for one in turns[0])
+        alone = not any(one[0] in _EVENTS and one != ("debug", 3) for one in turns[0])
         if on != "kvm_pvm" or alone:
             turns[0] = (*turns[0], ("nmi",))
     if on == "kvm_amd":
         paging = mode in ("long", "user")
         program = [_on_qemu(one, paging=paging) for one in program]
+    if on == "kvm_pvm" and any(("debug", 3) in turn for turn in turns):
+        # A HLT that is stepped over leaves a request behind (halt_request, which KVM's emulator
+        # sets): it comes out as KVM_EXIT_HLT of the next instruction that is not stepped over.
+        program = [("nop",) if one == ("hlt",) else one for one in program]
     if _ARCH_CAPABILITIES in strange:  # the guest reads what the host's CPU has
         unread = ("rdmsr", _ARCH_CAPABILITIES)
         program = [("nop",) if one[:2] == unread else one for one in program]

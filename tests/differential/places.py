@@ -27,6 +27,8 @@ __all__ = ("PLACES", "Place", "host", "nested", "soft")
 _ARCH_CAPABILITIES: Final = 0x10A
 _OF_THE_CPU: Final = frozenset((_ARCH_CAPABILITIES, 0x174, 0x1D9))
 """ARCH_CAPABILITIES; SYSENTER_CS, of which QEMU keeps 16 bits; DEBUGCTL, without virtual LBRs."""
+_NOT_OF_THE_CPU: Final = frozenset(("fxsr_opt",))
+"""What QEMU's CPU lacks: without it, KVM takes no EFER with FFXSR, whatever the guest's CPUID."""
 _EMULATED: Final = frozenset(("mwait", "tsc_deadline"))
 """Features that KVM gives a guest though it does not offer them (cpuid_func_emulated, lapic.c)."""
 _SYS_MODULE: Final = Path("/sys/module")
@@ -117,7 +119,7 @@ def nested() -> Iterator[Place]:
 
         profile = "linux-6.1-amd"
         strange = _listed_by_one(session.ask("list"), profile)
-        yield Place(ask, profile, "kvm_amd", strange | _OF_THE_CPU)
+        yield Place(ask, profile, "kvm_amd", strange | _OF_THE_CPU, _NOT_OF_THE_CPU)
 
 
 def through_text(observation: Observation) -> Observation:

@@ -3,15 +3,20 @@
 Debugging
 ---------
 
-The debug registers, the guest's own and those of the debugger (KVM_SET_GUEST_DEBUG), and
-KVM_EXIT_DEBUG.
+The debug registers, the guest's own and those of the debugger (KVM_SET_GUEST_DEBUG), the debugger's
+single step, and KVM_EXIT_DEBUG.
+
+*Whose TF it is.* Where the CPU does the single step, RFLAGS has the debugger's TF, and so has what
+is pushed of it. Where KVM emulates each instruction it needs no TF. It puts it into RFLAGS all the
+same, but only where it was asked to step (singlestep_rip of arch/x86/kvm/x86.c), and takes it out
+with the first instruction, the guest's own included.
 """
 
 from collections.abc import Sequence
 from typing import Final
 
 from kvmsr.abi import ExitReason, GuestDbg
-from kvmsr.backend.soft.cpu.code import linear_rip
+from kvmsr.backend.soft.cpu.code import first_byte, linear_rip
 from kvmsr.backend.soft.cpu.engine import Engine
 from kvmsr.backend.soft.page import RunPage
 from kvmsr.backend.soft.profile import Profile
@@ -31,6 +36,7 @@ TF: Final = 1 << 8
 SINGLESTEP: Final = int(GuestDbg.SINGLESTEP)
 _HARDWARE: Final = int(GuestDbg.USE_HW_BP)
 
+_POP_FLAGS: Final = (0x9D, 0xCF)  # POPF, IRET
 _DR6, _DR7 = 6, 7
 _DR6_RESET, _DR7_RESET = 0xFFFF_0FF0, 0x400
 _DR7_RESERVED: Final = 0xD000
@@ -46,7 +52,10 @@ class Debugging:
 
     def __init__(self, cpu: Engine, page: RunPage, profile: Profile) -> None:
         self._cpu, self._page = cpu, page
-        self._reports_dr7 = profile.completion != "emulator"  # whose steps leave it as it was
+        self._emulates = profile.completion == "emulator"
+        self._own_tf = 0  # the guest's, while the engine has the debugger's
+        self._pops_flags = False  # the instruction that is stepped over sets TF by itself
+        self._step_rip: int | None = None  # where the debugger has asked to step
         self.control = 0
         self._registers: Sequence[int] = (0,) * 8
         self.dr = [0] * 8
@@ -70,8 +79,9 @@ class Debugging:
 
     def set_control(self, control: int, registers: Sequence[int]) -> None:
         """Do as the debugger wants, who has these DR0 to DR7."""
-        if self.control & SINGLESTEP and not control:
+        if self.control & SINGLESTEP:
             self._cpu.state.eflags.value &= ~TF
+        self._step_rip = linear_rip(self._cpu) if control & SINGLESTEP else None
         self.control, self._registers = control, registers
         self.update_breakpoints()
         self._cpu.flush_code()  # breakpoints are written into the guest's code
@@ -100,9 +110,40 @@ class Debugging:
         arch.exception, arch.pc = vector, linear_rip(self._cpu)
         if dr6 is not None:
             arch.dr6 = dr6
-        if dr7 is not None and self._reports_dr7:
+        if dr7 is not None and not self._emulates:  # its steps leave in the page what was there
             arch.dr7 = dr7
         return self._page.exit(ExitReason.DEBUG)
+
+    def begin_step(self) -> None:
+        """Have the engine stop behind the next instruction."""
+        flags = self._cpu.state.eflags
+        self._own_tf = flags.value & TF
+        self._pops_flags = self._emulates and first_byte(self._cpu) in _POP_FLAGS
+        flags.value |= TF
+
+    def end_step(self) -> None:
+        """The engine has stopped."""
+        if self._emulates and not self._pops_flags:
+            self._cpu.state.eflags.value &= ~TF
+
+    def stepped(self) -> None:
+        """The CPU has done a single step."""
+        if not self._emulates:
+            self._cpu.state.eflags.value &= ~TF
+
+    def before_frame(self) -> None:
+        """Have RFLAGS as they are to be pushed for an exception or an interrupt."""
+        if self._emulates and self.control & SINGLESTEP:
+            flags = self._cpu.state.eflags
+            shown = self._own_tf if self._cpu.running else flags.value & TF
+            if linear_rip(self._cpu) == self._step_rip:
+                shown = TF
+            flags.value = flags.value & ~TF | shown
+
+    def after_frame(self) -> None:
+        """Step through the handler, too, where that is emulated."""
+        if self._emulates and self.control & SINGLESTEP and self._cpu.running:
+            self._cpu.state.eflags.value |= TF
 
     def exit_step(self) -> bool:
         """Write the KVM_EXIT_DEBUG of the debugger's single step; return False."""

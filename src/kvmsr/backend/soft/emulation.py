@@ -9,7 +9,7 @@ What belongs to each instruction that KVM emulates: getting behind it, and raisi
 from typing import Final
 
 from kvmsr.backend.soft.cpu.code import fetch, rip_mask
-from kvmsr.backend.soft.cpu.delivery import deliver
+from kvmsr.backend.soft.cpu.delivery import deliver, interrupt
 from kvmsr.backend.soft.cpu.engine import Engine
 from kvmsr.backend.soft.debugging import BS, DB, SINGLESTEP, TF, Debugging
 from kvmsr.backend.soft.events import Events
@@ -36,7 +36,6 @@ class Emulation:
     def __init__(self, cpu: Engine, events: Events, debugging: Debugging, profile: Profile) -> None:
         self._cpu, self._events, self._debugging = cpu, events, debugging
         self._queued: frozenset[int] = _QUEUED_BY_KVM.get(profile.vendor, frozenset())
-        self._hides_step = profile.vendor == "pvm"
         self._checks_soft = profile.checks_soft_exceptions
         self.knows_next_rip = False
 
@@ -94,9 +93,18 @@ class Emulation:
         return self._deliver(vector, 0)
 
     def _deliver(self, vector: int, error_code: int, *, resume: bool = True) -> bool:
-        if self._hides_step and self._debugging.control & SINGLESTEP:
-            self._cpu.state.eflags.value &= ~TF  # hardware would push the debugger's
-        if deliver(self._cpu, vector, error_code, resume=resume):
-            return True
-        self._events.shut_down = True
-        return False
+        self._debugging.before_frame()
+        if not deliver(self._cpu, vector, error_code, resume=resume):
+            self._events.shut_down = True
+            return False
+        self._debugging.after_frame()
+        return True
+
+    def interrupt(self, vector: int) -> bool:
+        """Deliver an interrupt or an NMI now."""
+        self._debugging.before_frame()
+        if not interrupt(self._cpu, vector):
+            self._events.shut_down = True
+            return False
+        self._debugging.after_frame()
+        return True

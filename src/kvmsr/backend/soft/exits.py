@@ -13,7 +13,7 @@ from typing import Final
 from kvmsr.abi import GuestDbg
 from kvmsr.backend.soft import instructions
 from kvmsr.backend.soft.cpu.vmcb import Exit
-from kvmsr.backend.soft.debugging import DB, SINGLESTEP, TF
+from kvmsr.backend.soft.debugging import DB, SINGLESTEP
 from kvmsr.backend.soft.injection import attend, nmi_window
 from kvmsr.backend.soft.io import read_in_place, write_in_place
 from kvmsr.backend.soft.vcpu import Vcpu
@@ -40,7 +40,7 @@ def _debug(vcpu: Vcpu, _info: int) -> bool:
     state.dr[6] = _DR6_RESET
     if debugging.control & (SINGLESTEP | GuestDbg.USE_HW_BP):
         if debugging.control & SINGLESTEP:
-            state.eflags.value &= ~TF
+            debugging.stepped()
         return debugging.exit(DB, dr6, debugging.dr7)
     debugging.note(dr6 & 0xE00F)
     return vcpu.emulation.raise_exception(DB)

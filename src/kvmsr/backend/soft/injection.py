@@ -7,10 +7,11 @@ Exceptions, interrupts and NMIs on their way into the guest (kvm_check_and_injec
 arch/x86/kvm/x86.c).
 """
 
-from kvmsr.backend.soft.cpu.delivery import interrupt
 from kvmsr.backend.soft.vcpu import Vcpu
 
 __all__ = ("attend", "inject", "nmi_window")
+
+_NMI = 2
 
 
 def attend(vcpu: Vcpu, _info: int = 0) -> bool:
@@ -48,8 +49,7 @@ def inject(vcpu: Vcpu) -> bool:
     if vcpu.lapic is None and vcpu.events.interrupt is not None:
         # It counts as injected already: it does not ask for IF, and the NMI comes on top of it.
         vector = vcpu.take_interrupt()
-        if vector is not None and not interrupt(engine, vector):
-            vcpu.events.shut_down = True
+        if vector is not None and not vcpu.emulation.interrupt(vector):
             return False
     if vcpu.events.nmis:
         if vcpu.events.nmi_waits_for_shadow:
@@ -60,8 +60,7 @@ def inject(vcpu: Vcpu) -> bool:
         else:
             vcpu.events.nmis -= 1
             engine.nmi_masked = True
-            if not interrupt(engine, 2):
-                vcpu.events.shut_down = True
+            if not vcpu.emulation.interrupt(_NMI):
                 return False
             if vcpu.events.nmis:
                 engine.open_nmi_window()
@@ -69,8 +68,7 @@ def inject(vcpu: Vcpu) -> bool:
         return True
     if engine.interruptible:
         vector = vcpu.take_interrupt()
-        if vector is not None and not interrupt(engine, vector):
-            vcpu.events.shut_down = True
+        if vector is not None and not vcpu.emulation.interrupt(vector):
             return False
     if vcpu.has_interrupt():
         engine.open_window()

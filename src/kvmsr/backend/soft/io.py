@@ -50,6 +50,7 @@ def port_access(vcpu: Vcpu, access: PortAccess) -> bool:
     emulated = vcpu.vm.profile.completion == "emulator"
     if access.write and (emulated or access.port == _RIP_GOES_ON):
         # The instruction is over; nobody comes back to it, not even for a single step.
+        vcpu.cpu.state.eflags.value &= ~_RF
         vcpu.emulation.skip(access.length, steps=not emulated)
         return False
     rip, flags, changes = vcpu.cpu.regs[_RIP], vcpu.cpu.rflags & ~_RF, vcpu.regs_changes

@@ -17,7 +17,7 @@ from typing import Final
 from kvmsr.abi import ExitReason, Mp, SyncReg
 from kvmsr.backend.soft import sync
 from kvmsr.backend.soft.cpu.access import PortAccess
-from kvmsr.backend.soft.debugging import SINGLESTEP, TF
+from kvmsr.backend.soft.debugging import SINGLESTEP
 from kvmsr.backend.soft.injection import inject
 from kvmsr.backend.soft.io import drop_writes_of_ins, memory_access, memory_writes, port_access
 from kvmsr.backend.soft.startup import accept_events
@@ -136,8 +136,9 @@ def _enter_guest(vcpu: Vcpu) -> bool:
             vcpu.run.exit_reason = ExitReason.IRQ_WINDOW_OPEN
             return False
         vcpu.cpu.open_window()
-    if vcpu.debugging.control & SINGLESTEP:
-        vcpu.cpu.state.eflags.value |= TF
+    steps = vcpu.debugging.control & SINGLESTEP
+    if steps:
+        vcpu.debugging.begin_step()
     vcpu.page.exited = vcpu.emulation.knows_next_rip = False
     execution, entered_at = vcpu.vm.execution, vcpu.cpu.regs[_RIP]
     execution.take()
@@ -149,6 +150,8 @@ def _enter_guest(vcpu: Vcpu) -> bool:
             vcpu.cpu.run()
     finally:
         execution.pass_on()
+    if steps:
+        vcpu.debugging.end_step()
     if vcpu.cpu.regs[_RIP] != entered_at:
         # An instruction is over, which ends RF; the engine does so at the end of a block only.
         vcpu.cpu.state.eflags.value &= ~_RF

@@ -229,6 +229,14 @@ def test_hyperv_is_illegal_where_it_is_known(index):
     assert (without.read(index), without.write(index, 0, HOST)) == ((UNSUPPORTED, 0), UNSUPPORTED)
 
 
+@pytest.mark.parametrize("index", [0x40000080, 0x4000009F, 0x400000B0, 0x400000B7])
+def test_without_a_synic_the_host_may_only_clear_its_msrs(index):
+    vcpu = HandlerVcpu(AMD_61)
+    assert vcpu.write(index, 1, HOST) == INVALID
+    assert vcpu.write(index, 0, HOST) == OK
+    assert vcpu.value(index) == 0
+
+
 @pytest.mark.parametrize(
     ("index", "profile"),
     [(0x400000F6, NEWEST), (0x400000FE, AMD_61), (0x40000109, NEWEST), (0x40000118, AMD_61)],

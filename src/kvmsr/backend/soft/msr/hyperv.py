@@ -27,6 +27,11 @@ _LISTED: Final = (
     0x4000_0101, 0x4000_0102, 0x4000_0103, 0x4000_0104, 0x4000_0105, 0x4000_0003, 0x4000_0002,
     0x4000_0010, 0x4000_0080, 0x4000_00B0, 0x4000_0073, 0x4000_0106, 0x4000_0107, 0x4000_0108,
 )  # fmt: skip
+_SYNIC: Final = frozenset(
+    (*range(0x4000_0080, 0x4000_0085), *range(0x4000_0090, 0x4000_00A0),
+     *range(0x4000_00B0, 0x4000_00B8))
+)  # fmt: skip
+"""The interrupt controller, which nobody can enable here, and the timers that need it."""
 _DEBUGGER: Final = (0x4000_00FF, *range(0x4000_00F1, 0x4000_00F6))
 
 
@@ -47,6 +52,8 @@ def _read(vcpu: MsrVcpu, index: int, host: bool) -> tuple[MsrRet, int]:
 
 def _write(vcpu: MsrVcpu, index: int, value: int, host: bool) -> MsrRet:
     result, _ = _read(vcpu, index, host)
+    if result == MsrRet.OK and value and index in _SYNIC:
+        return MsrRet.INVALID
     if result == MsrRet.OK:
         vcpu.msrs[index] = value
     return result
