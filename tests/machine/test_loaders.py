@@ -248,7 +248,7 @@ def test_files_that_cannot_be_read_are_told(tmp_path):
     with pytest.raises(ImageError, match="a directory, not a regular file"):
         load(guest, Boot(tmp_path))
     with pytest.raises(ImageError, match="a device, not a regular file"):
-        load(guest, Boot(tmp_path.__class__("/dev/zero")))
+        load(guest, Boot("/dev/zero"))
     with pytest.raises(ImageError, match="cannot read initrd"):
         load_bytes(tmp_path, images.bzimage(), initrd=(tmp_path / "nope",))
     (tmp_path / "bios").write_bytes(b"x" * 100)
@@ -257,15 +257,8 @@ def test_files_that_cannot_be_read_are_told(tmp_path):
 
 
 def test_what_does_not_go_together_is_refused(tmp_path):
-    guest = images.guest()
-    with pytest.raises(UsageError, match="nothing to boot"):
-        load(guest, Boot())
-    with pytest.raises(UsageError, match="not both"):
-        load(guest, Boot(tmp_path, bios=tmp_path))
     with pytest.raises(UsageError, match="only multiboot"):
         load_bytes(tmp_path, images.bzimage(), initrd=(tmp_path, tmp_path))
-    with pytest.raises(UsageError, match="none of 16, 32 and 64"):
-        load_bytes(tmp_path, b"x", mode=8)
 
 
 # Fuzzing: whatever a file holds, it is loaded or refused.

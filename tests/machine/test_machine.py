@@ -25,7 +25,7 @@ MSR = 0x474F4F00
 @pytest.fixture(autouse=True)
 def on(any_backend, monkeypatch):
     """Have the machines of these tests run on each backend that is here."""
-    monkeypatch.setattr("kvmsr.kvm.system.backends.open", lambda: any_backend)
+    monkeypatch.setattr("kvmsr.machine.machine.choose_backend", lambda name: (any_backend, ""))
     return any_backend
 
 

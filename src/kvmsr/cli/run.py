@@ -7,8 +7,6 @@ Runs a guest in kvmsr's own machine.
 """
 
 import json
-import math
-import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -27,7 +25,8 @@ from kvmsr.cli._output import echo
 from kvmsr.cli._parameters import PolicyFile
 from kvmsr.cli._progress import progress
 from kvmsr.errors import GuestMemoryError, UsageError
-from kvmsr.machine import Boot, Machine, find_features
+from kvmsr.machine import Boot, Feature, Machine, find_feature
+from kvmsr.machine.arguments import to_seconds, to_size
 from kvmsr.machine.choice import choose_backend
 from kvmsr.machine.layout import Layout
 from kvmsr.policy import Policy
@@ -37,18 +36,13 @@ from kvmsr.session.supervisor import Witness, supervise
 
 __all__ = ("command", "run_guest")
 
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
-
-def _size(ctx: click.Context, param: click.Parameter, value: str) -> int:
-    match = re.fullmatch(r"(\d+)([kmgt]?)(?:i?b)?", value.strip().lower())
-    if not match:
-        raise click.BadParameter(f"{value!r} is no amount of memory: write 256M or 2G")
-    size = int(match[1]) * _UNITS[match[2]]
+def _memory(ctx: click.Context, param: click.Parameter, value: str) -> int:
+    size = to_size(value, "--memory")
     try:
         Layout.of(size)
     except GuestMemoryError as error:
-        raise click.BadParameter(str(error)) from None
+        raise UsageError(f"--memory={value}: {error}") from None
     return size
 
 
@@ -85,7 +79,7 @@ Examples:
     "--policy", type=PolicyFile(), help="What to do at MSR accesses: a TOML file, or preset:NAME."
 )
 @click.option("--cpus", type=int, default=1, show_default=True, help="How many vCPUs.")
-@click.option("--memory", callback=_size, default="256M", show_default=True, help="How much RAM.")
+@click.option("--memory", callback=_memory, default="256M", show_default=True, help="How much RAM.")
 @click.option("--append", default="", help="The kernel's command line.")
 @click.option(
     "--initrd",
@@ -151,11 +145,10 @@ def command(
     (--mode). Its serial line is the terminal; Ctrl-C ends the run. Then follows a table of the MSR
     accesses that came to user space, and how the guest ended.
     """
-    if timeout is not None and not 0 < timeout < math.inf:
-        raise UsageError(f"--timeout {timeout:g}: the time must be more than 0 seconds, and end")
+    timeout = to_seconds(timeout, "--timeout")
     boot = Boot(image, append, initrd, bios, None if mode is None else int(mode))
     rules = load_policy(policy) if policy else Policy()
-    hidden = find_features(cpu_features)
+    hidden = [_feature(word) for word in cpu_features]
     witness = supervise(rules, partial(_print, as_json=as_json))
     chosen, why_soft = choose_backend(backend, profile=soft_profile, real_time=real_time)
     result = run_guest(
@@ -173,6 +166,17 @@ def command(
         hidden=hidden,
     )
     return result.exit_status
+
+
+def _feature(word: str) -> Feature:
+    name = word.removeprefix("-")
+    if name == word:
+        remedy = f"write -{name} to hide it; what KVM supports is shown anyway"
+        raise UsageError(f"--cpu-feature {word}: {remedy}")
+    try:
+        return find_feature(name)
+    except UsageError as error:
+        raise UsageError(f"--cpu-feature {word}: {error}") from None
 
 
 def run_guest(

@@ -6,7 +6,7 @@ Machine
 A guest to run: :class:`Machine`, and what it is given and gives back.
 """
 
-from kvmsr.machine.cpuid import Feature, find_features
+from kvmsr.machine.cpuid import Feature, find_feature
 from kvmsr.machine.loaders import Boot, Loaded
 from kvmsr.machine.machine import Machine
 
@@ -15,5 +15,5 @@ __all__ = (
     "Feature",
     "Loaded",
     "Machine",
-    "find_features",
+    "find_feature",
 )

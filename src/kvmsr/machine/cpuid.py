@@ -17,8 +17,10 @@ from importlib import resources
 from kvmsr.abi import CPUID_FLAG_SIGNIFCANT_INDEX
 from kvmsr.errors import UsageError
 from kvmsr.kvm import CpuidEntry, CpuidTable
+from kvmsr.machine.arguments import refuse_unless
+from kvmsr.text import shown
 
-__all__ = ("Feature", "features", "find_features", "guest_cpuid")
+__all__ = ("Feature", "features", "find_feature", "guest_cpuid", "to_features")
 
 _TSC_DEADLINE = 1 << 24
 _SMT, _CORE = 1, 2
@@ -50,28 +52,36 @@ def features() -> dict[str, Feature]:
     return found
 
 
-def find_features(words: Iterable[str]) -> list[Feature]:
+def find_feature(name: str) -> Feature:
     """
-    Return the features to hide.
+    Return the feature called *name*, such as ``x2apic`` or ``sse4_2``; "-" may stand for "_".
 
-    :param words: as the user writes them: ``-x2apic``.
-    :raises UsageError: for anything else; names what was meant, if it can.
+    :raises UsageError: if there is none; names those that look like it.
     """
-    hidden = []
-    for word in words:
-        name = word.removeprefix("-").replace("tsc-deadline", "tsc_deadline_timer")
-        if not word.startswith("-"):
-            raise UsageError(
-                f"--cpu-feature {word}: write -{name} to hide it; what KVM supports is shown anyway"
-            )
-        known = features()
-        feature = known.get(name) or known.get(name.replace("-", "_"))
-        if feature is None:
-            near = difflib.get_close_matches(name, known, n=3)
-            hint = f"; did you mean -{' or -'.join(near)}?" if near else ""
-            raise UsageError(f"--cpu-feature {word}: no CPUID feature is called {name!r}{hint}")
-        hidden.append(feature)
-    return hidden
+    known = features()
+    feature = known.get(name) or known.get(name.replace("-", "_"))
+    if feature is None:
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise UsageError(f"no CPUID feature is called {shown(name)}{hint}")
+    return feature
+
+
+def to_features(values: Iterable[Feature | str]) -> list[Feature]:
+    """
+    Return the features in *values*, some of them by name.
+
+    :raises UsageError: if one is neither a feature nor the name of one.
+    """
+    several = isinstance(values, Iterable) and not isinstance(values, str)
+    refuse_unless(several, "hidden", values, "give CPUID features, as a list")
+    found = []
+    for number, value in enumerate(values):
+        feature = find_feature(value) if isinstance(value, str) else value
+        known = isinstance(feature, Feature)
+        refuse_unless(known, f"hidden[{number}]", value, "give a Feature, or a name")
+        found.append(feature)
+    return found
 
 
 def guest_cpuid(

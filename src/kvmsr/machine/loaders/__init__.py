@@ -7,11 +7,11 @@ From an image to a guest that is ready to start: :func:`load` finds out what the
 """
 
 from pathlib import Path
-from typing import Final
 
 from kvmsr.errors import ImageError, UsageError
 from kvmsr.machine.loaders.bios import load_bios
-from kvmsr.machine.loaders.common import Boot, Guest, Loaded, read_file
+from kvmsr.machine.loaders.boot import Boot
+from kvmsr.machine.loaders.common import Guest, Loaded, read_file
 from kvmsr.machine.loaders.elf import Elf
 from kvmsr.machine.loaders.flat import load_flat
 from kvmsr.machine.loaders.linux import is_bzimage, load_bzimage
@@ -20,27 +20,20 @@ from kvmsr.machine.loaders.pvh import load_pvh, pvh_entry
 
 __all__ = ("Boot", "Guest", "Loaded", "load")
 
-MODES: Final = (16, 32, 64)
-
 
 def load(guest: Guest, boot: Boot) -> Loaded:
     """
     Load what *boot* names into *guest*.
 
     :raises ImageError: if it cannot be loaded; says why.
-    :raises UsageError: if *boot* asks for what cannot be together.
+    :raises UsageError: if the image takes less than *boot* gives.
     """
     if boot.bios is not None:
-        if boot.image is not None:
-            raise UsageError("give a kernel image or --bios, not both: there is no disk to boot")
         return load_bios(guest, boot.bios)
-    if boot.image is None:
-        raise UsageError("there is nothing to boot: give an image, or a firmware with --bios")
+    assert boot.image is not None
     path = boot.image
     data = read_file(path, "image", guest.layout.low_size)
     if boot.mode is not None:
-        if boot.mode not in MODES:
-            raise UsageError(f"mode {boot.mode} is none of 16, 32 and 64")
         return load_flat(guest, path, data, boot.mode)
     if is_bzimage(data):
         return load_bzimage(guest, path, data, boot.append, _one(boot))

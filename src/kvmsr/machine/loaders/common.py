@@ -7,7 +7,7 @@ Reading files, putting them into guest memory, and saying clearly why something 
 """
 
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,26 +17,7 @@ from kvmsr.kvm import Vm
 from kvmsr.machine.cpustate import Start
 from kvmsr.machine.layout import FOUR_GIB, INFO, INFO_SIZE, Layout
 
-__all__ = ("Boot", "Guest", "Loaded", "read_file")
-
-
-@dataclass(frozen=True, slots=True)
-class Boot:
-    """
-    What to boot.
-
-    :ivar image: a kernel or flat binary; None with *bios* alone.
-    :ivar append: the kernel's command line.
-    :ivar initrd: initial RAM disk; several only for multiboot, whose modules they are.
-    :ivar bios: a firmware image.
-    :ivar mode: 16, 32 or 64 says that *image* is a flat binary to be started in that mode.
-    """
-
-    image: Path | None = None
-    append: str = ""
-    initrd: Sequence[Path] = ()
-    bios: Path | None = None
-    mode: int | None = None
+__all__ = ("Guest", "Loaded", "read_file")
 
 
 @dataclass(frozen=True, slots=True)
