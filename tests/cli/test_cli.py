@@ -105,7 +105,7 @@ def test_run_shows_the_console_and_then_the_table(tmp_path):
     assert [cell.strip() for cell in row.split("│")[1:-1]][:8] == [
         "0x277", "IA32_PAT", "read", "1", "filter", "p.toml:1", "value", "0x1122",
     ]  # fmt: skip
-    assert "2 reads, 0 writes, 1 faults" in table
+    assert "2 reads, 0 writes, 1 fault in" in table
     assert "shutdown: the guest turned itself off (exit status 0)" in table
     assert "\x1b" not in out
 
@@ -170,6 +170,9 @@ WRONG = [
     (["run", LIST, "--policy", "nope.toml"], 3, "nope.toml: cannot read the policy"),
     (["run", LIST, "--cpus", "0"], 2, "0 CPUs"),
     (["run", LIST, "--cpus", "x"], 2, "not a valid integer"),
+    (["exec", "-policy", "x.toml", "--", "true"], 2, "no option -policy; did you mean --policy?"),
+    (["exec", "--polcy=x.toml", "--", "true"], 2, "did you mean --policy?"),
+    (["exec", "-enable-kvm", "--", "true"], 2, "options of the VMM come after --"),
     (["run", LIST, "--memory", "lots"], 2, "write 256M or 2G"),
     (["run", LIST, "--memory", "1000T"], 2, "2 MiB to 1 TiB"),
     (["run", LIST, "--memory", "1023G"], 4, "ask for less"),

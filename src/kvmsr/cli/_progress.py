@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from kvmsr.machine import Machine
+from kvmsr.text import counted
 
 __all__ = ("progress",)
 
@@ -42,7 +43,7 @@ def _show(machine: Machine, done: threading.Event) -> None:
         return
     while True:
         seconds = time.monotonic() - begun
-        text = f"running, {seconds:.0f} s, {machine.exits:,} exits; Ctrl-C ends it"
+        text = f"running, {seconds:.0f} s, {counted(machine.exits, 'exit')}; Ctrl-C ends it"
         sys.stderr.write(f"\r{text}\x1b[K")
         sys.stderr.flush()
         if done.wait(_PERIOD):

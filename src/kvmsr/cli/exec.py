@@ -9,6 +9,7 @@ Runs another VMM with its guests under a policy.
 import json
 import sys
 from contextlib import closing
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -76,6 +77,7 @@ def command(
     terminal. At its end follows a table of the MSR accesses that came to user space. The exit
     status is the VMM's; 6 if that is 0 but a handler failed.
     """
+    _refuse_option(vmm[0])
     rules = load_policy(policy) if policy else Policy()
     to_stdout = as_json and summary is None
     witness = supervise(rules, partial(_print, summary=summary, as_json=as_json))
@@ -87,6 +89,16 @@ def command(
             result = controller.run()
             _print(result, summary, as_json)
     return result.exit_status
+
+
+def _refuse_option(word: str) -> None:
+    """Raise if *word*, where the VMM should be, is an option that this command does not have."""
+    if not word.startswith("-"):
+        return
+    known = [option for parameter in command.params for option in parameter.opts]
+    near = get_close_matches(f"--{word.strip('-')}", known, 1)
+    hint = f"did you mean {near[0]}?" if near else "options of the VMM come after --"
+    raise UsageError(f"exec has no option {word}; {hint}")
 
 
 def _print(result: RunResult, summary: str | None, as_json: bool) -> None:
