@@ -3,7 +3,7 @@
 Machine
 -------
 
-A guest to run: :class:`Machine`, and what it is given and gives back.
+Runs a guest: :class:`Machine`, and :class:`Boot`, which says what it boots.
 """
 
 from kvmsr.machine.cpuid import Feature, find_feature

@@ -3,7 +3,7 @@
 The guest's CPUID
 -----------------
 
-What KVM supports, made to fit each vCPU: its APIC ID, how many there are, and without the features
+What KVM supports, adapted for each vCPU: its APIC ID, the number of vCPUs, and without the features
 that the user hides.
 """
 
@@ -39,7 +39,7 @@ class Feature:
 
 @functools.cache
 def features() -> dict[str, Feature]:
-    """Return all features that have a name."""
+    """Return the named features."""
     text = resources.files("kvmsr.machine").joinpath("cpu_features.toml").read_text("utf-8")
     found = {}
     for entry in tomllib.loads(text)["register"]:
@@ -93,10 +93,12 @@ def guest_cpuid(
     tsc_deadline: bool = False,
 ) -> CpuidTable:
     """
-    Return what vCPU *vcpu_id* of *cpus* sees: each a core of its own, all in one package.
+    Return the CPUID of vCPU *vcpu_id*. Each vCPU is a core, and all are in one package.
 
-    :param supported: what KVM supports.
-    :param tsc_deadline: whether the local APIC's timer has a deadline mode; KVM tells it by a
+    :param supported: the result of KVM_GET_SUPPORTED_CPUID.
+    :param cpus: the number of vCPUs.
+    :param hidden: features to leave out.
+    :param tsc_deadline: whether the local APIC's timer has a deadline mode, which KVM reports by a
         capability and not in *supported*.
     """
     hidden = list(hidden)
@@ -106,7 +108,7 @@ def guest_cpuid(
         if entry.function == 1:
             ebx = entry.ebx & 0x0000FFFF | min(cpus, 255) << 16 | (vcpu_id & 0xFF) << 24
             ecx = entry.ecx | (_TSC_DEADLINE if tsc_deadline else 0)
-            many = 1 << 28  # HTT: the count of logical processors is valid
+            many = 1 << 28  # HTT: EBX has a valid number of logical processors
             edx = entry.edx | many if cpus > 1 else entry.edx & ~many
             entry = replace(entry, ebx=ebx, ecx=ecx, edx=edx)
         elif entry.function == 0x80000008:
@@ -117,7 +119,7 @@ def guest_cpuid(
             entry = _without(entry, feature)
         return entry
 
-    # KVM's topology leaves are the host's, and some give only their first level.
+    # KVM returns the host's topology leaves, and some KVMs only their first level.
     ours = [
         CpuidEntry(function, index, CPUID_FLAG_SIGNIFCANT_INDEX, *_level(index, cpus), vcpu_id)
         for function in _TOPOLOGY
@@ -129,7 +131,7 @@ def guest_cpuid(
 
 
 def _level(index: int, cpus: int) -> tuple[int, int, int]:
-    """Return EAX, EBX and ECX of a topology level: thread, core, none (SDM, CPUID leaf 0xB)."""
+    """Return EAX, EBX and ECX of topology level *index*: thread, core, none (SDM, leaf 0xB)."""
     if index == 0:
         return 0, 1, _SMT << 8
     if index == 1:

@@ -3,7 +3,7 @@
 The machine
 -----------
 
-A virtual machine of our own: memory, vCPUs, board, and a dispatcher that decides every MSR.
+kvmsr's own virtual machine: memory, vCPUs, a board, and a session that decides about MSRs.
 """
 
 import threading
@@ -155,7 +155,7 @@ class Machine:
     # Building
 
     def _open(self, opened: _Opened) -> _Opened:
-        """Remember to close *opened*, before what was opened earlier."""
+        """Close *opened* with the machine, before everything that was opened earlier."""
         self._opened.append(opened)
         return opened
 
@@ -203,7 +203,7 @@ class Machine:
         return self.session.plan
 
     def _stop_at(self, vcpu: Vcpu) -> Callable[[Access, Outcome], None]:
-        """Return what ends the run at an access of *vcpu*."""
+        """Return a function that ends the run at an access of *vcpu*."""
 
         def stop(access: Access, outcome: Outcome) -> None:
             rip = where(self.vm, vcpu).rip
@@ -227,7 +227,7 @@ class Machine:
         """
         Load a guest.
 
-        :raises ImageError: if it cannot be loaded; says why.
+        :raises ImageError: if it cannot be loaded.
         """
         remedy = f"give a Boot: Boot({short(boot)})"
         refuse_unless(isinstance(boot, Boot), "boot", boot, remedy)
@@ -240,8 +240,8 @@ class Machine:
         self._image = str(boot.image or boot.bios)
         apply_start(self.vm, self.vcpus[0], self._loaded.start)
         if boot.bios is None:
-            # What firmware leaves behind: memory is write-back unless said otherwise. With MTRRs
-            # off, Linux would not use PAT either.
+            # As firmware leaves it: memory is write-back by default. With MTRRs disabled, Linux
+            # would not use PAT either.
             for vcpu in self.vcpus:
                 vcpu.set_msrs({_MTRR_DEF_TYPE: _MTRR_ENABLED_WRITE_BACK})
         return self._loaded
@@ -250,14 +250,14 @@ class Machine:
 
     @property
     def exits(self) -> int:
-        """Return how often the guest has come out so far; for a sign of life."""
+        """Return the number of exits so far, as a sign of life."""
         return sum(thread.exits for thread in self._threads)
 
     def run(self, timeout: float | None = None) -> RunResult:
         """
-        Run the guest to its end; once.
+        Run the guest until it ends. A machine runs once.
 
-        :param timeout: seconds after which the run ends, whatever the guest does; None for never.
+        :param timeout: seconds after which the run ends, whatever the guest does, or None.
         :raises UsageError: if nothing is loaded, or the machine has run already.
         """
         timeout = to_seconds(timeout, "timeout")
@@ -270,9 +270,7 @@ class Machine:
             for thread in self._threads:
                 thread.start()
         except RuntimeError as error:
-            raise HostError(
-                f"cannot start a thread for each vCPU: {error}; ask for fewer"
-            ) from None
+            raise HostError(f"cannot start a thread per vCPU: {error}; use fewer CPUs") from None
         try:
             self._watch(None if timeout is None else begun + timeout, timeout)
         except KeyboardInterrupt:
@@ -282,15 +280,15 @@ class Machine:
         assert self._end is not None
         notes = [*self._notes, *self._loaded.notes]
         notes += [
-            f"vCPU {thread.vcpu.id} did not come back within {_GRACE:g} seconds: is a handler"
-            " still at work?"
+            f"vCPU {thread.vcpu.id} did not stop within {_GRACE:g} seconds: a handler may still be"
+            " running"
             for thread in self._threads
             if thread.is_alive()
         ]
         return self.session.result(self._image, self._end, wall, notes)
 
     def end(self, end: End) -> None:
-        """End the run; the first end counts. From any thread."""
+        """End the run; the first call decides how. May be called from any thread."""
         with self._ending:
             if self._end is None:
                 self._end = end
@@ -299,7 +297,7 @@ class Machine:
         self._kick()
 
     def _debug_exit(self, value: int) -> None:
-        detail = f"the guest wrote {value:#x}"
+        detail = f"the guest wrote {value:#x} to the debug exit"
         self.end(End(EndKind.DEBUG_EXIT, (value << 1 | 1) & 0xFF, detail))
 
     def _kick(self) -> None:
@@ -308,12 +306,12 @@ class Machine:
 
     def _watch(self, deadline: float | None, timeout: float | None) -> None:
         """
-        Wait for the end, and see to it that there is one.
+        Wait for the end of the run, and end it if the guest has halted for good.
 
-        With an in-kernel interrupt controller a guest that halts for good stays in KVM_RUN for
-        good. So vCPUs that have not come out for a while are kicked, and tell on their way whether
-        anything can wake them. One may wake another that has just told that it sleeps: only if all
-        sleep twice in a row, and none came out in between, is it for good.
+        With an in-kernel interrupt controller, a vCPU that halts for good never returns from
+        KVM_RUN. So vCPUs that have not exited for a while are kicked, and each then finds out
+        whether only another vCPU can wake it. A vCPU may be woken just after it has found that, so
+        all of them have to be asleep twice in a row, without an exit in between.
         """
         pause = _SHORTEST_WATCH
         seen = [-1] * len(self._threads)
@@ -340,9 +338,7 @@ class Machine:
             pause = min(pause * 2, _LONGEST_WATCH)
 
     def _join(self) -> None:
-        """
-        Wait for the threads, once; each has been kicked, and is kicked again should it not come.
-        """
+        """Wait for the threads, once. They have been kicked; those that go on are kicked again."""
         if self._joined:
             return
         self._joined = True
@@ -357,9 +353,9 @@ class Machine:
 
     def close(self) -> None:
         """
-        Give everything back to the host; again is harmless.
+        Release all resources. May be called again.
 
-        A vCPU whose handler is still at work keeps the machine until a later call.
+        While a handler is still running, its vCPU keeps the machine open: call this again later.
         """
         if self._alive():
             if self._end is None:

@@ -3,7 +3,7 @@
 Loaders
 -------
 
-From an image to a guest that is ready to start: :func:`load` finds out what the image is.
+From an image to a guest that is ready to start: :func:`load` detects the kind of image.
 """
 
 from pathlib import Path
@@ -25,8 +25,8 @@ def load(guest: Guest, boot: Boot) -> Loaded:
     """
     Load what *boot* names into *guest*.
 
-    :raises ImageError: if it cannot be loaded; says why.
-    :raises UsageError: if the image takes less than *boot* gives.
+    :raises ImageError: if it cannot be loaded.
+    :raises UsageError: if *boot* gives what this kind of image does not take.
     """
     if boot.bios is not None:
         return load_bios(guest, boot.bios)
@@ -42,8 +42,8 @@ def load(guest: Guest, boot: Boot) -> Loaded:
     if data.startswith(b"\x7fELF"):
         return _load_elf(guest, boot, path, data)
     raise ImageError(
-        f"image {path} is no Linux bzImage, no multiboot kernel and no ELF kernel; if it is a flat"
-        " binary, say in which mode it starts: --mode 16, 32 or 64"
+        f"image {path} is not a Linux bzImage, a multiboot kernel or an ELF kernel; if it is a flat"
+        " binary, give the mode in which it starts: --mode 16, 32 or 64"
     )
 
 
@@ -51,13 +51,13 @@ def _load_elf(guest: Guest, boot: Boot, path: Path, data: bytes) -> Loaded:
     elf = Elf(data, f"ELF image {path}")
     if pvh_entry(elf) is None:
         raise ImageError(
-            f"ELF image {path} has neither a multiboot header nor a PVH entry: there is no agreed"
-            " way to start it (Linux: build with CONFIG_PVH, or give the bzImage)"
+            f"ELF image {path} has neither a multiboot header nor a PVH entry, so there is no"
+            " defined way to start it (for Linux, build with CONFIG_PVH, or give the bzImage)"
         )
     return load_pvh(guest, path, elf, boot.append, _one(boot))
 
 
 def _one(boot: Boot) -> Path | None:
     if len(boot.initrd) > 1:
-        raise UsageError("only multiboot images take several --initrd")
+        raise UsageError("only multiboot images take more than one --initrd")
     return boot.initrd[0] if boot.initrd else None

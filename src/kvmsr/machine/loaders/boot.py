@@ -2,6 +2,8 @@
 """
 What to boot
 ------------
+
+What a user asks a machine to boot, checked when it is given.
 """
 
 import os
