@@ -172,7 +172,7 @@ WRONG = [
     (["run", LIST, "--cpus", "x"], 2, "not a valid integer"),
     (["exec", "-policy", "x.toml", "--", "true"], 2, "no option -policy; did you mean --policy?"),
     (["exec", "--polcy=x.toml", "--", "true"], 2, "did you mean --policy?"),
-    (["exec", "-enable-kvm", "--", "true"], 2, "options of the VMM come after --"),
+    (["exec", "-enable-kvm", "--", "true"], 2, "own options come after --"),
     (["run", LIST, "--memory", "lots"], 2, "write 256M or 2G"),
     (["run", LIST, "--memory", "1000T"], 2, "2 MiB to 1 TiB"),
     (["run", LIST, "--memory", "1023G"], 4, "ask for less"),
@@ -181,14 +181,14 @@ WRONG = [
     (["run", LIST, "--timeout", "-1"], 2, "give seconds, more than 0"),
     (["run", LIST, "--timeout", "nan"], 2, "give seconds, more than 0"),
     (["run", LIST, "--cpu-feature", "-x2apci"], 2, "did you mean x2apic"),
-    (["run", LIST, "--serial", "/nope/log"], 2, "--serial /nope/log: cannot write it"),
+    (["run", LIST, "--serial", "/nope/log"], 2, "--serial /nope/log: cannot be written"),
     (["run", LIST, "--bios", "x"], 2, "not both"),
     (["fly"], 2, "No such command 'fly'"),
 ]
 
 
 @pytest.mark.parametrize(("words", "status", "piece"), WRONG, ids=lambda value: str(value)[:40])
-def test_what_is_wrong_is_told_in_one_line(words, status, piece):
+def test_what_is_wrong_is_reported_in_one_line(words, status, piece):
     out, err = kvmsr(*words, status=status)
     assert out == ""
     assert piece in err
@@ -355,7 +355,7 @@ def test_doctor_tells_what_is_there():
 
 def test_the_demo_shows_policy_guest_and_table():
     out, _ = kvmsr("demo")
-    assert "No kernel was given (--kernel)" in out
+    assert "boot a kernel with --kernel" in out
     assert "[[rule]]" in out
     assert "rdmsr 0x00000035 = 0x0000000000020004" in out
     assert "MSR_CORE_THREAD_COUNT" in out

@@ -226,7 +226,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("data", "options", "piece"), WRONG, ids=range(len(WRONG)))
-def test_what_cannot_be_loaded_is_told_in_one_line(tmp_path, data, options, piece):
+def test_what_cannot_be_loaded_is_reported_in_one_line(tmp_path, data, options, piece):
     with pytest.raises(ImageError, match=piece) as caught:
         load_bytes(tmp_path, data, **options)
     assert "\n" not in str(caught.value)
@@ -245,7 +245,7 @@ def test_an_initrd_needs_room(tmp_path):
             load_bytes(tmp_path, data, initrd=(tmp_path / "initrd",))
 
 
-def test_files_that_cannot_be_read_are_told(tmp_path):
+def test_files_that_cannot_be_read_are_reported(tmp_path):
     guest = images.guest()
     with pytest.raises(ImageError, match=r"cannot read image .*nope: No such file"):
         load(guest, Boot(tmp_path / "nope"))

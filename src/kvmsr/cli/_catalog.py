@@ -3,8 +3,8 @@
 MSRs on the terminal
 --------------------
 
-What people see of the catalog, and of a value. rich takes as long to import as all else that a
-look-up does: this is imported when there is something to draw.
+Prints MSRs and their values. Importing rich takes as long as everything else in a look-up, so this
+module is imported only when there is something to print.
 """
 
 import sys
@@ -25,11 +25,15 @@ def _console() -> Console:
 
 
 def print_msr(index: int, entry: Msr | None, kvm: str) -> None:
-    """Print what is known about MSR *index*; *kvm* says what KVM does with it."""
+    """
+    Print what is known about MSR *index*.
+
+    :param kvm: what KVM does with it.
+    """
     console = _console()
     if entry is None:
         where = catalog().neighbourhood(index)
-        console.print(f"[bold]{index:#x}[/bold] has no name here: {where}.")
+        console.print(f"[bold]{index:#x}[/bold] has no name in the catalog: {where}.")
         console.print(f"KVM: {kvm}", soft_wrap=True)
         return
     console.print(f"[bold]{entry.index:#x} {escape(entry.name)}[/bold]")
@@ -56,7 +60,7 @@ def _lines(entry: Msr, kvm: str) -> list[tuple[str, str]]:
 
 
 def _fields(entry: Msr) -> Table:
-    """Return a table of the fields, the highest first, as data sheets draw them."""
+    """Return a table of the fields, the highest first, as in data sheets."""
     table = Table("bits", "field", "kind", "meaning")
     for field in reversed(entry.fields):
         values = ", ".join(f"{number}: {text}" for number, text in field.values.items())
@@ -67,7 +71,7 @@ def _fields(entry: Msr) -> Table:
 
 
 def print_found(found: list[Msr]) -> None:
-    """Print a line for each MSR."""
+    """Print one line per MSR."""
     table = Table("index", "name", "what")
     for msr in found:
         table.add_row(f"{msr.index:#x}", msr.name, escape(msr.about))
@@ -75,7 +79,7 @@ def print_found(found: list[Msr]) -> None:
 
 
 def print_decoded(decoded: Decoded) -> None:
-    """Print a value, field by field, and the bits that belong to none."""
+    """Print the fields of a value, and the set bits that belong to no field."""
     console = _console()
     console.print(f"[bold]{escape(decoded.msr.name)} = {decoded.value:#x}[/bold]")
     if decoded.fields:
@@ -86,7 +90,7 @@ def print_decoded(decoded: Decoded) -> None:
             style = "bold" if number else "dim"
             table.add_row(field.span, field.name, shown, escape(said), style=style)
         console.print(table)
-    for bits, what in ((decoded.reserved, "reserved"), (decoded.unknown, "not known here")):
+    for bits, what in ((decoded.reserved, "reserved"), (decoded.unknown, "unknown to the catalog")):
         if bits:
             numbers = ", ".join(str(bit) for bit in range(64) if bits >> bit & 1)
-            console.print(f"[yellow]set, and {what}:[/yellow] {bits:#x} (bits {numbers})")
+            console.print(f"[yellow]set, but {what}:[/yellow] {bits:#x} (bits {numbers})")

@@ -3,7 +3,7 @@
 Progress
 --------
 
-A sign of life while a guest runs whose console is not on the terminal.
+A sign of life while a guest runs without its console on the terminal.
 """
 
 import sys
@@ -23,7 +23,7 @@ _PERIOD = 0.5
 
 @contextmanager
 def progress(machine: Machine) -> Iterator[None]:
-    """Show on standard error, if that is a terminal, that *machine* runs, after two seconds."""
+    """After two seconds, show on standard error that *machine* is running, if it is a terminal."""
     if not sys.stderr.isatty():
         yield
         return

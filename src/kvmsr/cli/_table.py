@@ -3,7 +3,7 @@
 Tables
 ------
 
-What people see of a run: the accesses, and how it ended.
+Prints the summary of a run, and policies.
 """
 
 import sys
@@ -26,18 +26,18 @@ _WIDE: Final = 200
 _GOOD: Final = (EndKind.HALT, EndKind.RESET, EndKind.SHUTDOWN, EndKind.VMM)
 _DEBUG_EXIT: Final = "isa-debug-exit"
 _ENDED_WITH_0: Final = 1
-"""The exit status 2v+1 for v = 0: by convention, the guest's way to say that all went well."""
+"""The exit status 2v+1 for v = 0, which by convention means success."""
 
 
 def print_result(result: RunResult, file: TextIO | None = None) -> None:
-    """Print the table of accesses and how the guest ended, by default to standard output."""
+    """Print the table of accesses and how the run ended, by default to standard output."""
     file = file or sys.stdout
     console = Console(file=file, highlight=False, width=None if file.isatty() else _WIDE)
     say = partial(console.print, soft_wrap=True)
     if len(result.summary):
         console.print(_table(result))
     elif not result.lost:
-        say("The guest made no MSR access that KVM gave up.")
+        say("No MSR access of the guest reached user space.")
     rest = result.summary.rest()
     if rest:
         say(rest)
@@ -70,7 +70,7 @@ def _ending(result: RunResult) -> str:
 
 
 def _is_debug_exit(result: RunResult) -> bool:
-    """Return whether the exit status is the guest's own: always odd, then."""
+    """Return whether the exit status comes from a debug exit, which makes it odd."""
     if result.end.kind is EndKind.VMM:
         return _DEBUG_EXIT in result.image and result.end.code & 1 == 1
     return result.end.kind is EndKind.DEBUG_EXIT
