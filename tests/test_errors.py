@@ -46,7 +46,7 @@ def test_exit_statuses_are_those_of_the_contract(name, status):
 def test_an_ioctl_error_names_itself():
     error = errors.IoctlError("KVM_CREATE_VCPU", errno.EEXIST, "vCPU 3")
     assert str(error) == (
-        "KVM_CREATE_VCPU (vCPU 3) failed: File exists [EEXIST]: a vCPU with this number exists"
-        " already"
+        "KVM_CREATE_VCPU (vCPU 3) failed: File exists [EEXIST]: there is already a vCPU with this"
+        " number"
     )
     assert "[9999]" in str(errors.IoctlError("KVM_RUN", 9999))

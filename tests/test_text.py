@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmsr.errors import FilterCapacityError, ImageError, KvmsrError, PolicyError
-from kvmsr.text import error_text, nearest, one_line, shown
+from kvmsr.text import counted, error_text, nearest, one_line, shown
 
 EVIL = "\x1b[2J\u202e\r\nforged\x9b\u2028\x00\udcff"
 TAME = r"\x1b[2J\u202e\r\nforged\x9b\u2028\x00\udcff"
@@ -46,3 +46,10 @@ def test_values_and_errors_are_short_and_safe():
     assert error_text(Odd()) == "Odd"
     assert len(error_text(ValueError("x" * 10**6))) < 300
     assert nearest("raed", ["read", "write"]) == "did you mean 'read'?"
+
+
+def test_nouns_are_in_the_number_of_what_is_counted():
+    assert [counted(n, "read") for n in (0, 1, 2, 1234)] == [
+        "0 reads", "1 read", "2 reads", "1,234 reads",
+    ]  # fmt: skip
+    assert [counted(n, "access", "accesses") for n in (1, 2)] == ["1 access", "2 accesses"]

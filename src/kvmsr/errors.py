@@ -6,24 +6,24 @@ Errors
 Every error that kvmsr raises on purpose::
 
     KvmsrError
-    ├── UsageError                the caller asked for something that cannot be
-    │   ├── ExitUnansweredError   KVM_RUN again although an MSR exit has no answer yet
-    │   └── ExitAnsweredError     an MSR exit answered twice, or too late
-    ├── PolicyError               a policy that cannot be read, or that says what cannot be
-    │   └── FilterCapacityError   a policy that needs more filter ranges than KVM takes
+    ├── UsageError                an invalid argument or call
+    │   ├── ExitUnansweredError   the vCPU was run again before its MSR exit was answered
+    │   └── ExitAnsweredError     an MSR exit was answered twice, or too late
+    ├── PolicyError               a policy cannot be read, or is invalid
+    │   └── FilterCapacityError   a policy needs more filter ranges than KVM supports
     ├── UnknownMsrError           no MSR has this name
-    ├── FieldError                a field or a value that an MSR does not have
-    ├── CatalogError              a source of the MSR catalog that is not as it must be
-    ├── ImageError                a guest image that cannot be loaded
+    ├── FieldError                an MSR does not have this field or value
+    ├── CatalogError              a source file of the MSR catalog is invalid
+    ├── ImageError                a guest image cannot be loaded
     ├── HostError                 the host lacks something
     │   ├── BackendError          no backend can be opened
     │   ├── CapabilityError       this KVM lacks a capability
-    │   └── GuestMemoryError          guest memory that cannot be had
+    │   └── GuestMemoryError      guest memory cannot be allocated
     ├── IoctlError                an ioctl failed
     ├── MsrListError              KVM_GET_MSRS or KVM_SET_MSRS stopped at an MSR
-    └── BrokenInvariantError      never happens; if it does, it is our bug
+    └── BrokenInvariantError      a bug in kvmsr
 
-A message names what failed, the value, and what to do about it.
+Each message names what failed, the value, and what to do about it.
 """
 
 import errno
@@ -53,34 +53,37 @@ __all__ = (
 )
 
 _HINTS: Final[dict[tuple[str, int], str]] = {
-    ("KVM_CREATE_VCPU", errno.EEXIST): "a vCPU with this number exists already",
-    ("KVM_CREATE_VCPU", errno.EINVAL): "more vCPUs than this KVM takes",
-    ("KVM_SET_USER_MEMORY_REGION", errno.EEXIST): "the slot overlaps another one",
+    ("KVM_CREATE_VCPU", errno.EEXIST): "there is already a vCPU with this number",
+    ("KVM_CREATE_VCPU", errno.EINVAL): "more vCPUs than this KVM supports",
+    ("KVM_SET_USER_MEMORY_REGION", errno.EEXIST): "the slot overlaps another slot",
     ("KVM_SET_USER_MEMORY_REGION", errno.EINVAL): "address and size must be whole pages",
-    ("KVM_CREATE_IRQCHIP", errno.EEXIST): "create the irqchip once, before any vCPU",
-    ("KVM_CREATE_PIT2", errno.EEXIST): "the PIT exists already",
+    ("KVM_CREATE_IRQCHIP", errno.EEXIST): "create the irqchip once, before the first vCPU",
+    ("KVM_CREATE_PIT2", errno.EEXIST): "there is already a PIT",
     ("KVM_CREATE_PIT2", errno.ENOENT): "create the irqchip first",
     ("KVM_X86_SET_MSR_FILTER", errno.EINVAL): (
-        "DEFAULT_DENY needs a range, a range takes 1 to 0x3000 MSRs and read or write"
+        "DEFAULT_DENY needs at least one range; a range covers 1 to 0x3000 MSRs, for reads, writes"
+        " or both"
     ),
-    ("KVM_ENABLE_CAP", errno.EINVAL): "this capability, on this kind of file descriptor, or these"
-    " arguments are not known to the kernel",
-    ("KVM_SET_CPUID2", errno.EINVAL): "KVM refuses to change CPUID once the vCPU has run",
-    ("KVM_SET_CPUID2", errno.E2BIG): "more CPUID leaves than KVM takes",
+    ("KVM_ENABLE_CAP", errno.EINVAL): (
+        "the kernel does not support this capability with these arguments, or not on this kind of"
+        " file descriptor"
+    ),
+    ("KVM_SET_CPUID2", errno.EINVAL): "KVM does not change CPUID once the vCPU has run",
+    ("KVM_SET_CPUID2", errno.E2BIG): "more CPUID leaves than KVM supports",
 }
 
 
 _GENERAL_HINTS: Final[dict[int, str]] = {
     errno.ENOMEM: "the host is out of memory",
-    errno.EMFILE: "this process may open no more files: raise the limit with ulimit -n",
-    errno.ENFILE: "the host has no more file handles",
-    errno.ENOTTY: "this KVM does not know the call: it is older, or its backend lacks it",
+    errno.EMFILE: "this process has too many open files: raise the limit with ulimit -n",
+    errno.ENFILE: "too many files are open on the host",
+    errno.ENOTTY: "this KVM does not support the call: it is too old, or its backend lacks it",
 }
 
 
 class KvmsrError(Exception):
     """
-    The root of kvmsr's errors; the message is one line, whatever file names and values are in it.
+    The base class of kvmsr's errors. The message is one line, whatever it quotes.
 
     :cvar exit_status: the exit status of the command line.
     """
@@ -92,26 +95,26 @@ class KvmsrError(Exception):
 
 
 class UsageError(KvmsrError):
-    """The caller asked for something that cannot be."""
+    """An argument or a call is invalid."""
 
     exit_status = 2
 
 
 class ExitUnansweredError(UsageError):
-    """KVM_RUN was to be entered although an MSR exit has no answer; KVM would answer 0."""
+    """A vCPU was run again before its MSR exit was answered; KVM would have answered 0."""
 
 
 class ExitAnsweredError(UsageError):
-    """An MSR exit was answered twice, or after its vCPU had gone on."""
+    """An MSR exit was answered twice, or after its vCPU had been run again."""
 
 
 class PolicyError(KvmsrError):
     """
-    A policy that cannot be read, or that says what cannot be.
+    A policy cannot be read, or is invalid.
 
-    :ivar file: the file, or "" for a policy that came from none.
-    :ivar line: the line in it, from 1; 0 where there is none to name.
-    :ivar key: the key, as in ``rule[2].read``.
+    :ivar file: the file, or "" if the policy did not come from a file.
+    :ivar line: the line in the file, from 1, or 0 if unknown.
+    :ivar key: the key, such as ``rule[2].read``.
     """
 
     exit_status = 3
@@ -125,15 +128,15 @@ class PolicyError(KvmsrError):
 
 
 class FilterCapacityError(PolicyError):
-    """A policy that needs more filter ranges than KVM takes."""
+    """A policy needs more filter ranges than KVM supports."""
 
 
 class UnknownMsrError(KvmsrError):
     """
     No MSR has this name.
 
-    :ivar name: the name asked for.
-    :ivar nearest: known names that look like it.
+    :ivar name: the name that was looked up.
+    :ivar nearest: known names that are similar.
     """
 
     exit_status = 3
@@ -146,17 +149,17 @@ class UnknownMsrError(KvmsrError):
 
 
 class FieldError(KvmsrError):
-    """A field or a value that an MSR does not have."""
+    """An MSR does not have this field, or the field does not have this value."""
 
     exit_status = 2
 
 
 class CatalogError(KvmsrError):
-    """A file of the MSR catalog's sources that is not as it must be."""
+    """A source file of the MSR catalog is invalid."""
 
 
 class ImageError(KvmsrError):
-    """A guest image that cannot be loaded."""
+    """A guest image cannot be loaded."""
 
     exit_status = 3
 
@@ -168,22 +171,22 @@ class HostError(KvmsrError):
 
 
 class BackendError(HostError):
-    """No backend, or not the one asked for, can be opened."""
+    """The backend, or with ``auto`` any backend, cannot be opened."""
 
 
 class CapabilityError(HostError):
-    """This KVM lacks a capability that is needed."""
+    """This KVM lacks a capability that kvmsr needs."""
 
 
 class GuestMemoryError(HostError):
-    """Guest memory that cannot be had."""
+    """Guest memory cannot be allocated."""
 
 
 class IoctlError(KvmsrError):
     """
     An ioctl failed.
 
-    :ivar ioctl: its name, ``KVM_SET_SREGS`` say.
+    :ivar ioctl: the name of the ioctl, such as ``KVM_SET_SREGS``.
     :ivar errno: the error number.
     """
 
@@ -204,10 +207,13 @@ class MsrListError(KvmsrError):
     """
     KVM_GET_MSRS or KVM_SET_MSRS stopped before the end of its list.
 
-    KVM does the entries in order and stops at the first that fails; what came before it is done.
+    KVM processes the entries in order and stops at the first that fails. The entries before it have
+    taken effect.
 
+    :ivar ioctl: the name of the ioctl.
     :ivar index: the MSR that failed.
-    :ivar done: how many entries came before it.
+    :ivar done: the number of entries before it.
+    :ivar total: the number of entries in the list.
     """
 
     exit_status = 4
@@ -219,13 +225,14 @@ class MsrListError(KvmsrError):
         self.total = total
         what = f"MSR {index:#x}" + ("" if value is None else f" = {value:#x}")
         super().__init__(
-            f"{ioctl}: KVM refuses {what}, entry {done} of {total}; the {done} before it are done"
+            f"{ioctl}: KVM refuses {what}, entry {done + 1} of {total}; the entries before it have"
+            " taken effect"
         )
 
 
 class BrokenInvariantError(KvmsrError):
     """
-    This should never happen.
+    This should never happen: something that kvmsr relies on did not hold.
 
-    If you see it, please report it with the message: something that kvmsr relies on did not hold.
+    If you see this error, please report it with its message.
     """

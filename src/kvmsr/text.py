@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Final
 
-__all__ = ("error_text", "nearest", "one_line", "shown")
+__all__ = ("counted", "error_text", "nearest", "one_line", "shown")
 
 _SHOWN: Final = 100  # characters
 _ERROR: Final = 200
@@ -64,6 +64,11 @@ def nearest(word: object, known: Iterable[str]) -> str:
     words = [str(one) for one in known]
     near = difflib.get_close_matches(str(word), words, n=1)
     return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(words)}"
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Return *count* with *noun* in the singular or plural: "1 read", "1,234 reads"."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 def _short(text: str, limit: int) -> str:

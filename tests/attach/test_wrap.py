@@ -52,7 +52,7 @@ def test_questions_about_the_vmm_are_its_own_to_answer(tmp_path):
     ("words", "why"),
     [
         (["no-such-vmm", "-o", "x"], "no-such-vmm: no such program"),
-        (["/bin/echo", "-o", "/no/such/x"], "-o /no/such/x: cannot write it"),
+        (["/bin/echo", "-o", "/no/such/x"], "-o /no/such/x: cannot be written"),
         (["/bin/echo", "-o", "x", "--policy", "preset:nil"], "nil"),
     ],
 )

@@ -105,7 +105,7 @@ def test_run_shows_the_console_and_then_the_table(tmp_path):
     assert [cell.strip() for cell in row.split("│")[1:-1]][:8] == [
         "0x277", "IA32_PAT", "read", "1", "filter", "p.toml:1", "value", "0x1122",
     ]  # fmt: skip
-    assert "2 reads, 0 writes, 1 faults" in table
+    assert "2 reads, 0 writes, 1 fault in" in table
     assert "shutdown: the guest turned itself off (exit status 0)" in table
     assert "\x1b" not in out
 
@@ -170,22 +170,25 @@ WRONG = [
     (["run", LIST, "--policy", "nope.toml"], 3, "nope.toml: cannot read the policy"),
     (["run", LIST, "--cpus", "0"], 2, "0 CPUs"),
     (["run", LIST, "--cpus", "x"], 2, "not a valid integer"),
+    (["exec", "-policy", "x.toml", "--", "true"], 2, "no option -policy; did you mean --policy?"),
+    (["exec", "--polcy=x.toml", "--", "true"], 2, "did you mean --policy?"),
+    (["exec", "-enable-kvm", "--", "true"], 2, "own options come after --"),
     (["run", LIST, "--memory", "lots"], 2, "write 256M or 2G"),
     (["run", LIST, "--memory", "1000T"], 2, "2 MiB to 1 TiB"),
     (["run", LIST, "--memory", "1023G"], 4, "ask for less"),
     (["run", LIST, "--backend", "qemu"], 2, "'qemu' is not one of"),
     (["run", LIST, "--mode", "8"], 2, "'8' is not one of"),
-    (["run", LIST, "--timeout", "-1"], 2, "more than 0 seconds"),
-    (["run", LIST, "--timeout", "nan"], 2, "more than 0 seconds"),
-    (["run", LIST, "--cpu-feature", "-x2apci"], 2, "did you mean -x2apic"),
-    (["run", LIST, "--serial", "/nope/log"], 2, "--serial /nope/log: cannot write it"),
+    (["run", LIST, "--timeout", "-1"], 2, "give seconds, more than 0"),
+    (["run", LIST, "--timeout", "nan"], 2, "give seconds, more than 0"),
+    (["run", LIST, "--cpu-feature", "-x2apci"], 2, "did you mean x2apic"),
+    (["run", LIST, "--serial", "/nope/log"], 2, "--serial /nope/log: cannot be written"),
     (["run", LIST, "--bios", "x"], 2, "not both"),
     (["fly"], 2, "No such command 'fly'"),
 ]
 
 
 @pytest.mark.parametrize(("words", "status", "piece"), WRONG, ids=lambda value: str(value)[:40])
-def test_what_is_wrong_is_told_in_one_line(words, status, piece):
+def test_what_is_wrong_is_reported_in_one_line(words, status, piece):
     out, err = kvmsr(*words, status=status)
     assert out == ""
     assert piece in err
@@ -352,7 +355,7 @@ def test_doctor_tells_what_is_there():
 
 def test_the_demo_shows_policy_guest_and_table():
     out, _ = kvmsr("demo")
-    assert "No kernel was given (--kernel)" in out
+    assert "boot a kernel with --kernel" in out
     assert "[[rule]]" in out
     assert "rdmsr 0x00000035 = 0x0000000000020004" in out
     assert "MSR_CORE_THREAD_COUNT" in out

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvmsr.cli._console import Teller
+from kvmsr.cli._console import TerminalLog
 
 
 @pytest.fixture
@@ -14,31 +14,31 @@ def screen(monkeypatch):
 
 
 def test_a_line_waits_for_the_end_of_the_guests(screen):
-    teller = Teller(lambda data: screen.append(data.decode()), shared=True)
-    teller.tell(None, None, "one")
-    teller.output(b"login")
-    teller.tell(None, None, "two")
-    teller.tell(None, None, "three")
-    teller.output(b": ")
-    teller.output(b"x\r\n")
+    log = TerminalLog(lambda data: screen.append(data.decode()), shared=True)
+    log.log(None, None, "one")
+    log.output(b"login")
+    log.log(None, None, "two")
+    log.log(None, None, "three")
+    log.output(b": ")
+    log.output(b"x\r\n")
     assert "".join(screen) == "kvmsr: one\nlogin: x\r\nkvmsr: two\nkvmsr: three\n"
 
 
 def test_but_not_for_ever(screen):
-    teller = Teller(lambda data: screen.append(data.decode()), shared=True)
-    teller.output(b"> ")
+    log = TerminalLog(lambda data: screen.append(data.decode()), shared=True)
+    log.output(b"> ")
     for n in range(101):
-        teller.tell(None, None, str(n))
+        log.log(None, None, str(n))
     assert "".join(screen).startswith("> \nkvmsr: 0\n")
-    teller.output(b"> ")
-    teller.tell(None, None, "last")
+    log.output(b"> ")
+    log.log(None, None, "last")
     assert "last" not in "".join(screen)
-    teller.end()
+    log.end()
     assert "".join(screen).endswith("> \nkvmsr: last\n")
 
 
 def test_where_the_console_is_elsewhere_nothing_waits(screen):
-    teller = Teller(lambda data: None, shared=False)
-    teller.output(b"login")
-    teller.tell(None, None, "one")
+    log = TerminalLog(lambda data: None, shared=False)
+    log.output(b"login")
+    log.log(None, None, "one")
     assert screen == ["kvmsr: one\n"]

@@ -12,7 +12,7 @@ import pytest
 from tests.cli.test_cli import KVMSR, kvmsr
 
 
-def test_an_msr_is_told_by_index_and_by_name():
+def test_an_msr_is_reported_by_index_and_by_name():
     by_index, _ = kvmsr("msr", "0x3a")
     by_name, _ = kvmsr("msr", "feature_control")
     assert by_index == by_name
@@ -55,7 +55,7 @@ def test_searching_lists_what_has_all_the_words():
 
 def test_values_are_taken_apart_and_put_together():
     out, _ = kvmsr("decode", "0x3a", "0x800005")
-    assert "set, and reserved: 0x800000 (bits 23)" in out
+    assert "set, but reserved: 0x800000 (bits 23)" in out
     told, _ = kvmsr("decode", "IA32_PAT", "0x0007040600070406", "--json")
     assert json.loads(told)["fields"][0] == {
         "name": "pa0", "bits": "2:0", "value": 6, "meaning": "WB",
@@ -70,9 +70,9 @@ def test_values_are_taken_apart_and_put_together():
         (["msr", "IA32_PATT"], 2, "no MSR is called 'IA32_PATT'; did you mean IA32_PAT"),
         (["msr", "0x1ffffffff"], 2, "0x1ffffffff is out of range: MSRs go"),
         (["msr", "0x1g"], 2, "no MSR is called '0x1g'"),
-        (["decode", "0x99", "1"], 2, "0x99 has no name here, "),
-        (["decode", "0x3a", "x"], 2, "'x' is no number: write 0x35 or 53"),
-        (["encode", "0x3a", "lock"], 2, "'lock' sets no field: write lock=VALUE"),
+        (["decode", "0x99", "1"], 2, "the catalog has no fields for 0x99 ("),
+        (["decode", "0x3a", "x"], 2, "'x' is not a number: write 0x35 or 53"),
+        (["encode", "0x3a", "lock"], 2, "'lock' does not set a field: write lock=VALUE"),
         (["encode", "0x3a", "lick=1"], 2, "IA32_FEATURE_CONTROL has no field 'lick'"),
     ],
 )

@@ -220,7 +220,7 @@ def test_schema_and_presets():
     [
         (["explain", "IA32_PATT"], 2, "did you mean IA32_PAT"),
         (["explain", "0x100000000"], 2, "out of range"),
-        (["explain", "1", "--write", "x"], 2, "is no number"),
+        (["explain", "1", "--write", "x"], 2, "is not a number"),
         (["explain", "1", "--vcpu", "-1"], 2, "vcpu"),
         (["explain", "1", "--count", "0"], 2, "count"),
         (["explain", "1", "--policy", "nope.toml"], 3, "cannot read the policy"),
@@ -247,7 +247,7 @@ def test_completion_knows_presets_and_names():
     assert complete(["policy", "presets"], "w") == ["windows"]
 
 
-def test_accesses_are_told_on_standard_error_or_in_a_file(tmp_path):
+def test_accesses_are_reported_on_standard_error_or_in_a_file(tmp_path):
     log = tmp_path / "log"
     words = ["run", LIST, "--append", "35 35", "--policy", "preset:quiet"]
     _, err = kvmsr(*words)
@@ -256,6 +256,6 @@ def test_accesses_are_told_on_standard_error_or_in_a_file(tmp_path):
     _, err = kvmsr(*words, "--log", log)
     assert (err, log.read_text()) == ("", f"{line}\n")
     _, err = kvmsr(*words, "--log", "/nope/log", status=2)
-    assert err == "kvmsr: --log /nope/log: cannot write it: No such file or directory\n"
+    assert err == "kvmsr: --log /nope/log: cannot be written: No such file or directory\n"
     out, err = kvmsr(*words, "--log", "/dev/full")  # the run goes on, and says so
     assert "the log failed, later accesses are not in it: --log /dev/full: No space left" in out

@@ -29,7 +29,7 @@ def test_a_log_comes_through_a_pipe(tmp_path):
     assert "msr = 0x1c9" in (tmp_path / "x.toml").read_text()
 
 
-def test_what_cannot_be_said_is_told(tmp_path):
+def test_what_cannot_be_said_is_reported(tmp_path):
     (tmp_path / "x.toml").write_text('[[rule]]\nmsr = 1\nread = "stop"\n')
     _, err = kvmsr("policy", "export", tmp_path / "x.toml", "--format", "bochs", status=1)
     assert err == "kvmsr: bochs cannot say this: x.toml:1\n"

@@ -115,7 +115,7 @@ def test_the_pit(guest_with_irqchip):
     vm.set_pit2(state)
     assert vm.get_pit2().channels[0].count == 0x1234
     vm.reinject_control(False)
-    with pytest.raises(IoctlError, match="the PIT exists already"):
+    with pytest.raises(IoctlError, match="there is already a PIT"):
         vm.create_pit2()
 
 

@@ -205,24 +205,28 @@ WRONG = [
     ),
     (LONG[:-2], {}, "truncated|damaged"),
     (images.multiboot_header(4) + bytes(100), {}, "features 0x4"),
-    (images.multiboot_header(1 << 16, 0x1000, 0x2000, 0, 0, 0), {}, "before its first byte"),
+    (
+        images.multiboot_header(1 << 16, 0x1000, 0x2000, 0, 0, 0),
+        {},
+        "before the beginning of the file",
+    ),
     (images.multiboot_header(1 << 16, 0, 0, 0x9999, 0, 0), {}, "truncated"),
     (images.multiboot_header(1 << 16, 0, 0, 0, 0xFFFFFFF0, 0), {}, "does not fit"),
-    (LONG, {"append": "x" * 5000}, "4096 at most"),
+    (LONG, {"append": "x" * 5000}, "limit is 4,096"),
     (images.bzimage()[:0x210], {}, "within its setup header"),
     (images.bzimage()[:0x500], {}, "within its setup code"),
-    (images.bzimage()[:-10], {}, "not whole"),
-    (images.bzimage(version=0x0204), {}, "boot protocol 2.04 and no 64-bit entry"),
+    (images.bzimage()[:-10], {}, "kernel is incomplete"),
+    (images.bzimage(version=0x0204), {}, "no 64-bit entry point .boot protocol 2.04"),
     (images.bzimage(xloadflags=0), {}, "no 64-bit"),
     (images.bzimage(payload=b"\x1f\x8b" + b"nonsense" * 9), {}, "gzip stream is damaged"),
     (images.bzimage(vmlinux=b"no ELF file"), {}, "the kernel inside: a damaged ELF"),
-    (images.bzimage(vmlinux=bytes(images.RAM + 1)), {}, "holds more than"),
-    (images.bzimage(), {"append": "x" * 2048}, "takes 2047"),
+    (images.bzimage(vmlinux=bytes(images.RAM + 1)), {}, "expands to more than"),
+    (images.bzimage(), {"append": "x" * 2048}, "takes 2,047"),
 ]
 
 
 @pytest.mark.parametrize(("data", "options", "piece"), WRONG, ids=range(len(WRONG)))
-def test_what_cannot_be_loaded_is_told_in_one_line(tmp_path, data, options, piece):
+def test_what_cannot_be_loaded_is_reported_in_one_line(tmp_path, data, options, piece):
     with pytest.raises(ImageError, match=piece) as caught:
         load_bytes(tmp_path, data, **options)
     assert "\n" not in str(caught.value)
@@ -241,31 +245,24 @@ def test_an_initrd_needs_room(tmp_path):
             load_bytes(tmp_path, data, initrd=(tmp_path / "initrd",))
 
 
-def test_files_that_cannot_be_read_are_told(tmp_path):
+def test_files_that_cannot_be_read_are_reported(tmp_path):
     guest = images.guest()
     with pytest.raises(ImageError, match=r"cannot read image .*nope: No such file"):
         load(guest, Boot(tmp_path / "nope"))
     with pytest.raises(ImageError, match="a directory, not a regular file"):
         load(guest, Boot(tmp_path))
     with pytest.raises(ImageError, match="a device, not a regular file"):
-        load(guest, Boot(tmp_path.__class__("/dev/zero")))
+        load(guest, Boot("/dev/zero"))
     with pytest.raises(ImageError, match="cannot read initrd"):
         load_bytes(tmp_path, images.bzimage(), initrd=(tmp_path / "nope",))
     (tmp_path / "bios").write_bytes(b"x" * 100)
-    with pytest.raises(ImageError, match="no multiple of 64 KiB"):
+    with pytest.raises(ImageError, match="not a multiple of 64 KiB"):
         load(guest, Boot(bios=tmp_path / "bios"))
 
 
 def test_what_does_not_go_together_is_refused(tmp_path):
-    guest = images.guest()
-    with pytest.raises(UsageError, match="nothing to boot"):
-        load(guest, Boot())
-    with pytest.raises(UsageError, match="not both"):
-        load(guest, Boot(tmp_path, bios=tmp_path))
     with pytest.raises(UsageError, match="only multiboot"):
         load_bytes(tmp_path, images.bzimage(), initrd=(tmp_path, tmp_path))
-    with pytest.raises(UsageError, match="none of 16, 32 and 64"):
-        load_bytes(tmp_path, b"x", mode=8)
 
 
 # Fuzzing: whatever a file holds, it is loaded or refused.
@@ -330,5 +327,5 @@ def test_any_stream_is_expanded_or_refused(name, content, data):
 @pytest.mark.parametrize("name", images.COMPRESSORS)
 def test_a_stream_that_expands_to_more_than_fits_is_refused(name):
     stream = images.COMPRESSORS[name](bytes(7 << 20))
-    with pytest.raises(ImageError, match="holds more than"):
+    with pytest.raises(ImageError, match="expands to more than"):
         decompress(stream, 1 << 20)

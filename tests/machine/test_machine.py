@@ -25,7 +25,7 @@ MSR = 0x474F4F00
 @pytest.fixture(autouse=True)
 def on(any_backend, monkeypatch):
     """Have the machines of these tests run on each backend that is here."""
-    monkeypatch.setattr("kvmsr.kvm.system.backends.open", lambda: any_backend)
+    monkeypatch.setattr("kvmsr.machine.machine.choose_backend", lambda name: (any_backend, ""))
     return any_backend
 
 
@@ -82,7 +82,7 @@ def agrees(lines, result):
     assert len(lines) == len(summary)
 
 
-def test_what_the_guest_prints_and_what_is_told_agree():
+def test_what_the_guest_prints_and_what_is_reported_agree():
     words = f"35 277 277=5 1b0 1b0=f c0010015 c0010015=1 {MSR:x} {MSR:x}=77 12345678 12345678=1"
     result, lines = run_list(words, POLICY)
     agrees(lines, result)
@@ -232,7 +232,7 @@ def broken(access):
 @pytest.mark.parametrize(
     ("on_error", "line"), [("fault", "#GP"), ("ignore", "= 0x0000000000000000")]
 )
-def test_a_handler_that_raises_is_told_and_the_run_fails(on_error, line):
+def test_a_handler_that_raises_is_reported_and_the_run_fails(on_error, line):
     policy = Policy([Rule(MSR, read=broken)], Defaults(on_error=on_error))
     result, lines = run_list(f"{MSR:x}", policy)
     assert lines[0].endswith(line)
@@ -317,7 +317,7 @@ def test_a_timeout_ends_the_run(tmp_path):
     assert result.wall_s < 5
 
 
-def test_resets_and_power_off_are_told(tmp_path):
+def test_resets_and_power_off_are_reported(tmp_path):
     for code, kind in (
         (b"\xb0\xfe\xe6\x64", EndKind.RESET),  # keyboard controller
         (b"\xb0\x01\xe6\x92", EndKind.RESET),
@@ -483,7 +483,7 @@ def test_a_handler_at_work_keeps_its_machine(monkeypatch):
     machine = Machine(memory=64 << 20, policy=Policy([Rule(0x35, read=slow)]))
     machine.load(Boot(GUESTS / "list.elf", "35"))
     result = machine.run(timeout=0.5)
-    assert any("did not come back" in note for note in result.notes)
+    assert any("did not stop" in note for note in result.notes)
     machine.close()
     assert machine.vcpus[0].fd >= 0  # its thread is to come back to it
     let_go.set()

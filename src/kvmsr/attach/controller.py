@@ -34,6 +34,7 @@ from kvmsr.policy.file import load_policy
 from kvmsr.session import End, EndKind, RunResult, Session, load_state, parse_state, save_state
 from kvmsr.session.result import FAILED, INTERRUPTED
 from kvmsr.session.supervisor import Witness
+from kvmsr.text import counted
 
 __all__ = ("Controller",)
 
@@ -227,8 +228,8 @@ class Controller:
             yield f"KVM did not take the policy for a VM: {why}; that VM ran without"
         if raw.lost_ranges:
             yield (
-                f"{raw.lost_ranges} filter ranges of the policy found no room besides the VMM's"
-                " own: MSRs in them were left to KVM"
+                f"{counted(raw.lost_ranges, 'filter range')} of the policy found no room besides"
+                " the VMM's own: MSRs in them were left to KVM"
             )
         if raw.missed:
             yield (
@@ -237,7 +238,8 @@ class Controller:
             )
         dropped = sum(vcpu.dropped for vcpu in self._block.vcpus())
         if dropped:
-            yield f"{dropped:,} accesses were not logged: they came too fast"
+            accesses = counted(dropped, "access", "accesses")
+            yield f"not logged because they came too fast: {accesses}"
 
 
 def _require_shim() -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ("Backend", "ServesInPlace")
 
 
+@runtime_checkable
 class Backend(Protocol):
     """
     Who executes guests: something that takes KVM's ioctls with KVM's bytes.

@@ -3,7 +3,7 @@
 Command line
 ------------
 
-The command ``kvmsr``: one module a command, imported when it is called.
+The command ``kvmsr``: one module per command, imported when the command is used.
 """
 
 import importlib
@@ -19,30 +19,30 @@ from kvmsr.text import error_text, one_line
 
 __all__ = ("cli", "main")
 
-# In the order in which people meet them; the help stands here too, so that listing the commands
-# imports none of them.
+# In the order in which people learn them. The help is here, too, so that listing the commands does
+# not import them.
 _COMMANDS: Final = {
-    "run": "Run a guest and show every MSR it touched.",
-    "exec": "Run another VMM, QEMU say, with its guests under a policy.",
-    "ctl": "Change the policy of a VMM that runs, save and load its registers.",
-    "wrap": "Write a script that starts a VMM under a policy.",
+    "run": "Run a guest and show every MSR that it accessed.",
+    "exec": "Run QEMU, or another VMM, with its guests under a policy.",
+    "ctl": "Change the policy of a running VMM; save and restore registers.",
+    "wrap": "Write a script that starts a VMM under a policy, for libvirt.",
     "policy": "Check, show, explain, import and export policies.",
-    "msr": "Tell what an MSR is, and what KVM does with it.",
-    "decode": "Show the fields of an MSR's value, and reserved bits that are set.",
-    "encode": "Put an MSR's value together: fields by number, or by what they mean.",
-    "doctor": "Tell what this host offers, and what is missing.",
-    "demo": "Run a small guest under a small policy, or boot a Linux kernel (--kernel).",
-    "completion": "Print the completion script of a shell.",
+    "msr": "Describe an MSR, and what KVM does with it.",
+    "decode": "Decode an MSR's value into its fields.",
+    "encode": "Encode an MSR's value from its fields.",
+    "doctor": "Check what this host supports, and how to fix what is missing.",
+    "demo": "Run a small guest, or boot a Linux kernel, under a small policy.",
+    "completion": "Print a completion script for your shell.",
 }
 
 _INTERRUPTED: Final = 130
 
 
 class _Commands(click.Group):
-    """The commands, each imported on first use: ``--help`` and completion stay fast."""
+    """The commands. Each is imported on first use, so that help and completion are fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the commands in the order in which people meet them."""
+        """Return the names of the commands, in the order in which people learn them."""
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -65,15 +65,15 @@ class _Commands(click.Group):
 )
 @click.version_option(__version__, prog_name="kvmsr")
 def cli() -> None:
-    """A policy for every model-specific register a KVM guest touches."""
+    """A policy for every model-specific register that a KVM guest accesses."""
 
 
 _DEBUG: Final = "KVMSR_DEBUG"
-"""An environment variable: if it is set, what goes wrong is told at length."""
+"""If this environment variable is set, errors are logged with their tracebacks."""
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line and exit with its status; errors are one line each."""
+    """Run the command line and exit with its status. Each error is reported in one line."""
     if os.environ.get(_DEBUG):
         import logging
 
@@ -93,7 +93,7 @@ def _status(args: list[str] | None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has gone; say nothing more, not even when Python flushes.
+        # Nobody reads our output any more. Print nothing else, not even when Python flushes.
         sys.stdout = None
         return 1
     except KvmsrError as error:
@@ -104,7 +104,8 @@ def _status(args: list[str] | None) -> int:
         _log_failure()
         what = error_text(error)
         click.echo(
-            f"kvmsr itself failed, please report it ({_DEBUG}=1 says more): {what}", err=True
+            f"kvmsr: this is a bug in kvmsr, please report it ({_DEBUG}=1 shows more): {what}",
+            err=True,
         )
         return 1
     return result if isinstance(result, int) else 0

@@ -3,7 +3,7 @@
 The guest's console
 -------------------
 
-Where a guest's serial line goes to and comes from.
+Connects a guest's serial line, and the log of its accesses, to the terminal or to files.
 """
 
 import os
@@ -20,7 +20,7 @@ import click
 
 from kvmsr.errors import UsageError
 
-__all__ = ("Line", "Teller", "access_log", "guest_input", "guest_output")
+__all__ = ("Line", "TerminalLog", "access_log", "guest_input", "guest_output")
 
 _BACKLOG: Final = 1024
 _PAUSE_MS: Final = 20
@@ -28,23 +28,24 @@ _MAX_WAITING: Final = 100
 
 
 class Line(Protocol):
-    """A serial line that can be typed into."""
+    """A serial line that takes input."""
 
     @property
     def backlog(self) -> int:
-        """Return how many characters have not been read yet."""
+        """Return the number of characters that the guest has not read yet."""
 
     def receive(self, data: bytes) -> None:
-        """Take what is typed; from any thread."""
+        """Queue input. May be called from any thread."""
 
 
 @contextmanager
 def guest_output(serial: str, *, to_stderr: bool) -> Iterator[Callable[[bytes], None]]:
     """
-    Give a function that puts out what the guest sends.
+    Return a function that writes the guest's output.
 
     :param serial: a file, or ``-`` for the terminal.
-    :param to_stderr: the terminal is standard error, because standard output is for something else.
+    :param to_stderr: whether to use standard error as the terminal, because standard output is
+        needed for something else.
     :raises UsageError: if the file cannot be written.
     """
     if serial == "-":
@@ -54,18 +55,18 @@ def guest_output(serial: str, *, to_stderr: bool) -> Iterator[Callable[[bytes], 
     try:
         file = Path(serial).open("wb", buffering=0)  # noqa: SIM115 - closed below
     except OSError as error:
-        raise UsageError(f"--serial {serial}: cannot write it: {error.strerror}") from None
+        raise UsageError(f"--serial {serial}: cannot be written: {error.strerror}") from None
     with file:
         fd = file.fileno()
         yield lambda data: _write(fd, data)
 
 
-class Teller:
+class TerminalLog:
     """
-    Puts lines about accesses on standard error, where the guest's console may be as well: so each
-    waits until the guest has ended its line, or has gone on for too long without.
+    Logs accesses to standard error, which may also show the guest's console. A line is therefore
+    held back until the guest has ended its own line, but not for too long.
 
-    :param output: puts out what the guest sends.
+    :param output: writes the guest's output.
     :param shared: whether that goes to the terminal, too.
     """
 
@@ -74,10 +75,10 @@ class Teller:
         self._shared = shared
         self._in_line = False
         self._waiting: list[str] = []
-        self._writing = threading.Lock()  # vCPUs tell, and one of them is the guest's console
+        self._writing = threading.Lock()  # vCPUs log, and write the guest's output
 
     def output(self, data: bytes) -> None:
-        """Put out what the guest sends."""
+        """Write the guest's output."""
         if not self._shared:
             self._output(data)
             return
@@ -85,25 +86,25 @@ class Teller:
             self._output(data)
             self._in_line = not data.endswith(b"\n")
             if self._waiting and not self._in_line:
-                self._tell()
+                self._write()
 
-    def tell(self, access: object, outcome: object, line: str) -> None:
-        """Tell of an access."""
+    def log(self, access: object, outcome: object, line: str) -> None:
+        """Log an access."""
         with self._writing:
             self._waiting.append(line)
             if not self._in_line or len(self._waiting) > _MAX_WAITING:
-                self._tell()
+                self._write()
 
     def end(self) -> None:
-        """Tell what is left."""
+        """Write what has been held back."""
         with self._writing:
-            self._tell()
+            self._write()
 
-    def _tell(self) -> None:
+    def _write(self) -> None:
         if self._waiting:
             lines = "".join(f"kvmsr: {line}\n" for line in self._waiting)
             self._waiting.clear()
-            with suppress(OSError):  # nobody listens any more
+            with suppress(OSError):  # nobody reads it any more
                 click.echo(f"\n{lines}" if self._in_line else lines, err=True, nl=False)
             self._in_line = False
 
@@ -113,34 +114,34 @@ def access_log(
     file: str, output: Callable[[bytes], None], *, shared: bool
 ) -> Iterator[tuple[Callable[[bytes], None], Callable[[object, object, str], None]]]:
     """
-    Give a function that puts out what the guest sends, and one that tells of accesses.
+    Return a function that writes the guest's output, and one that logs accesses.
 
-    :param file: where accesses are told: a file, or ``-`` for standard error.
-    :param output: puts out what the guest sends.
+    :param file: the log file, or ``-`` for standard error.
+    :param output: writes the guest's output.
     :param shared: whether that goes to the terminal.
     :raises UsageError: if the file cannot be written.
     """
     if file == "-":
-        teller = Teller(output, shared=shared)
+        terminal = TerminalLog(output, shared=shared)
         try:
-            yield teller.output, teller.tell
+            yield terminal.output, terminal.log
         finally:
-            teller.end()
+            terminal.end()
         return
     try:
         opened = Path(file).open("wb", buffering=0)  # noqa: SIM115 - closed below
     except OSError as error:
-        raise UsageError(f"--log {file}: cannot write it: {error.strerror}") from None
+        raise UsageError(f"--log {file}: cannot be written: {error.strerror}") from None
     with opened:
         fd = opened.fileno()
 
-        def tell(access: object, outcome: object, line: str) -> None:
+        def log(access: object, outcome: object, line: str) -> None:
             try:
                 _write(fd, f"{line}\n".encode())
             except OSError as error:
                 raise UsageError(f"--log {file}: {error.strerror}") from None
 
-        yield output, tell
+        yield output, log
 
 
 def _write(fd: int, data: bytes) -> None:
@@ -151,16 +152,16 @@ def _write(fd: int, data: bytes) -> None:
 @contextmanager
 def guest_input(line: Line) -> Iterator[None]:
     """
-    Let the guest receive what is typed, or what standard input holds, in a thread.
+    Pass what is typed, or what standard input has, to the guest, in a thread.
 
-    The terminal gives each key at once and shows none: the guest does. Ctrl-C stays the user's.
-    What was set before is set again in the end.
+    The terminal passes on each key at once and does not echo it: that is up to the guest. Ctrl-C
+    remains the user's. The terminal's settings are restored at the end.
     """
     try:
         fd = sys.stdin.fileno()
         before = termios.tcgetattr(fd) if os.isatty(fd) else None
     except (AttributeError, OSError, ValueError, termios.error):
-        yield  # there is no input
+        yield  # there is no standard input
         return
     stop_read, stop_write = os.pipe()
     thread = threading.Thread(
@@ -188,12 +189,15 @@ def _set_terminal(fd: int, before: list[Any]) -> None:
 
 
 def _feed(fd: int, stop: int, line: Line) -> None:
-    stopping, either = select.poll(), select.poll()  # not select(): that ends at fd 1023
+    stopping, either = (
+        select.poll(),
+        select.poll(),
+    )  # not select(), which cannot handle descriptors above 1023
     stopping.register(stop, select.POLLIN)
     either.register(stop, select.POLLIN)
     either.register(fd, select.POLLIN)
     while True:
-        # Where the guest does not read, or not as fast, neither do we.
+        # Do not read faster than the guest does.
         waiting = line.backlog > _BACKLOG
         ready = dict(stopping.poll(_PAUSE_MS) if waiting else either.poll())
         if stop in ready:

@@ -3,29 +3,29 @@
 Parameters
 ----------
 
-What commands take, and how a shell completes it.
+The types of the commands' parameters, with completion for shells.
 """
 
-from typing import Any
+from typing import Any, Final
 
 import click
 from click.shell_completion import CompletionItem
 
-from kvmsr.errors import UnknownMsrError, UsageError
+from kvmsr.errors import GuestMemoryError, UnknownMsrError, UsageError
 from kvmsr.msr import catalog
 
-__all__ = ("MsrIndex", "Number", "PolicyFile", "Preset")
+__all__ = ("LOG", "POLICY", "MemorySize", "MsrIndex", "Number", "PolicyFile", "Preset")
 
 
 class PolicyFile(click.ParamType[str]):
-    """A file, or ``preset:NAME``."""
+    """A policy file, or ``preset:NAME``."""
 
     name = "FILE"
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Offer the presets, and files."""
+        """Complete presets and files."""
         from kvmsr.policy.file.parse import PRESET
         from kvmsr.policy.file.presets import preset_names
 
@@ -34,21 +34,39 @@ class PolicyFile(click.ParamType[str]):
         return [*fitting, CompletionItem(incomplete, type="file")]
 
 
+class MemorySize(click.ParamType[int]):
+    """An amount of RAM, such as 256M."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return *value* in bytes."""
+        from kvmsr.machine.arguments import to_size
+        from kvmsr.machine.layout import Layout
+
+        size = to_size(value, "--memory")
+        try:
+            Layout.of(size)
+        except GuestMemoryError as error:
+            raise UsageError(f"--memory={value}: {error}") from None
+        return size
+
+
 class Number(click.ParamType[int]):
-    """A number of 64 bits, as 0x35 or 53."""
+    """An unsigned 64-bit number, such as 0x35 or 53."""
 
     name = "NUMBER"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read it."""
+        """Return *value* as an int."""
         if isinstance(value, int):
             return value
         try:
             number = int(value, 0)
         except ValueError:
-            raise UsageError(f"{value!r} is no number: write 0x35 or 53") from None
+            raise UsageError(f"{value!r} is not a number: write 0x35 or 53") from None
         if not 0 <= number < 1 << 64:
-            raise UsageError(f"{value} is out of range: it does not fit 64 bits")
+            raise UsageError(f"{value} is out of range: it does not fit in 64 bits")
         return number
 
 
@@ -58,7 +76,7 @@ class MsrIndex(click.ParamType[int]):
     name = "MSR"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Find it."""
+        """Return the index of the MSR."""
         if isinstance(value, int):
             return value
         try:
@@ -75,7 +93,7 @@ class MsrIndex(click.ParamType[int]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Offer names."""
+        """Complete names of MSRs."""
         wanted = incomplete.lower()
         return [
             CompletionItem(msr.name, help=f"{msr.index:#x}")
@@ -92,7 +110,19 @@ class Preset(click.ParamType[str]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Offer the names."""
+        """Complete names of presets."""
         from kvmsr.policy.file.presets import preset_names
 
         return [CompletionItem(name) for name in preset_names() if name.startswith(incomplete)]
+
+
+POLICY: Final = click.option(
+    "--policy", type=PolicyFile(), help="The policy: a TOML file, or preset:NAME."
+)
+LOG: Final = click.option(
+    "--log",
+    default="-",
+    metavar="FILE|-",
+    show_default=True,
+    help="The log of the accesses that the policy wants logged; - is standard error.",
+)

@@ -3,7 +3,7 @@
 Progress
 --------
 
-A sign of life while a guest runs whose console is not on the terminal.
+A sign of life while a guest runs without its console on the terminal.
 """
 
 import sys
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from kvmsr.machine import Machine
+from kvmsr.text import counted
 
 __all__ = ("progress",)
 
@@ -22,7 +23,7 @@ _PERIOD = 0.5
 
 @contextmanager
 def progress(machine: Machine) -> Iterator[None]:
-    """Show on standard error, if that is a terminal, that *machine* runs, after two seconds."""
+    """After two seconds, show on standard error that *machine* is running, if it is a terminal."""
     if not sys.stderr.isatty():
         yield
         return
@@ -42,7 +43,7 @@ def _show(machine: Machine, done: threading.Event) -> None:
         return
     while True:
         seconds = time.monotonic() - begun
-        text = f"running, {seconds:.0f} s, {machine.exits:,} exits; Ctrl-C ends it"
+        text = f"running, {seconds:.0f} s, {counted(machine.exits, 'exit')}; Ctrl-C ends it"
         sys.stderr.write(f"\r{text}\x1b[K")
         sys.stderr.flush()
         if done.wait(_PERIOD):

@@ -3,7 +3,7 @@
 Tables
 ------
 
-What people see of a run: the accesses, and how it ended.
+Prints the summary of a run, and policies.
 """
 
 import sys
@@ -17,25 +17,27 @@ from kvmsr.cli._output import cell
 from kvmsr.policy import Policy
 from kvmsr.policy.file.toml import action_text, msr_names, policy_tables
 from kvmsr.session import EndKind, RunResult
+from kvmsr.text import counted
 from kvmsr.trace import Row
 
 __all__ = ("print_policy", "print_result")
 
 _WIDE: Final = 200
-_GOOD: Final = (
-    EndKind.DEBUG_EXIT, EndKind.HALT, EndKind.RESET, EndKind.SHUTDOWN, EndKind.VMM,
-)  # fmt: skip
+_GOOD: Final = (EndKind.HALT, EndKind.RESET, EndKind.SHUTDOWN, EndKind.VMM)
+_DEBUG_EXIT: Final = "isa-debug-exit"
+_ENDED_WITH_0: Final = 1
+"""The exit status 2v+1 for v = 0, which by convention means success."""
 
 
 def print_result(result: RunResult, file: TextIO | None = None) -> None:
-    """Print the table of accesses and how the guest ended, by default to standard output."""
+    """Print the table of accesses and how the run ended, by default to standard output."""
     file = file or sys.stdout
     console = Console(file=file, highlight=False, width=None if file.isatty() else _WIDE)
     say = partial(console.print, soft_wrap=True)
     if len(result.summary):
         console.print(_table(result))
     elif not result.lost:
-        say("The guest made no MSR access that KVM gave up.")
+        say("No MSR access of the guest reached user space.")
     rest = result.summary.rest()
     if rest:
         say(rest)
@@ -50,11 +52,28 @@ def print_result(result: RunResult, file: TextIO | None = None) -> None:
         )
     more = result.failure_count - len(result.failures)
     if more > 0:
-        say(f"[red]… and {more:,} more handler failures[/red]")
-    good = result.end.kind in _GOOD and result.end.code < 2
-    colour = "green" if good else "yellow"
-    detail = f": {cell(result.end.detail)}" if result.end.detail else ""
-    say(f"[{colour}]{result.end.kind}[/{colour}]{detail} (exit status {result.exit_status})")
+        say(f"[red]… and {counted(more, 'more handler failure')}[/red]")
+    say(_ending(result))
+
+
+def _ending(result: RunResult) -> str:
+    end, why = result.end, ""
+    is_good = end.kind in _GOOD and end.code == 0
+    if result.exit_status != end.code:
+        why = ": a handler failed"
+    elif _is_debug_exit(result):
+        why = ": a debug exit with v gives 2v+1"
+        is_good = end.code == _ENDED_WITH_0
+    colour = "green" if is_good else "yellow"
+    detail = f": {cell(end.detail)}" if end.detail else ""
+    return f"[{colour}]{end.kind}[/{colour}]{detail} (exit status {result.exit_status}{why})"
+
+
+def _is_debug_exit(result: RunResult) -> bool:
+    """Return whether the exit status comes from a debug exit, which makes it odd."""
+    if result.end.kind is EndKind.VMM:
+        return _DEBUG_EXIT in result.image and result.end.code & 1 == 1
+    return result.end.kind is EndKind.DEBUG_EXIT
 
 
 def _table(result: RunResult) -> Table:
@@ -96,10 +115,8 @@ def _outcome(row: Row) -> str:
 
 def _totals(result: RunResult) -> str:
     totals = result.summary.totals()
-    return (
-        f"{totals['reads']:,} reads, {totals['writes']:,} writes, {totals['faults']:,} faults in"
-        f" {result.wall_s:.2f} s on {result.backend}"
-    )
+    counts = ", ".join(counted(totals[f"{what}s"], what) for what in ("read", "write", "fault"))
+    return f"{counts} in {result.wall_s:.2f} s on {result.backend}"
 
 
 def print_policy(policy: Policy) -> None:

@@ -3,7 +3,7 @@
 kvmsr completion
 ----------------
 
-The script that teaches a shell to complete kvmsr's commands and options.
+Prints the script with which a shell completes kvmsr's commands and options.
 """
 
 import click
@@ -16,7 +16,7 @@ __all__ = ("command",)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def command(ctx: click.Context, shell: str) -> None:
-    """Print the completion script of a shell."""
+    """Print a completion script for your shell."""
     kind = get_completion_class(shell)
     assert kind is not None
     click.echo(kind(ctx.find_root().command, {}, "kvmsr", "_KVMSR_COMPLETE").source())

@@ -3,7 +3,7 @@
 kvmsr ctl
 ---------
 
-Asks a running ``kvmsr exec``: another policy, the registers' state, the summary so far.
+Controls a running ``kvmsr exec``: its policy, the state of its registers, its summary.
 """
 
 import json
@@ -32,9 +32,9 @@ Examples:
 @click.pass_context
 def command(ctx: click.Context, pid: int) -> None:
     """
-    Change the policy of a VMM that runs, save and load its registers.
+    Change the policy of a running VMM; save and restore registers.
 
-    PID is the process of kvmsr exec, or of the VMM that it has started.
+    PID is the process ID of kvmsr exec, or of the VMM that it has started.
     """
     ctx.obj = pid
 
@@ -44,12 +44,12 @@ def command(ctx: click.Context, pid: int) -> None:
 @click.pass_obj
 def policy(pid: int, file: str) -> None:
     """
-    Let another policy hold from now on.
+    Replace the policy.
 
-    Registers keep what they hold, and models of the same name and parameters, too; counts of
-    conditions begin anew. If the policy has an error, the one before goes on.
+    Shadowed registers keep their values, and so do models that both policies use with the same
+    parameters; conditions count from 0 again. If FILE has an error, nothing changes.
     """
-    load_policy(file)  # what is wrong with it is told from here
+    load_policy(file)  # reports its errors here
     name = file if file.startswith("preset:") else str(Path(file).resolve())
     for warning in ask(pid, {"do": "policy", "file": name})["warnings"]:
         echo(f"kvmsr: {warning}", err=True)
@@ -60,9 +60,9 @@ def policy(pid: int, file: str) -> None:
 @click.pass_obj
 def save(pid: int, file: Path) -> None:
     """
-    Save what shadowed registers, models and counts hold.
+    Save shadowed registers, models and counts to FILE.
 
-    The VMM's own snapshots do not hold that. Stop the guest first, as for a snapshot.
+    The VMM's own snapshots do not include them. Stop the guest first, as for a snapshot.
     """
     answer = ask(pid, {"do": "save"})
     save_state(file, parse_state(str(answer["state"]).encode(), f"process {pid}"))
@@ -72,20 +72,24 @@ def save(pid: int, file: Path) -> None:
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
 @click.pass_obj
 def load(pid: int, file: Path) -> None:
-    """Let the registers hold what was saved; stop the guest first."""
+    """Restore registers, models and counts from FILE. Stop the guest first."""
     ask(pid, {"do": "load", "state": load_state(file).as_json(), "file": str(file)})
 
 
 @command.command(epilog="Example: kvmsr ctl 4711 reset")
 @click.pass_obj
 def reset(pid: int) -> None:
-    """Let the registers be as when the VM was made: a VMM does not tell when its guest resets."""
+    """
+    Reset registers, models and counts.
+
+    kvmsr cannot see when the VMM resets its guest: do this then.
+    """
     ask(pid, {"do": "reset"})
 
 
 @command.command(epilog="Example: kvmsr ctl 4711 summary | jq .totals")
 @click.pass_obj
 def summary(pid: int) -> None:
-    """Print, as JSON, what has come to user space so far."""
+    """Print the summary so far, as JSON."""
     answer: dict[str, Any] = ask(pid, {"do": "summary"})
     click.echo(json.dumps(answer, indent=2))

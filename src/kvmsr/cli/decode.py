@@ -3,7 +3,7 @@
 kvmsr decode
 ------------
 
-A value of an MSR, field by field.
+Decodes a value of an MSR into its fields.
 """
 
 import json
@@ -22,11 +22,15 @@ __all__ = ("command",)
 @click.argument("value", type=Number(), metavar="VALUE")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(index: int, value: int, as_json: bool) -> int:
-    """Show the fields of an MSR's value, and reserved bits that are set."""
+    """
+    Decode an MSR's value into its fields.
+
+    Prints each field with its meaning, and reserved bits that are set.
+    """
     entry = catalog().get(index)
     if entry is None:
         where = catalog().neighbourhood(index)
-        raise FieldError(f"{index:#x} has no name here, {where}: nothing is known of its bits")
+        raise FieldError(f"the catalog has no fields for {index:#x} ({where})")
     decoded = decode(entry, value)
     if as_json:
         click.echo(json.dumps(_as_dict(decoded), indent=2))

@@ -3,7 +3,7 @@
 kvmsr demo
 ----------
 
-The first thing to try: a guest, a policy, and the table of what the guest asked and was told.
+The first thing to try: a guest, a policy, and the table of the guest's MSR accesses.
 """
 
 from contextlib import ExitStack
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from kvmsr.cli._parameters import MemorySize
 from kvmsr.cli.run import run_guest
 from kvmsr.machine import Boot
 from kvmsr.machine.choice import choose_backend
@@ -28,20 +29,25 @@ _APPEND = "console=ttyS0 panic=-1"
 @click.option(
     "--kernel",
     type=click.Path(path_type=Path),
-    help="A Linux bzImage to boot; by default a tiny guest runs that comes with kvmsr.",
+    help="A Linux bzImage to boot instead of the small guest that comes with kvmsr.",
 )
 @click.option(
     "--policy",
     type=click.Path(path_type=Path),
-    help="The policy; by default a small one that comes with kvmsr.",
+    help="A policy to use instead of the small one that comes with kvmsr.",
 )
-@click.option("--memory", default=512, metavar="MIB", show_default=True, help="RAM, in MiB.")
-@click.option("--timeout", type=float, default=300, show_default=True, metavar="S")
+@click.option(
+    "--memory", type=MemorySize(), default="512M", show_default=True, help="The amount of RAM."
+)
+@click.option(
+    "--timeout", type=float, default=300, show_default=True, metavar="S",
+    help="End the run after S seconds.",
+)  # fmt: skip
 def command(kernel: Path | None, policy: Path | None, memory: int, timeout: float) -> int:
     """
-    Run a small guest under a small policy, or boot a Linux kernel (--kernel).
+    Run a small guest, or boot a Linux kernel, under a small policy.
 
-    Where this host's KVM does not run ordinary guests, the soft backend does.
+    The guest runs on the soft backend if this host's KVM does not run ordinary guests.
     """
     backend, why_soft = choose_backend()
     with ExitStack() as stack:
@@ -52,7 +58,9 @@ def command(kernel: Path | None, policy: Path | None, memory: int, timeout: floa
         if why_soft:
             click.echo(f"On the soft backend: {why_soft}.\n")
         if kernel is None:
-            click.echo("No kernel was given (--kernel): this is a small guest that kvmsr brings.\n")
+            click.echo(
+                "This is the small guest that comes with kvmsr; boot a kernel with --kernel.\n"
+            )
         click.echo(f"policy {file}:\n")
         click.echo("".join(f"    {line}\n" for line in file.read_text().splitlines()))
         click.echo(f"guest {image.name}, command line: {append}\n")
@@ -60,7 +68,7 @@ def command(kernel: Path | None, policy: Path | None, memory: int, timeout: floa
             Boot(image, append),
             load_policy(file),
             backend=backend,
-            memory=memory << 20,
+            memory=memory,
             timeout=timeout,
         )
     return 0

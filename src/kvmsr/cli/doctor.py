@@ -3,7 +3,7 @@
 kvmsr doctor
 ------------
 
-What this host offers, a line each, and the remedy for what is missing.
+Checks what this host supports, and shows the remedy for what is missing.
 """
 
 import json
@@ -37,9 +37,9 @@ _SIGNS: Final = {OK: ("✓", "green"), WARN: ("!", "yellow"), FAIL: ("✗", "red
 @dataclass(frozen=True, slots=True)
 class Finding:
     """
-    One thing that was looked at.
+    The result of one check.
 
-    :ivar name: what.
+    :ivar name: what was checked.
     :ivar status: ``ok``, ``warn`` or ``fail``.
     :ivar value: what was found.
     :ivar remedy: what to do about it, or "".
@@ -52,7 +52,7 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Look at everything, the cheap things first."""
+    """Run all checks, the cheap ones first."""
     yield Finding("kernel", OK, f"{platform.system()} {platform.release()}")
     yield _soft()
     yield _native_core()
@@ -64,14 +64,14 @@ def examine() -> Iterator[Finding]:
         what, _, remedy = str(error).partition("; ")
         yield Finding("/dev/kvm", FAIL, what, remedy)
         return
-    yield Finding("/dev/kvm", OK, "may be opened")
+    yield Finding("/dev/kvm", OK, "can be opened")
     try:
         with Kvm(backend) as kvm:
             yield Finding("API version", OK, str(KVM_API_VERSION))
             yield from _capabilities(kvm)
         yield _probe(backend)
     except KvmsrError as error:
-        yield Finding("KVM", FAIL, str(error), "use a KVM of Linux 5.10 or later")
+        yield Finding("KVM", FAIL, str(error), "use Linux 5.10 or later")
 
 
 def _soft() -> Finding:
@@ -79,13 +79,13 @@ def _soft() -> Finding:
         backends.open("soft")
     except BackendError as error:
         return Finding("soft backend", FAIL, str(error))
-    return Finding("soft backend", OK, "its CPU passes its self-test: guests run without KVM, too")
+    return Finding("soft backend", OK, "its CPU passes the self-test: guests also run without KVM")
 
 
 def _native_core() -> Finding:
     if native.available():
-        return Finding("native core", OK, "built: accesses are answered in C, kvmsr exec works")
-    what = "not built: accesses on /dev/kvm cost more, and kvmsr exec does not work"
+        return Finding("native core", OK, "built: accesses are answered in C, and kvmsr exec works")
+    what = "not built: accesses on /dev/kvm are slower, and kvmsr exec does not work"
     return Finding("native core", WARN, what, native.REMEDY)
 
 
@@ -93,20 +93,22 @@ def _module() -> Finding:
     name = vendor_module()
     if name:
         return Finding("vendor module", OK, name)
-    return Finding("vendor module", WARN, "none shows", "sudo modprobe kvm_intel (or kvm_amd)")
+    return Finding("vendor module", WARN, "not loaded", "sudo modprobe kvm_intel (or kvm_amd)")
 
 
 def _ignore_msrs() -> Finding:
     on = ignore_msrs()
     if on is None:
-        return Finding("ignore_msrs", WARN, "cannot be read: taken for off")
+        return Finding("ignore_msrs", WARN, "cannot be read: assumed to be off")
     if not on:
-        return Finding("ignore_msrs", OK, "off: MSRs that KVM does not know come to the policy")
+        return Finding(
+            "ignore_msrs", OK, "off: accesses to MSRs that KVM does not know reach the policy"
+        )
     return Finding(
         "ignore_msrs",
         WARN,
-        "on: KVM swallows MSRs that it does not know; policies then deny them by a default-deny"
-        " filter, which costs filter ranges, and the odd MSR that only some KVMs handle is missed",
+        "on: KVM swallows accesses to MSRs that it does not know. Policies then use a default-deny"
+        " filter, which needs more filter ranges and may miss MSRs that only some KVMs handle",
         "echo 0 | sudo tee /sys/module/kvm/parameters/ignore_msrs",
     )
 
@@ -123,7 +125,7 @@ def _capabilities(kvm: Kvm) -> Iterator[Finding]:
         elif cap in _NEEDED:
             yield Finding(name, FAIL, "missing", "use Linux 5.10 or later")
         else:
-            yield Finding(name, WARN, "missing", "nothing needs it; a newer kernel has it")
+            yield Finding(name, WARN, "missing", "optional; newer kernels have it")
 
 
 def _probe(backend: Backend) -> Finding:
@@ -136,15 +138,19 @@ def _probe(backend: Backend) -> Finding:
         "probe guest",
         WARN,
         f"this KVM does not run ordinary guests: {failed}",
-        "small guests and firmware run; an operating system stops at the first of these: use the"
-        " soft backend, or a host whose CPU does the virtualisation",
+        "small guests and firmware run, but an operating system stops at the first of these: use"
+        " the soft backend, or a host with hardware virtualization",
     )
 
 
 @click.command(epilog="Example: kvmsr doctor --json | jq .ok")
-@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def command(as_json: bool) -> int:
-    """Tell what this host offers, and what is missing."""
+    """
+    Check what this host supports, and how to fix what is missing.
+
+    Prints one line per check. The exit status is 4 if a check failed.
+    """
     findings = []
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for finding in examine():

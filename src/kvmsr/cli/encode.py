@@ -3,7 +3,7 @@
 kvmsr encode
 ------------
 
-A value of an MSR, put together from its fields.
+Encodes a value of an MSR from its fields.
 """
 
 import json
@@ -21,25 +21,29 @@ __all__ = ("command",)
 @click.argument("index", type=MsrIndex(), metavar="INDEX|NAME")
 @click.argument("fields", nargs=-1, metavar="FIELD=VALUE…")
 @click.option(
-    "--from", "start", type=Number(), default=0, help="The value to change; 0 if not given."
+    "--from", "start", type=Number(), default=0, help="The value to start from; by default 0."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(index: int, fields: tuple[str, ...], start: int, as_json: bool) -> int:
-    """Put an MSR's value together: fields by number, or by what they mean."""
+    """
+    Encode an MSR's value from its fields.
+
+    A field's VALUE is a number, or a name that decode shows for it.
+    """
     entry = catalog().get(index)
     if entry is None:
         where = catalog().neighbourhood(index)
-        raise FieldError(f"{index:#x} has no name here, {where}: nothing is known of its bits")
+        raise FieldError(f"the catalog has no fields for {index:#x} ({where})")
     wanted: dict[str, int | str] = {}
     for text in fields:
         name, equals, number = text.partition("=")
         if not equals:
-            raise FieldError(f"{text!r} sets no field: write {name}=VALUE")
+            raise FieldError(f"{text!r} does not set a field: write {name}=VALUE")
         wanted[name] = number
     value = encode(entry, wanted, start)
     if as_json:
-        told = {"index": f"{entry.index:#x}", "name": entry.name, "value": f"{value:#x}"}
-        click.echo(json.dumps(told, indent=2))
+        encoded = {"index": f"{entry.index:#x}", "name": entry.name, "value": f"{value:#x}"}
+        click.echo(json.dumps(encoded, indent=2))
     else:
         click.echo(f"{value:#x}")
     return 0

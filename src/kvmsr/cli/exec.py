@@ -3,12 +3,13 @@
 kvmsr exec
 ----------
 
-Runs another VMM with its guests under a policy.
+Runs another VMM, with its guests under a policy.
 """
 
 import json
 import sys
 from contextlib import closing
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import click
 
 from kvmsr.attach import Controller
 from kvmsr.cli._console import access_log
-from kvmsr.cli._parameters import PolicyFile
+from kvmsr.cli._parameters import LOG, POLICY
 from kvmsr.cli._table import print_result
 from kvmsr.errors import UsageError
 from kvmsr.policy import Policy
@@ -39,26 +40,20 @@ Examples:
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 @click.argument("vmm", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- VMM [ARGS]...")
-@click.option(
-    "--policy", type=PolicyFile(), help="What to do at MSR accesses: a TOML file, or preset:NAME."
-)
-@click.option(
-    "--log",
-    default="-",
-    metavar="FILE|-",
-    show_default=True,
-    help="Where accesses go that the policy wants told; - is standard error.",
-)
+@POLICY
+@LOG
 @click.option(
     "--summary",
     metavar="FILE",
-    help="Where the table goes, or the JSON; by default standard error, or standard output.",
+    help="Where to write the summary; by default the table goes to standard error and JSON to"
+    " standard output.",
 )
 @click.option(
     "--state",
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Where registers are kept from one run to the next; a VMM's snapshots do not hold them.",
+    help="A file that keeps shadowed registers and models from one run to the next; the VMM's"
+    " snapshots do not include them.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def command(
@@ -70,23 +65,34 @@ def command(
     as_json: bool,
 ) -> int:
     """
-    Run another VMM, QEMU say, with its guests under a policy.
+    Run QEMU, or another VMM, with its guests under a policy.
 
-    The VMM is any program that uses KVM and is linked dynamically; it runs as ever, on this
-    terminal. At its end follows a table of the MSR accesses that came to user space. The exit
-    status is the VMM's; 6 if that is 0 but a handler failed.
+    The VMM can be any dynamically linked program that uses KVM. It runs unmodified, on this
+    terminal. When it has ended, a table shows the MSR accesses that reached user space. The exit
+    status is that of the VMM, or 6 if that is 0 but a handler failed.
     """
+    _refuse_option(vmm[0])
     rules = load_policy(policy) if policy else Policy()
     to_stdout = as_json and summary is None
     witness = supervise(rules, partial(_print, summary=summary, as_json=as_json))
-    with access_log(log, lambda data: None, shared=False) as (_, tell):
+    with access_log(log, lambda data: None, shared=False) as (_, sink):
         controller = Controller(
-            vmm, rules, log=tell, state=state, output_to_stderr=to_stdout, witness=witness
+            vmm, rules, log=sink, state=state, output_to_stderr=to_stdout, witness=witness
         )
         with closing(controller):
             result = controller.run()
             _print(result, summary, as_json)
     return result.exit_status
+
+
+def _refuse_option(word: str) -> None:
+    """Raise UsageError if *word*, which should be the VMM, is an unknown option."""
+    if not word.startswith("-"):
+        return
+    known = [option for parameter in command.params for option in parameter.opts]
+    near = get_close_matches(f"--{word.strip('-')}", known, 1)
+    hint = f"did you mean {near[0]}?" if near else "the VMM's own options come after --"
+    raise UsageError(f"exec has no option {word}; {hint}")
 
 
 def _print(result: RunResult, summary: str | None, as_json: bool) -> None:
@@ -98,7 +104,7 @@ def _print(result: RunResult, summary: str | None, as_json: bool) -> None:
                 else:
                     print_result(result, file)
         except OSError as error:
-            raise UsageError(f"--summary {summary}: cannot write it: {error.strerror}") from None
+            raise UsageError(f"--summary {summary}: cannot be written: {error.strerror}") from None
     elif as_json:
         click.echo(json.dumps(result.as_dict(), indent=2))
     else:

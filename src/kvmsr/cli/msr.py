@@ -3,7 +3,7 @@
 kvmsr msr
 ---------
 
-What is known about an MSR, and finding one.
+Looks up and searches MSRs.
 """
 
 import json
@@ -18,26 +18,34 @@ from kvmsr.msr import Msr, catalog, handled
 __all__ = ("about_kvm", "command")
 
 
-@click.command(
-    epilog="Examples: kvmsr msr 0x1a0; kvmsr msr feature_control; kvmsr msr --search thermal"
-)
+_EXAMPLES = """\b
+Examples:
+  kvmsr msr 0x1a0
+  kvmsr msr feature_control
+  kvmsr msr --search thermal
+"""
+
+
+@click.command(epilog=_EXAMPLES)
 @click.argument("index", required=False, type=MsrIndex(), metavar="[INDEX|NAME]")
-@click.option("--search", metavar="WORDS", help="List the MSRs that have all these words.")
+@click.option(
+    "--search", metavar="WORDS", help="List the MSRs whose descriptions have all these words."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(index: int | None, search: str | None, as_json: bool) -> int:
-    """Tell what an MSR is, and what KVM does with it."""
+    """Describe an MSR, and what KVM does with it."""
     if (index is None) == (search is None):
-        raise click.UsageError("name one MSR, or give --search WORDS")
+        raise click.UsageError("give an MSR, or --search WORDS")
     if search is not None:
         return _list(catalog().search(search), search, as_json)
     assert index is not None
     entry = catalog().get(index)
     if as_json:
-        told = msgspec.to_builtins(entry) if entry else {"index": index, "name": ""}
-        told |= {"index": f"{index:#x}", "kvm": about_kvm(index, entry)}
+        described = msgspec.to_builtins(entry) if entry else {"index": index, "name": ""}
+        described |= {"index": f"{index:#x}", "kvm": about_kvm(index, entry)}
         if entry is None:
-            told["where"] = catalog().neighbourhood(index)
-        click.echo(json.dumps(told, indent=2))
+            described["where"] = catalog().neighbourhood(index)
+        click.echo(json.dumps(described, indent=2))
     else:
         from kvmsr.cli._catalog import print_msr
 
@@ -46,17 +54,17 @@ def command(index: int | None, search: str | None, as_json: bool) -> int:
 
 
 def about_kvm(index: int, entry: Msr | None) -> str:
-    """Return in words what KVM does with an access to MSR *index*."""
+    """Return a description of what KVM does with an access to MSR *index*."""
     found = next((row for row in handled() if row.first <= index <= row.last), None)
     more = f" {entry.kvm}" if entry and entry.kvm else ""
     if found is None:
-        return f"No KVM knows it: both accesses come out as 'unknown'.{more}"
+        return f"No KVM handles it: accesses reach user space as 'unknown'.{more}"
     which = {(True, True): "Reads and writes", (True, False): "Reads", (False, True): "Writes"}
     known = which[found.reads, found.writes]
-    other = "" if found.reads and found.writes else " The others come out as 'unknown'."
+    other = "" if found.reads and found.writes else " Others reach user space as 'unknown'."
     return (
-        f"{known} may be KVM's own, depending on version and CPUID; what it refuses comes out as"
-        f" 'invalid'.{other}{more}"
+        f"{known} may be handled by KVM, depending on its version and CPUID; what KVM refuses"
+        f" reaches user space as 'invalid'.{other}{more}"
     )
 
 
@@ -68,7 +76,7 @@ def _list(found: list[Msr], words: str, as_json: bool) -> int:
         click.echo(json.dumps(rows, indent=2))
         return 0
     if not found:
-        click.echo(f"no MSR has {words!r} in its name, its meaning or its fields")
+        click.echo(f"no MSR has {words!r} in its name, description or fields")
         return 0
     from kvmsr.cli._catalog import print_found
 

@@ -7,8 +7,6 @@ Runs a guest in kvmsr's own machine.
 """
 
 import json
-import math
-import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -24,32 +22,18 @@ from kvmsr import backend as backends
 from kvmsr.backend.soft import DEFAULT_PROFILE
 from kvmsr.cli._console import access_log, guest_input, guest_output
 from kvmsr.cli._output import echo
-from kvmsr.cli._parameters import PolicyFile
+from kvmsr.cli._parameters import LOG, POLICY, MemorySize
 from kvmsr.cli._progress import progress
-from kvmsr.errors import GuestMemoryError, UsageError
-from kvmsr.machine import Boot, Machine, find_features
+from kvmsr.errors import UsageError
+from kvmsr.machine import Boot, Feature, Machine, find_feature
+from kvmsr.machine.arguments import to_seconds
 from kvmsr.machine.choice import choose_backend
-from kvmsr.machine.layout import Layout
 from kvmsr.policy import Policy
 from kvmsr.policy.file import load_policy
 from kvmsr.session import RunResult
 from kvmsr.session.supervisor import Witness, supervise
 
 __all__ = ("command", "run_guest")
-
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-
-
-def _size(ctx: click.Context, param: click.Parameter, value: str) -> int:
-    match = re.fullmatch(r"(\d+)([kmgt]?)(?:i?b)?", value.strip().lower())
-    if not match:
-        raise click.BadParameter(f"{value!r} is no amount of memory: write 256M or 2G")
-    size = int(match[1]) * _UNITS[match[2]]
-    try:
-        Layout.of(size)
-    except GuestMemoryError as error:
-        raise click.BadParameter(str(error)) from None
-    return size
 
 
 _PATH = click.Path(path_type=Path)
@@ -69,7 +53,7 @@ Examples:
     type=click.Choice(backends.NAMES),
     default="auto",
     show_default=True,
-    help="Who executes the guest: the host's KVM, or a model of it on a software CPU.",
+    help="What executes the guest: the host's KVM, or soft, a model of KVM on a software CPU.",
 )
 @click.option(
     "--soft-profile",
@@ -79,32 +63,32 @@ Examples:
     help="The kernel that the soft backend models.",
 )
 @click.option(
-    "--real-time", is_flag=True, help="On the soft backend: a guest that sleeps takes its time."
+    "--real-time", is_flag=True, help="On the soft backend, let the guest sleep in real time."
 )
+@POLICY
+@click.option("--cpus", type=int, default=1, show_default=True, help="The number of vCPUs.")
 @click.option(
-    "--policy", type=PolicyFile(), help="What to do at MSR accesses: a TOML file, or preset:NAME."
+    "--memory", type=MemorySize(), default="256M", show_default=True, help="The amount of RAM."
 )
-@click.option("--cpus", type=int, default=1, show_default=True, help="How many vCPUs.")
-@click.option("--memory", callback=_size, default="256M", show_default=True, help="How much RAM.")
 @click.option("--append", default="", help="The kernel's command line.")
 @click.option(
     "--initrd",
     type=_PATH,
     multiple=True,
-    help="Initial RAM disk; for multiboot a module, and may be repeated.",
+    help="An initial RAM disk; for a multiboot kernel, a module. Modules may be repeated.",
 )
 @click.option("--bios", type=_PATH, help="A firmware image instead of a kernel.")
 @click.option(
     "--mode",
     type=click.Choice(["16", "32", "64"]),
-    help="IMAGE is a flat binary, started in this mode.",
+    help="Start IMAGE, a flat binary, in this mode.",
 )
 @click.option(
     "--cpu",
     type=click.Choice(["host"]),
     default="host",
     show_default=True,
-    help="What CPUID shows: host is what KVM supports here.",
+    help="What CPUID shows: host is everything that KVM supports here.",
 )
 @click.option(
     "--cpu-feature", "cpu_features", multiple=True, metavar="-NAME", help="Hide a CPUID feature."
@@ -114,15 +98,9 @@ Examples:
     default="-",
     metavar="FILE|-",
     show_default=True,
-    help="Where the guest's serial line goes; - is the terminal.",
+    help="Where to write the output of the guest's serial line; - is the terminal.",
 )
-@click.option(
-    "--log",
-    default="-",
-    metavar="FILE|-",
-    show_default=True,
-    help="Where accesses go that the policy wants told; - is standard error.",
-)
+@LOG
 @click.option("--timeout", type=float, metavar="S", help="End the run after S seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def command(
@@ -145,17 +123,16 @@ def command(
     as_json: bool,
 ) -> int:
     """
-    Run a guest and show every MSR it touched.
+    Run a guest and show every MSR that it accessed.
 
     IMAGE is a Linux bzImage, a multiboot kernel, an ELF kernel with a PVH entry, or a flat binary
-    (--mode). Its serial line is the terminal; Ctrl-C ends the run. Then follows a table of the MSR
-    accesses that came to user space, and how the guest ended.
+    (--mode). The guest's serial line is connected to the terminal; Ctrl-C ends the run. At the end,
+    a table shows the MSR accesses that reached user space, and how the run ended.
     """
-    if timeout is not None and not 0 < timeout < math.inf:
-        raise UsageError(f"--timeout {timeout:g}: the time must be more than 0 seconds, and end")
+    timeout = to_seconds(timeout, "--timeout")
     boot = Boot(image, append, initrd, bios, None if mode is None else int(mode))
     rules = load_policy(policy) if policy else Policy()
-    hidden = find_features(cpu_features)
+    hidden = [_feature(word) for word in cpu_features]
     witness = supervise(rules, partial(_print, as_json=as_json))
     chosen, why_soft = choose_backend(backend, profile=soft_profile, real_time=real_time)
     result = run_guest(
@@ -175,6 +152,17 @@ def command(
     return result.exit_status
 
 
+def _feature(word: str) -> Feature:
+    name = word.removeprefix("-")
+    if name == word:
+        remedy = f"write -{name} to hide it; features that KVM supports are shown anyway"
+        raise UsageError(f"--cpu-feature {word}: {remedy}")
+    try:
+        return find_feature(name)
+    except UsageError as error:
+        raise UsageError(f"--cpu-feature {word}: {error}") from None
+
+
 def run_guest(
     boot: Boot,
     policy: Policy,
@@ -188,17 +176,18 @@ def run_guest(
     **machine: Any,
 ) -> RunResult:
     """
-    Run a guest on the terminal, print what came of it, and return that.
+    Run a guest on the terminal, print the result and return it.
 
-    :param log: where accesses go that the policy wants told; ``-`` is standard error.
-    :param note: a line for the notes of the result; people with a terminal see it at once, too.
-    :param witness: the line to the supervisor.
-    :param machine: what :class:`~kvmsr.machine.Machine` takes.
+    :param serial: the file for the output of the serial line; ``-`` is the terminal.
+    :param log: the file for accesses that the policy logs; ``-`` is standard error.
+    :param note: a line for the notes of the result; on a terminal it is also shown at once.
+    :param witness: the connection to the supervisor.
+    :param machine: arguments for :class:`~kvmsr.machine.Machine`.
     """
     with ExitStack() as stack:
         output = stack.enter_context(guest_output(serial, to_stderr=as_json))
-        output, tell = stack.enter_context(access_log(log, output, shared=serial == "-"))
-        guest = stack.enter_context(Machine(policy=policy, output=output, log=tell, **machine))
+        output, sink = stack.enter_context(access_log(log, output, shared=serial == "-"))
+        guest = stack.enter_context(Machine(policy=policy, output=output, log=sink, **machine))
         guest.load(boot)
         stack.enter_context(_terminated_as_interrupted())
         stack.enter_context(guest_input(guest.board.uart))
@@ -229,7 +218,7 @@ def _print(result: RunResult, *, as_json: bool) -> None:
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end a run as Ctrl-C does: with a summary and a sound terminal."""
+    """Let SIGTERM and SIGHUP end a run like Ctrl-C: with a summary and the terminal restored."""
     before = {
         number: signal.signal(number, signal.default_int_handler)
         for number in (signal.SIGTERM, signal.SIGHUP)

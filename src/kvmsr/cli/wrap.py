@@ -3,7 +3,7 @@
 kvmsr wrap
 ----------
 
-Writes a script that takes a VMM's place where one cannot say ``kvmsr exec``.
+Writes a script that stands in for a VMM where ``kvmsr exec`` cannot be called directly.
 """
 
 import shlex
@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from kvmsr.attach import find_vmm
-from kvmsr.cli._parameters import PolicyFile
+from kvmsr.cli._parameters import POLICY
 from kvmsr.errors import UsageError
 from kvmsr.policy.file import load_policy
 
@@ -21,8 +21,8 @@ __all__ = ("command",)
 
 _SCRIPT = """\
 #!/bin/sh
-# Made by kvmsr wrap: starts {vmm} with its guests under a policy.
-# libvirt also starts it to ask what it can do: then there is no guest, and no policy is needed.
+# Written by kvmsr wrap: starts {vmm} with its guests under a policy.
+# libvirt also starts the VMM to query its capabilities; then there is no guest.
 case " $* " in
 *" -daemonize "* | *" -machine none"* | *" -M none"* | *" -version "* | *" --version "*)
     exec {vmm} "$@"
@@ -32,18 +32,20 @@ exec {kvmsr} exec {options}-- {vmm} "$@"
 """
 
 
-@click.command(
-    "wrap", epilog="Example: kvmsr wrap qemu-system-x86_64 --policy quiet.toml -o /opt/quiet-qemu"
-)
-@click.argument("vmm", metavar="QEMU")
+_EXAMPLE = """\b
+Example:
+  kvmsr wrap qemu-system-x86_64 --policy quiet.toml -o /opt/quiet-qemu
+"""
+
+
+@click.command("wrap", epilog=_EXAMPLE)
+@click.argument("vmm", metavar="VMM")
 @click.option("-o", "--output", metavar="FILE", required=True, help="The script to write.")
-@click.option(
-    "--policy", type=PolicyFile(), help="What to do at MSR accesses: a TOML file, or preset:NAME."
-)
-@click.option("--log", metavar="FILE", help="As of kvmsr exec.")
-@click.option("--summary", metavar="FILE", help="As of kvmsr exec.")
-@click.option("--state", metavar="FILE", help="As of kvmsr exec.")
-@click.option("--json", "as_json", is_flag=True, help="As of kvmsr exec.")
+@POLICY
+@click.option("--log", metavar="FILE", help="As for kvmsr exec.")
+@click.option("--summary", metavar="FILE", help="As for kvmsr exec.")
+@click.option("--state", metavar="FILE", help="As for kvmsr exec.")
+@click.option("--json", "as_json", is_flag=True, help="As for kvmsr exec.")
 def command(
     vmm: str,
     output: str,
@@ -54,9 +56,10 @@ def command(
     as_json: bool,
 ) -> None:
     """
-    Write a script that starts a VMM under a policy.
+    Write a script that starts a VMM under a policy, for libvirt.
 
-    Name it in a libvirt domain's <emulator>. What libvirt's confinement needs, docs/exec.md tells.
+    Use the script as the <emulator> of a libvirt domain. docs/exec.md explains what to change in
+    libvirt's confinement.
     """
     program = find_vmm(vmm).resolve()
     options: list[str] = []
@@ -77,4 +80,4 @@ def command(
         Path(output).write_text(script)
         Path(output).chmod(0o755)
     except OSError as error:
-        raise UsageError(f"-o {output}: cannot write it: {error.strerror}") from None
+        raise UsageError(f"-o {output}: cannot be written: {error.strerror}") from None

@@ -12,7 +12,13 @@ from collections.abc import Iterable
 from kvmsr import backend as backends
 from kvmsr.abi import KVM_API_VERSION, Word, ioctls, vm
 from kvmsr.backend.protocol import Backend
-from kvmsr.errors import BackendError, BrokenInvariantError, CapabilityError, IoctlError
+from kvmsr.errors import (
+    BackendError,
+    BrokenInvariantError,
+    CapabilityError,
+    IoctlError,
+    UsageError,
+)
 from kvmsr.kvm import cpuid, msrs
 from kvmsr.kvm.handle import Handle, cap_name
 from kvmsr.kvm.vm import Vm
@@ -24,13 +30,17 @@ class Kvm(Handle):
     """
     The system file descriptor.
 
-    :param backend: who executes guests; by default the best there is.
+    :param backend: who executes guests, or a name for :func:`kvmsr.backend.open`.
     :raises BackendError: if it cannot be opened or speaks another version of the API.
+    :raises UsageError: if there is no backend of that name.
     """
 
-    def __init__(self, backend: Backend | None = None) -> None:
-        backend = backend or backends.open()
-        super().__init__(backend, backend.open())
+    def __init__(self, backend: Backend | str = "auto") -> None:
+        found: object = backends.open(backend) if isinstance(backend, str) else backend
+        if not isinstance(found, Backend):
+            names = ", ".join(backends.NAMES)
+            raise UsageError(f"backend={backend!r}: give a Backend, or a name: {names}")
+        super().__init__(found, found.open())
         try:
             version = self.api_version()
             if version != KVM_API_VERSION:

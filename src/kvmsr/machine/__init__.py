@@ -3,10 +3,10 @@
 Machine
 -------
 
-A guest to run: :class:`Machine`, and what it is given and gives back.
+Runs a guest: :class:`Machine`, and :class:`Boot`, which says what it boots.
 """
 
-from kvmsr.machine.cpuid import Feature, find_features
+from kvmsr.machine.cpuid import Feature, find_feature
 from kvmsr.machine.loaders import Boot, Loaded
 from kvmsr.machine.machine import Machine
 
@@ -15,5 +15,5 @@ __all__ = (
     "Feature",
     "Loaded",
     "Machine",
-    "find_features",
+    "find_feature",
 )

@@ -3,8 +3,8 @@
 ACPI tables
 -----------
 
-As few as an operating system needs to find its interrupt controllers, its power-off and its timer:
-RSDP, XSDT, FADT, FACS, MADT and an empty DSDT. Source: ACPI 6.5, chapter 5.
+The tables from which an operating system learns about interrupt controllers, power-off and the PM
+timer: RSDP, XSDT, FADT, FACS, MADT and an empty DSDT. Source: ACPI 6.5, chapter 5.
 """
 
 import struct
@@ -37,11 +37,12 @@ _FLAGS: Final = (
 
 def build_tables(base: int, cpus: int) -> bytes:
     """
-    Return the tables as they are to lie at *base*, the RSDP first.
+    Return the tables, the RSDP first.
 
-    :param cpus: one local APIC each, numbered from 0.
+    :param base: the guest-physical address where they will be placed.
+    :param cpus: the number of vCPUs; their APIC IDs count from 0.
     """
-    image = bytearray(struct.calcsize(_RSDP_FORMAT) + 28)  # aligned to 64 behind the RSDP
+    image = bytearray(struct.calcsize(_RSDP_FORMAT) + 28)  # the other tables start at offset 64
 
     def place(table: bytes) -> int:
         image.extend(b"\0" * (-len(image) % 64))
@@ -98,14 +99,14 @@ def _fadt(facs: int, dsdt: int) -> bytes:
     put(56, "I", AcpiPm.BASE)
     put(64, "I", AcpiPm.CONTROL)
     put(76, "I", AcpiPm.TIMER)
-    put(88, "BB", 4, 2)  # lengths of PM1 events and control
-    put(91, "B", 4)  # and of the timer
+    put(88, "BB", 4, 2)  # lengths of the PM1 event and control blocks
+    put(91, "B", 4)  # length of the PM timer block
     put(96, "HH", 0xFFF, 0xFFF)  # no C2, no C3
-    put(108, "B", 0x32)  # where the clock keeps the century
+    put(108, "B", 0x32)  # CMOS index of the century
     put(109, "H", _LEGACY_DEVICES)
     put(112, "I", _FLAGS)
     put(116, "12s", _register(8, _BYTE, 0xCF9))
-    put(128, "B", 6)  # what to write there
+    put(128, "B", 6)  # the value that resets
     put(131, "B", 5)  # revision 6.5
     put(132, "QQ", facs, dsdt)
     put(148, "12s", _register(32, _WORD, AcpiPm.BASE))
@@ -115,7 +116,7 @@ def _fadt(facs: int, dsdt: int) -> bytes:
 
 
 def _madt(cpus: int) -> bytes:
-    body = struct.pack("<II", _LAPIC, 1)  # there are 8259s, too
+    body = struct.pack("<II", _LAPIC, 1)  # PC-compatible: there are 8259s, too
     for cpu in range(cpus):
         if cpu < 255:
             body += struct.pack("<BBBBI", 0, 8, cpu, cpu, 1)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Which backend
--------------
+Choosing a backend
+------------------
 
-``auto`` is more than whether /dev/kvm can be opened: the probe guest tells whether this KVM runs
-ordinary guests.
+For ``auto`` it does not suffice that /dev/kvm can be opened. The probe guest shows whether this KVM
+runs ordinary guests.
 """
 
 from kvmsr import backend as backends
@@ -20,9 +20,9 @@ def choose_backend(
     name: str = "auto", *, profile: str = DEFAULT_PROFILE, real_time: bool = False
 ) -> tuple[Backend, str]:
     """
-    Return the backend called *name*, and for ``auto`` why it is soft, or "".
+    Return the backend called *name* and, if ``auto`` chose soft, the reason; otherwise "".
 
-    Takes and raises what :func:`kvmsr.backend.open` does.
+    The arguments and errors are those of :func:`kvmsr.backend.open`.
     """
     if name != "auto":
         return backends.open(name, profile=profile, real_time=real_time), ""

@@ -3,7 +3,7 @@
 The guest's CPUID
 -----------------
 
-What KVM supports, made to fit each vCPU: its APIC ID, how many there are, and without the features
+What KVM supports, adapted for each vCPU: its APIC ID, the number of vCPUs, and without the features
 that the user hides.
 """
 
@@ -17,8 +17,10 @@ from importlib import resources
 from kvmsr.abi import CPUID_FLAG_SIGNIFCANT_INDEX
 from kvmsr.errors import UsageError
 from kvmsr.kvm import CpuidEntry, CpuidTable
+from kvmsr.machine.arguments import refuse_unless
+from kvmsr.text import shown
 
-__all__ = ("Feature", "features", "find_features", "guest_cpuid")
+__all__ = ("Feature", "features", "find_feature", "guest_cpuid", "to_features")
 
 _TSC_DEADLINE = 1 << 24
 _SMT, _CORE = 1, 2
@@ -37,7 +39,7 @@ class Feature:
 
 @functools.cache
 def features() -> dict[str, Feature]:
-    """Return all features that have a name."""
+    """Return the named features."""
     text = resources.files("kvmsr.machine").joinpath("cpu_features.toml").read_text("utf-8")
     found = {}
     for entry in tomllib.loads(text)["register"]:
@@ -50,28 +52,36 @@ def features() -> dict[str, Feature]:
     return found
 
 
-def find_features(words: Iterable[str]) -> list[Feature]:
+def find_feature(name: str) -> Feature:
     """
-    Return the features to hide.
+    Return the feature called *name*, such as ``x2apic`` or ``sse4_2``; "-" may stand for "_".
 
-    :param words: as the user writes them: ``-x2apic``.
-    :raises UsageError: for anything else; names what was meant, if it can.
+    :raises UsageError: if there is none; names those that look like it.
     """
-    hidden = []
-    for word in words:
-        name = word.removeprefix("-").replace("tsc-deadline", "tsc_deadline_timer")
-        if not word.startswith("-"):
-            raise UsageError(
-                f"--cpu-feature {word}: write -{name} to hide it; what KVM supports is shown anyway"
-            )
-        known = features()
-        feature = known.get(name) or known.get(name.replace("-", "_"))
-        if feature is None:
-            near = difflib.get_close_matches(name, known, n=3)
-            hint = f"; did you mean -{' or -'.join(near)}?" if near else ""
-            raise UsageError(f"--cpu-feature {word}: no CPUID feature is called {name!r}{hint}")
-        hidden.append(feature)
-    return hidden
+    known = features()
+    feature = known.get(name) or known.get(name.replace("-", "_"))
+    if feature is None:
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise UsageError(f"no CPUID feature is called {shown(name)}{hint}")
+    return feature
+
+
+def to_features(values: Iterable[Feature | str]) -> list[Feature]:
+    """
+    Return the features in *values*, some of them by name.
+
+    :raises UsageError: if one is neither a feature nor the name of one.
+    """
+    several = isinstance(values, Iterable) and not isinstance(values, str)
+    refuse_unless(several, "hidden", values, "give CPUID features, as a list")
+    found = []
+    for number, value in enumerate(values):
+        feature = find_feature(value) if isinstance(value, str) else value
+        known = isinstance(feature, Feature)
+        refuse_unless(known, f"hidden[{number}]", value, "give a Feature, or a name")
+        found.append(feature)
+    return found
 
 
 def guest_cpuid(
@@ -83,10 +93,12 @@ def guest_cpuid(
     tsc_deadline: bool = False,
 ) -> CpuidTable:
     """
-    Return what vCPU *vcpu_id* of *cpus* sees: each a core of its own, all in one package.
+    Return the CPUID of vCPU *vcpu_id*. Each vCPU is a core, and all are in one package.
 
-    :param supported: what KVM supports.
-    :param tsc_deadline: whether the local APIC's timer has a deadline mode; KVM tells it by a
+    :param supported: the result of KVM_GET_SUPPORTED_CPUID.
+    :param cpus: the number of vCPUs.
+    :param hidden: features to leave out.
+    :param tsc_deadline: whether the local APIC's timer has a deadline mode, which KVM reports by a
         capability and not in *supported*.
     """
     hidden = list(hidden)
@@ -96,7 +108,7 @@ def guest_cpuid(
         if entry.function == 1:
             ebx = entry.ebx & 0x0000FFFF | min(cpus, 255) << 16 | (vcpu_id & 0xFF) << 24
             ecx = entry.ecx | (_TSC_DEADLINE if tsc_deadline else 0)
-            many = 1 << 28  # HTT: the count of logical processors is valid
+            many = 1 << 28  # HTT: EBX has a valid number of logical processors
             edx = entry.edx | many if cpus > 1 else entry.edx & ~many
             entry = replace(entry, ebx=ebx, ecx=ecx, edx=edx)
         elif entry.function == 0x80000008:
@@ -107,7 +119,7 @@ def guest_cpuid(
             entry = _without(entry, feature)
         return entry
 
-    # KVM's topology leaves are the host's, and some give only their first level.
+    # KVM returns the host's topology leaves, and some KVMs only their first level.
     ours = [
         CpuidEntry(function, index, CPUID_FLAG_SIGNIFCANT_INDEX, *_level(index, cpus), vcpu_id)
         for function in _TOPOLOGY
@@ -119,7 +131,7 @@ def guest_cpuid(
 
 
 def _level(index: int, cpus: int) -> tuple[int, int, int]:
-    """Return EAX, EBX and ECX of a topology level: thread, core, none (SDM, CPUID leaf 0xB)."""
+    """Return EAX, EBX and ECX of topology level *index*: thread, core, none (SDM, leaf 0xB)."""
     if index == 0:
         return 0, 1, _SMT << 8
     if index == 1:

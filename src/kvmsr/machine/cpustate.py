@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Start states
-------------
+Initial vCPU state
+------------------
 
 The registers with which the first vCPU starts, in real, protected or long mode.
 """
@@ -19,7 +19,7 @@ __all__ = ("Mode", "Start", "apply_start")
 
 _CODE: Final = 0x10
 _DATA: Final = 0x18
-# Null, unused, code and data: Linux' boot protocol wants them at 0x10 and 0x18.
+# Null, unused, code and data: Linux's boot protocol wants the last two at 0x10 and 0x18.
 _GDT_32: Final = (0, 0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF)
 _GDT_64: Final = (0, 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF)
 
@@ -34,7 +34,7 @@ _MAPPED_GIB: Final = 4
 
 
 class Mode(enum.IntEnum):
-    """CPU modes by their width in bits."""
+    """CPU modes, by the width of their code in bits."""
 
     REAL = 16
     PROTECTED = 32
@@ -46,12 +46,12 @@ class Start:
     """
     How the first vCPU starts.
 
-    :ivar mode: 16 (real), 32 (protected, flat, no paging) or 64 (long, 4 GiB mapped one to one);
-        or None for the reset vector.
-    :ivar rip: where; in real mode with CS = 0.
-    :ivar registers: general-purpose registers by name; the others are 0.
-    :ivar gdt: whether a GDT that describes the start's segments lies in memory, for guests that
-        load segment registers before they bring their own; else that memory is left alone.
+    :ivar mode: 16 (real), 32 (protected, flat, no paging) or 64 (long, with 4 GiB identity-mapped),
+        or None to start at the reset vector.
+    :ivar rip: the initial RIP; in real mode CS is 0.
+    :ivar registers: general-purpose registers by name; all others are 0.
+    :ivar gdt: whether to write a GDT with the initial segments to memory, for guests that load
+        segment registers before they set up a GDT of their own.
     """
 
     mode: int | None
@@ -61,9 +61,9 @@ class Start:
 
 
 def apply_start(vm: Vm, vcpu: Vcpu, start: Start) -> None:
-    """Bring *vcpu* into the state that *start* describes, tables in memory included."""
+    """Put *vcpu* into the state *start*, and the tables that it needs into memory."""
     if start.mode is None:
-        return  # KVM's own reset state starts at the reset vector
+        return  # a new vCPU is at the reset vector
     sregs = vcpu.get_sregs()
     if start.mode == Mode.REAL:
         sregs.cs.base = 0
@@ -99,7 +99,7 @@ def _flat(sregs: cpu.Sregs, mode: int) -> None:
 
 
 def _identity_map(vm: Vm) -> int:
-    """Map the first 4 GiB one to one by 2 MiB pages; return the address for CR3."""
+    """Identity-map the first 4 GiB with 2 MiB pages, and return the value for CR3."""
     present_writable, large = 3, 1 << 7
     pdpt, directories = PAGE_TABLES + 0x1000, PAGE_TABLES + 0x2000
     vm.memory_at(PAGE_TABLES, 0x1000)[:] = struct.pack("<Q4088x", pdpt | present_writable)

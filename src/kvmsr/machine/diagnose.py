@@ -3,7 +3,7 @@
 Diagnosis
 ---------
 
-Where a vCPU is, and why it cannot go on, in words.
+Explains where a vCPU is and why it cannot continue.
 """
 
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ class Position:
     Where a vCPU is.
 
     :ivar rip: RIP, without the segment's base.
-    :ivar linear: where in the linear address space that is.
-    :ivar bits: the width of its code: 16, 32 or 64.
-    :ivar code: up to 15 bytes there; fewer where memory is not mapped.
+    :ivar linear: the linear address of the instruction.
+    :ivar bits: the width of the code segment: 16, 32 or 64.
+    :ivar code: the 15 bytes at that address, or fewer if memory ends before.
     """
 
     rip: int
@@ -36,7 +36,7 @@ class Position:
 
 
 def where(vm: Vm, vcpu: Vcpu) -> Position:
-    """Return where *vcpu*, which must not be running, is."""
+    """Return where *vcpu* is. It must not be running."""
     regs, sregs = vcpu.get_regs(), vcpu.get_sregs()
     bits = 64 if sregs.cs.l else 32 if sregs.cs.db else 16
     linear = regs.rip if bits == 64 else sregs.cs.base + regs.rip & 0xFFFFFFFF
@@ -59,7 +59,7 @@ def _read(vm: Vm, vcpu: Vcpu, linear: int) -> bytes:
 
 
 def disassemble(code: bytes, bits: int, address: int) -> tuple[bytes, str]:
-    """Return the bytes and the text of the first instruction in *code*; "" if it is none."""
+    """Return bytes and text of the first instruction in *code*; the text is "" if it is invalid."""
     import capstone
 
     mode = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}[bits]
@@ -69,20 +69,20 @@ def disassemble(code: bytes, bits: int, address: int) -> tuple[bytes, str]:
 
 
 def explain_emulation_failure(vm: Vm, vcpu: Vcpu, exit_: EmulationFailure) -> str:
-    """Say which instruction KVM could not emulate, and what that means."""
+    """Return which instruction KVM could not emulate, and what that means."""
     place = where(vm, vcpu)
     code, text = disassemble(exit_.instruction or place.code, place.bits, place.linear)
     shown = code.hex(" ") or "(unreadable)"
-    what = f"{text} " if text else "an instruction that the disassembler does not know either "
+    what = f"{text} " if text else "an instruction that the disassembler does not know "
     return (
         f"this KVM cannot emulate the instruction at RIP {place.rip:#x} ({place.bits}-bit code):"
-        f" {what}[{shown}]. The guest is not at fault: on this host KVM has to emulate it and does"
-        " not know how"
+        f" {what}[{shown}]. This is not an error of the guest: KVM has to emulate the instruction"
+        " on this host and does not support it"
     )
 
 
 def explain_internal(vm: Vm, vcpu: Vcpu, exit_: Internal | FailEntry) -> str:
-    """Say where KVM gave up for another reason."""
+    """Return where KVM gave up for another reason."""
     place = where(vm, vcpu)
     if isinstance(exit_, FailEntry):
         return (

@@ -3,19 +3,19 @@
 Memory layout
 -------------
 
-Where things lie in guest-physical memory::
+What is where in guest-physical memory::
 
-    0x00001000  GDT, page tables: what loaders need to start a vCPU in protected or long mode
+    0x00001000  GDT and page tables, to start a vCPU in protected or long mode
     0x00007c00  flat 16-bit images
-    0x00010000  Linux' boot_params; its command line follows at 0x20000
-    0x0008bc00  multiboot's or PVH's information, unless the image itself lies there
+    0x00010000  Linux's boot_params; the command line is at 0x20000
+    0x0008bc00  multiboot or PVH information, unless the image itself is there
     0x0009fc00  end of conventional memory
     0x000e0000  ACPI tables, or the last 128 KiB of a BIOS image
     0x00100000  RAM, up to 3 GiB
-    0xfec00000  IOAPIC, local APICs: KVM's
+    0xfec00000  IOAPIC and local APICs, by KVM
     0xfeffc000  four pages that KVM needs on some Intel hosts
     0xff000000  test device
-    ...         a BIOS image ends at 4 GiB
+    ...         a BIOS image, which ends at 4 GiB
     0x100000000 the rest of RAM
 """
 
@@ -45,7 +45,7 @@ GDT: Final = 0x1000
 PAGE_TABLES: Final = 0x2000  # to 0x8000
 FLAT_16: Final = 0x7C00
 INFO: Final = 0x8BC00
-INFO_SIZE: Final = 0x14000  # to the EBDA; a command line may take 64 KiB
+INFO_SIZE: Final = 0x14000  # up to the EBDA; a command line may have 64 KiB
 BOOT_PARAMS: Final = 0x10000
 COMMAND_LINE: Final = 0x20000
 STACK: Final = 0x80000
@@ -59,7 +59,7 @@ FOUR_GIB: Final = 1 << 32
 
 _PAGE: Final = 4096
 _LEAST: Final = 2 << 20
-_MOST: Final = 1 << 40  # the fewest physical address bits that 64-bit CPUs have had is 36 to 40
+_MOST: Final = 1 << 40  # beyond the physical address bits of many 64-bit CPUs
 
 _RAM, _RESERVED = 1, 2
 
@@ -67,10 +67,10 @@ _RAM, _RESERVED = 1, 2
 @dataclass(frozen=True, slots=True)
 class Layout:
     """
-    How much RAM lies where.
+    Where RAM is.
 
-    :ivar low_size: bytes from 0 up.
-    :ivar high_size: bytes from 4 GiB up.
+    :ivar low_size: bytes of RAM from address 0.
+    :ivar high_size: bytes of RAM from 4 GiB.
     """
 
     low_size: int
@@ -79,20 +79,20 @@ class Layout:
     @classmethod
     def of(cls, memory: int) -> "Layout":
         """
-        Return the layout of *memory* bytes of RAM.
+        Return the layout for *memory* bytes of RAM.
 
-        :raises GuestMemoryError: if that is not a sensible amount.
+        :raises GuestMemoryError: unless that is 2 MiB to 1 TiB, in whole 4 KiB pages.
         """
         if not _LEAST <= memory <= _MOST or memory % _PAGE:
             raise GuestMemoryError(
-                f"a machine with {memory:,} bytes of memory cannot be built: it needs 2 MiB to"
-                " 1 TiB, in whole 4 KiB pages"
+                f"a machine cannot have {memory:,} bytes of memory: give it 2 MiB to 1 TiB, in"
+                " whole 4 KiB pages"
             )
         low = min(memory, LOW_LIMIT)
         return cls(low, memory - low)
 
     def e820(self) -> list[tuple[int, int, int]]:
-        """Return start, size and type (1 RAM, 2 reserved) of what there is, ascending."""
+        """Return the memory map: start, size and type (1 RAM, 2 reserved), in ascending order."""
         entries = [
             (0, EBDA, _RAM),
             (EBDA, 0xA0000 - EBDA, _RESERVED),

@@ -3,7 +3,7 @@
 The machine
 -----------
 
-A virtual machine of our own: memory, vCPUs, board, and a dispatcher that decides every MSR.
+kvmsr's own virtual machine: memory, vCPUs, a board, and a session that decides about MSRs.
 """
 
 import threading
@@ -11,16 +11,28 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final, Self, TypeVar
 
-from kvmsr.abi import PIT_SPEAKER_DUMMY, Cap, Chip, RoutingType, vm
+from kvmsr.abi import PIT_SPEAKER_DUMMY, Cap
 from kvmsr.backend import Backend, Memory
 from kvmsr.dispatch import Outcome, Sink
 from kvmsr.errors import HostError, UsageError
 from kvmsr.kvm import Kvm, Vcpu, Vm
 from kvmsr.machine import acpi
+from kvmsr.machine.arguments import (
+    StrPath,
+    refuse_unless,
+    short,
+    to_count,
+    to_function,
+    to_policy,
+    to_seconds,
+    to_size,
+)
 from kvmsr.machine.board import Board, BoardEvents
-from kvmsr.machine.cpuid import Feature, guest_cpuid
+from kvmsr.machine.choice import choose_backend
+from kvmsr.machine.cpuid import Feature, guest_cpuid, to_features
 from kvmsr.machine.cpustate import apply_start
 from kvmsr.machine.diagnose import where
+from kvmsr.machine.interrupts import interrupt_routes
 from kvmsr.machine.layout import ACPI_BASE, FOUR_GIB, IDENTITY_MAP, TSS_PAGES, Layout
 from kvmsr.machine.loaders import Boot, Guest, Loaded, load
 from kvmsr.machine.vcpu import VcpuThread
@@ -32,7 +44,6 @@ from kvmsr.session.result import FAILED, INTERRUPTED, TIMEOUT
 __all__ = ("Machine",)
 
 _LOW_SLOT, _HIGH_SLOT = 0, 1
-_IOAPIC_PINS: Final = 24
 _MCE_BANKS: Final = 10
 _MCE_FEATURES: Final = 1 << 8 | 1 << 24  # MCG_CTL, and software error recovery
 _MTRR_DEF_TYPE: Final = 0x2FF
@@ -51,44 +62,59 @@ class Machine:
     """
     A virtual machine under a policy::
 
-        with Machine(memory=64 << 20, policy=Policy([Rule(0x35, read=0x20004)])) as machine:
-            machine.load(Boot(image=Path("guest.bin"), mode=16))
+        with Machine(memory="64M", policy="quiet.toml") as machine:
+            machine.load(Boot("guest.bin", mode=16))
             print(machine.run(timeout=10).end)
 
-    :param backend: who executes it; by default the best there is.
-    :param memory: bytes of RAM, 2 MiB to 1 TiB, whole 4 KiB pages.
-    :param cpus: how many vCPUs, at least 1.
-    :param policy: what to do at MSR accesses; by default each one faults and is told.
-    :param ignore_msrs: whether the host swallows accesses to MSRs that KVM does not know; by
-        default it is tried out.
-    :param hidden: CPUID features that the guest does not see.
-    :param log: takes the accesses that the policy wants told; see
+    :param backend: who executes the guest, or a name: ``kvm``, ``soft``, or ``auto`` for KVM where
+        it runs ordinary guests and soft elsewhere. If auto takes soft, a note in the result says
+        why.
+    :param memory: RAM, 2 MiB to 1 TiB in whole 4 KiB pages: bytes, or a size such as ``"1G"``.
+    :param cpus: the number of vCPUs, at least 1.
+    :param policy: what happens at MSR accesses: a policy, a policy file, or ``preset:NAME``. By
+        default each access faults, and is logged once.
+    :param ignore_msrs: whether the host swallows accesses to MSRs that KVM does not know; None to
+        find out.
+    :param hidden: CPUID features that the guest does not see, or their names.
+    :param log: called with the accesses that the policy logs; see
         :class:`~kvmsr.dispatch.Dispatcher`.
-    :param output: takes what the guest sends on its serial line.
-    :param debug_output: takes what it writes to the debug console; by default *output*.
-    :param native: whether accesses that need no Python are left to C, where that can be: on the
-        host's KVM, and if the native core was built.
+    :param output: called with the bytes that the guest sends on its serial line.
+    :param debug_output: called with the bytes that it writes to the debug console; by default
+        *output*.
+    :param native: whether C may answer accesses that need no Python. It does so on the host's KVM,
+        if the native core was built.
     :raises HostError: if the host lacks what is needed.
-    :raises PolicyError: if the policy does not fit this KVM.
+    :raises PolicyError: if the policy has an error or does not fit this KVM.
+    :raises UsageError: if an argument is not of its kind.
     """
 
     def __init__(
         self,
-        backend: Backend | None = None,
+        backend: Backend | str = "auto",
         *,
-        memory: int = 256 << 20,
+        memory: int | str = "256M",
         cpus: int = 1,
-        policy: Policy | None = None,
+        policy: Policy | StrPath | None = None,
         ignore_msrs: bool | None = None,
-        hidden: Iterable[Feature] = (),
+        hidden: Iterable[Feature | str] = (),
         log: Sink | None = None,
         output: Output = lambda data: None,
         debug_output: Output | None = None,
         native: bool = True,
     ) -> None:
-        if cpus < 1:
+        if to_count(cpus, "cpus") < 1:
             raise UsageError(f"a machine with {cpus} CPUs cannot run: it needs at least 1")
-        self.layout = Layout.of(memory)
+        self.layout = Layout.of(to_size(memory, "memory"))
+        rules, features = to_policy(policy), to_features(hidden)
+        if log is not None:
+            to_function(log, "log", "an access, its outcome and a line")
+        to_function(output, "output", "bytes")
+        if debug_output is not None:
+            to_function(debug_output, "debug_output", "bytes")
+        self._notes: list[str] = []
+        if isinstance(backend, str):
+            backend, why_soft = choose_backend(backend)
+            self._notes += [f"on the soft backend: {why_soft}"] if why_soft else []
         self.over = False
         self._end: End | None = None
         self._ended = threading.Event()
@@ -101,10 +127,10 @@ class Machine:
         self._opened: list[Kvm | Vm | Vcpu | Session] = []
         self.kvm = self._open(Kvm(backend))
         try:
-            self._build(cpus, list(hidden))
+            self._build(cpus, features)
             self.session = self._open(
                 Session(
-                    policy or Policy(),
+                    rules,
                     self.kvm,
                     vcpu=self.vcpus[0],
                     ignore_msrs=ignore_msrs,
@@ -116,7 +142,7 @@ class Machine:
             self._put_under_policy()
             events = BoardEvents(
                 output,
-                debug_output or output,
+                output if debug_output is None else debug_output,
                 self._debug_exit,
                 lambda what: self.end(End(EndKind.RESET, 0, f"the guest reset itself by {what}")),
                 lambda: self.end(End(EndKind.SHUTDOWN, 0, "the guest turned itself off")),
@@ -129,7 +155,7 @@ class Machine:
     # Building
 
     def _open(self, opened: _Opened) -> _Opened:
-        """Remember to close *opened*, before what was opened earlier."""
+        """Close *opened* with the machine, before everything that was opened earlier."""
         self._opened.append(opened)
         return opened
 
@@ -150,7 +176,7 @@ class Machine:
             self._add_memory(_HIGH_SLOT, FOUR_GIB, self.layout.high_size)
         self.vm.create_irqchip()
         self.vm.create_pit2(PIT_SPEAKER_DUMMY)
-        self.vm.set_gsi_routing(_routes())
+        self.vm.set_gsi_routing(interrupt_routes())
         self.vcpus = [self._open(self.vm.create_vcpu(number)) for number in range(cpus)]
         supported = kvm.get_supported_cpuid()
         deadline = bool(kvm.check_extension(Cap.TSC_DEADLINE_TIMER))
@@ -177,7 +203,7 @@ class Machine:
         return self.session.plan
 
     def _stop_at(self, vcpu: Vcpu) -> Callable[[Access, Outcome], None]:
-        """Return what ends the run at an access of *vcpu*."""
+        """Return a function that ends the run at an access of *vcpu*."""
 
         def stop(access: Access, outcome: Outcome) -> None:
             rip = where(self.vm, vcpu).rip
@@ -201,8 +227,10 @@ class Machine:
         """
         Load a guest.
 
-        :raises ImageError: if it cannot be loaded; says why.
+        :raises ImageError: if it cannot be loaded.
         """
+        remedy = f"give a Boot: Boot({short(boot)})"
+        refuse_unless(isinstance(boot, Boot), "boot", boot, remedy)
         rsdp = 0
         if boot.bios is None:
             tables = acpi.build_tables(ACPI_BASE, len(self.vcpus))
@@ -212,8 +240,8 @@ class Machine:
         self._image = str(boot.image or boot.bios)
         apply_start(self.vm, self.vcpus[0], self._loaded.start)
         if boot.bios is None:
-            # What firmware leaves behind: memory is write-back unless said otherwise. With MTRRs
-            # off, Linux would not use PAT either.
+            # As firmware leaves it: memory is write-back by default. With MTRRs disabled, Linux
+            # would not use PAT either.
             for vcpu in self.vcpus:
                 vcpu.set_msrs({_MTRR_DEF_TYPE: _MTRR_ENABLED_WRITE_BACK})
         return self._loaded
@@ -222,15 +250,17 @@ class Machine:
 
     @property
     def exits(self) -> int:
-        """Return how often the guest has come out so far; for a sign of life."""
+        """Return the number of exits so far, as a sign of life."""
         return sum(thread.exits for thread in self._threads)
 
     def run(self, timeout: float | None = None) -> RunResult:
         """
-        Run the guest to its end; once.
+        Run the guest until it ends. A machine runs once.
 
-        :param timeout: after so many seconds the run ends, whatever the guest does.
+        :param timeout: seconds after which the run ends, whatever the guest does, or None.
+        :raises UsageError: if nothing is loaded, or the machine has run already.
         """
+        timeout = to_seconds(timeout, "timeout")
         if self._loaded is None:
             raise UsageError("nothing is loaded: call load() first")
         if self.over:
@@ -240,9 +270,7 @@ class Machine:
             for thread in self._threads:
                 thread.start()
         except RuntimeError as error:
-            raise HostError(
-                f"cannot start a thread for each vCPU: {error}; ask for fewer"
-            ) from None
+            raise HostError(f"cannot start a thread per vCPU: {error}; use fewer CPUs") from None
         try:
             self._watch(None if timeout is None else begun + timeout, timeout)
         except KeyboardInterrupt:
@@ -250,17 +278,17 @@ class Machine:
         self._join()
         wall = time.monotonic() - begun
         assert self._end is not None
-        notes = list(self._loaded.notes)
+        notes = [*self._notes, *self._loaded.notes]
         notes += [
-            f"vCPU {thread.vcpu.id} did not come back within {_GRACE:g} seconds: is a handler"
-            " still at work?"
+            f"vCPU {thread.vcpu.id} did not stop within {_GRACE:g} seconds: a handler may still be"
+            " running"
             for thread in self._threads
             if thread.is_alive()
         ]
         return self.session.result(self._image, self._end, wall, notes)
 
     def end(self, end: End) -> None:
-        """End the run; the first end counts. From any thread."""
+        """End the run; the first call decides how. May be called from any thread."""
         with self._ending:
             if self._end is None:
                 self._end = end
@@ -269,7 +297,7 @@ class Machine:
         self._kick()
 
     def _debug_exit(self, value: int) -> None:
-        detail = f"the guest wrote {value:#x}"
+        detail = f"the guest wrote {value:#x} to the debug exit"
         self.end(End(EndKind.DEBUG_EXIT, (value << 1 | 1) & 0xFF, detail))
 
     def _kick(self) -> None:
@@ -278,12 +306,12 @@ class Machine:
 
     def _watch(self, deadline: float | None, timeout: float | None) -> None:
         """
-        Wait for the end, and see to it that there is one.
+        Wait for the end of the run, and end it if the guest has halted for good.
 
-        With an in-kernel interrupt controller a guest that halts for good stays in KVM_RUN for
-        good. So vCPUs that have not come out for a while are kicked, and tell on their way whether
-        anything can wake them. One may wake another that has just told that it sleeps: only if all
-        sleep twice in a row, and none came out in between, is it for good.
+        With an in-kernel interrupt controller, a vCPU that halts for good never returns from
+        KVM_RUN. So vCPUs that have not exited for a while are kicked, and each then finds out
+        whether only another vCPU can wake it. A vCPU may be woken just after it has found that, so
+        all of them have to be asleep twice in a row, without an exit in between.
         """
         pause = _SHORTEST_WATCH
         seen = [-1] * len(self._threads)
@@ -310,9 +338,7 @@ class Machine:
             pause = min(pause * 2, _LONGEST_WATCH)
 
     def _join(self) -> None:
-        """
-        Wait for the threads, once; each has been kicked, and is kicked again should it not come.
-        """
+        """Wait for the threads, once. They have been kicked; those that go on are kicked again."""
         if self._joined:
             return
         self._joined = True
@@ -327,9 +353,9 @@ class Machine:
 
     def close(self) -> None:
         """
-        Give everything back to the host; again is harmless.
+        Release all resources. May be called again.
 
-        A vCPU whose handler is still at work keeps the machine until a later call.
+        While a handler is still running, its vCPU keeps the machine open: call this again later.
         """
         if self._alive():
             if self._end is None:
@@ -353,21 +379,3 @@ class Machine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _routes() -> list[vm.IrqRoutingEntry]:
-    """Connect interrupt lines as on a PC: the timer, line 0, is on pin 2 of the IOAPIC."""
-    routes = []
-
-    def connect(gsi: int, chip: Chip, pin: int) -> None:
-        route = vm.IrqRoutingEntry(gsi=gsi, type=RoutingType.IRQCHIP)
-        route.u.irqchip.irqchip = chip
-        route.u.irqchip.pin = pin
-        routes.append(route)
-
-    for gsi in range(_IOAPIC_PINS):
-        if gsi < 16 and gsi != 2:
-            connect(gsi, Chip.PIC_MASTER if gsi < 8 else Chip.PIC_SLAVE, gsi % 8)
-        if gsi != 2:
-            connect(gsi, Chip.IOAPIC, gsi or 2)
-    return routes

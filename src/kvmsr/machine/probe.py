@@ -3,8 +3,8 @@
 The probe guest
 ---------------
 
-Whether a KVM runs ordinary guests. Where it has to emulate what they execute, it may lack an
-instruction: a tiny guest tries those that operating systems use early.
+Finds out whether a KVM runs ordinary guests. A KVM that has to emulate what guests execute may lack
+instructions. A tiny guest tries some that operating systems use early.
 """
 
 import threading
@@ -22,7 +22,7 @@ from kvmsr.machine.layout import FLAT_32, STACK
 
 __all__ = ("Verdict", "probe")
 
-# What guests/probe.S tries, in its order, and the CPUID feature that it takes.
+# What guests/probe.S tries, in its order, and the CPUID feature that this requires.
 CASES: Final = (
     ("long mode", ""),
     ("int3", ""),
@@ -43,10 +43,10 @@ _PATIENCE: Final = 2.0
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """
-    What became of the probe guest.
+    The result of the probe guest.
 
-    :ivar tried: the cases, by name.
-    :ivar failed: those that did not work, with what happened.
+    :ivar tried: the names of the cases.
+    :ivar failed: the cases that did not work, with what happened.
     """
 
     tried: tuple[str, ...]
@@ -54,12 +54,12 @@ class Verdict:
 
     @property
     def ordinary(self) -> bool:
-        """Tell whether ordinary guests can be expected to run."""
+        """Return whether ordinary guests can be expected to run."""
         return not self.failed
 
 
 def probe(backend: Backend) -> Verdict:
-    """Run the probe guest on *backend*, once for each case."""
+    """Run the probe guest on *backend*, once per case."""
     image = resources.files("kvmsr.machine").joinpath("guests", "probe.bin").read_bytes()
     tried: list[str] = []
     failed: dict[str, str] = {}

@@ -3,11 +3,11 @@
 vCPU threads
 ------------
 
-One thread for each vCPU: it enters the guest, and answers what makes the guest come out.
+One thread per vCPU enters the guest and handles its exits.
 
-A thread ends by itself only if the run is over: whoever ends the run sets ``Runner.over`` first and
-then kicks each vCPU, so a thread either sees the flag before it enters the guest, or is kicked out
-of it. Nothing on the way of an MSR access takes a lock.
+A thread runs until the run is over. Whoever ends the run first sets ``Runner.over`` and then kicks
+every vCPU, so a thread either sees the flag before it enters the guest or is kicked out of it. No
+lock is taken on the path of an MSR access.
 """
 
 import logging
@@ -47,28 +47,28 @@ _MASKED_OR_MODE: Final = 1 << 16 | 7 << 8
 _MODE_NMI: Final = 4 << 8
 
 _SERVED: Final = (IoOut, IoIn, MmioRead, MmioWrite)
-"""What the board answers."""
+"""The exits that the board handles."""
 
 
 class Runner(Protocol):
-    """What a vCPU's thread needs of its machine."""
+    """What a vCPU's thread needs to know about its machine."""
 
     vm: Vm
     board: Board
     over: bool
 
     def end(self, end: End) -> None:
-        """End the run, if it has not ended yet; from any thread."""
+        """End the run, unless it has ended already. May be called from any thread."""
 
 
 class VcpuThread(threading.Thread):
     """
     A vCPU and the thread that runs it.
 
-    :param guest: runs the vCPU, and answers its MSR accesses.
+    :param guest: runs the vCPU and answers its MSR accesses.
     :ivar vcpu: the vCPU.
-    :ivar asleep: when last kicked, it had halted with interrupts off and no device was to send
-        NMIs, or waited for SIPI: only another vCPU can wake it.
+    :ivar asleep: whether, when last kicked, only another vCPU could wake it: it waited for SIPI, or
+        had halted with interrupts disabled and no interrupt line was wired to NMI.
     """
 
     def __init__(self, runner: Runner, vcpu: Vcpu, guest: GuestVcpu) -> None:
@@ -81,11 +81,11 @@ class VcpuThread(threading.Thread):
 
     @property
     def exits(self) -> int:
-        """Return how often it came out of the guest, for whoever wonders whether it still does."""
+        """Return the number of exits so far, as a sign of life."""
         return self._exits + self._guest.accesses
 
     def let_go(self) -> None:
-        """Let go of the vCPU, which is about to be closed."""
+        """Release the vCPU, which is about to be closed."""
         self._guest.close()
 
     def run(self) -> None:
@@ -94,13 +94,13 @@ class VcpuThread(threading.Thread):
             self._loop()
         except KvmsrError as error:
             self._end(EndKind.ERROR, error.exit_status, str(error))
-        except KeyboardInterrupt:  # a handler's: signals reach the main thread alone
+        except KeyboardInterrupt:  # from a handler: signals only reach the main thread
             self._end(EndKind.STOP, INTERRUPTED, "interrupted by a handler")
         except BaseException as error:
-            # Whatever it is, the other threads must not wait for this one for ever.
+            # Whatever it is, the other threads must not wait for this one forever.
             _log.debug("vCPU %d", self.vcpu.id, exc_info=True)
             what = f"vCPU {self.vcpu.id}: {type(error).__name__}: {error}"
-            self._end(EndKind.ERROR, 1, f"kvmsr itself failed, please report it: {what}")
+            self._end(EndKind.ERROR, 1, f"this is a bug in kvmsr, please report it: {what}")
 
     def _loop(self) -> None:
         runner, guest = self._runner, self._guest
@@ -113,7 +113,7 @@ class VcpuThread(threading.Thread):
                 self._exits += 1
 
     def _serve(self, exit_: Exit) -> bool:
-        """Have the board answer an exit; False: it is not the board's."""
+        """Let the board handle an exit, and return whether it is one of the board's."""
         if type(exit_) not in _SERVED:
             return False
         try:
@@ -123,7 +123,7 @@ class VcpuThread(threading.Thread):
         self._exits += 1
         return True
 
-    # Everything else
+    # Other exits
 
     def _rare(self, exit_: Exit) -> None:
         if isinstance(exit_, Shutdown):
@@ -142,10 +142,10 @@ class VcpuThread(threading.Thread):
             pass
         else:
             name = exit_.name if isinstance(exit_, Other) else type(exit_).__name__
-            self._end(EndKind.ERROR, 1, f"vCPU {self.vcpu.id}: no way to handle {name}")
+            self._end(EndKind.ERROR, 1, f"vCPU {self.vcpu.id}: kvmsr cannot handle {name}")
 
     def _look_whether_asleep(self) -> None:
-        """Find out, after a kick, whether this vCPU sleeps in a way that nothing outside ends."""
+        """Find out, after a kick, whether this vCPU sleeps until another one wakes it."""
         state = self.vcpu.get_mp_state()
         if state is Mp.HALTED:
             masked = not self.vcpu.get_regs().rflags & _INTERRUPT_FLAG
@@ -154,7 +154,7 @@ class VcpuThread(threading.Thread):
             self.asleep = state in (Mp.UNINITIALIZED, Mp.INIT_RECEIVED)
 
     def _nmis_may_come(self) -> bool:
-        """Tell whether a line is wired to NMI, as a watchdog does with the timer's."""
+        """Return whether a line is wired to NMI, as a watchdog does with the timer's."""
         lint0 = int.from_bytes(bytes(self.vcpu.get_lapic().regs[_LVT0 : _LVT0 + 4]), "little")
         pins = self._runner.vm.get_irqchip(Chip.IOAPIC).chip.ioapic.redirtbl
         return any(entry & _MASKED_OR_MODE == _MODE_NMI for entry in (lint0, *pins))

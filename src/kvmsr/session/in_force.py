@@ -19,6 +19,7 @@ from kvmsr.policy.plan import Plan
 from kvmsr.session.facts import VmFacts
 from kvmsr.session.hostmsr import host_msrs
 from kvmsr.session.state import State, VmState
+from kvmsr.text import counted
 
 __all__ = ("InForce", "Shared")
 
@@ -194,4 +195,5 @@ class InForce:
 
 def refused_note(refused: int, kept: int) -> str:
     """Return a line about writes to shadowed MSRs that found no room."""
-    return f"{refused:,} writes to shadowed MSRs got #GP: {kept:,} MSRs are kept and no more"
+    writes = counted(refused, "write")
+    return f"{writes} to shadowed MSRs got #GP: {kept:,} MSRs are kept and no more"

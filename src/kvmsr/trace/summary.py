@@ -14,6 +14,7 @@ from typing import Any, Final
 from kvmsr.dispatch import Outcome, Verdict
 from kvmsr.msr import catalog
 from kvmsr.policy import Access, Op, Reason
+from kvmsr.text import counted
 
 __all__ = ("MAX_ROWS", "IndexCount", "Row", "Summary")
 
@@ -236,7 +237,8 @@ class Summary:
         if not accesses:
             return ""
         least = "" if self.other_msrs.exact else "at least "
-        return f"… and {accesses:,} accesses to {least}{len(self.other_msrs):,} other MSRs"
+        msrs = counted(len(self.other_msrs), "other MSR")
+        return f"… and {counted(accesses, 'access', 'accesses')} to {least}{msrs}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return totals and rows as the JSON summary has them."""

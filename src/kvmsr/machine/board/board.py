@@ -3,7 +3,7 @@
 The board
 ---------
 
-All devices in their places.
+All devices, connected to the bus.
 """
 
 import threading
@@ -28,13 +28,13 @@ _COM1_IRQ = 4
 @dataclass(frozen=True, slots=True)
 class BoardEvents:
     """
-    What the board tells the machine.
+    What the board calls when something happens.
 
-    :ivar output: takes what the guest sends on its serial line.
-    :ivar debug_output: takes what it writes to the debug console.
-    :ivar debug_exit: the guest asks to end, with a value.
-    :ivar reset: the guest resets the machine; with what, for people.
-    :ivar power_off: the guest turns the machine off.
+    :ivar output: called with the bytes that the guest sends on its serial line.
+    :ivar debug_output: called with the bytes that it writes to the debug console.
+    :ivar debug_exit: called with the value that it writes to the debug exit.
+    :ivar reset: called when it resets the machine, with the name of the device it used.
+    :ivar power_off: called when it turns the machine off.
     """
 
     output: Callable[[bytes], None]
@@ -46,9 +46,9 @@ class BoardEvents:
 
 class Board:
     """
-    Devices on a bus; one vCPU at a time is served.
+    Devices on a bus. One exit is handled at a time.
 
-    :ivar uart: the serial line, for its input.
+    :ivar uart: the serial line, which takes input.
     """
 
     def __init__(self, vm: Vm, layout: Layout, cpus: int, events: BoardEvents) -> None:
@@ -71,7 +71,7 @@ class Board:
         bus.add_ports(0xCF8, 8, small.PciConfig(events.reset), bytewise=False)
         fwcfg = FwCfg(layout.low_size + layout.high_size, cpus, layout.e820(), vm.memory_at)
         bus.add_ports(0x510, 12, fwcfg, bytewise=False)
-        # The VM's own clock: where time is virtual, it is the one that the guest's timers have.
+        # The VM's clock: if time is virtual, the PM timer agrees with the guest's other timers.
         pm = small.AcpiPm(events.power_off, lambda: int(vm.get_clock().clock))
         bus.add_ports(pm.BASE, pm.LENGTH, pm, bytewise=False)
         bus.add_ports(testdev.PORT_BASE, 4, testdev.TestPort(), bytewise=False)
@@ -81,7 +81,7 @@ class Board:
         bus.add_region(testdev.MEMORY_BASE, testdev.MEMORY_SIZE, testdev.TestMemory())
 
     def serve(self, exit_: IoIn | IoOut | MmioRead | MmioWrite) -> None:
-        """Answer a port or memory exit."""
+        """Handle a port or memory exit."""
         with self._lock:
             if isinstance(exit_, IoOut):
                 self._bus.port_out(exit_)

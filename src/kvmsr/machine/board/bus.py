@@ -3,8 +3,8 @@
 The bus
 -------
 
-Which device answers at a port or at an address. Where none does, reads give all ones and writes
-go nowhere, as on a PC.
+Routes port and memory accesses to devices. Where there is no device, reads return all ones and
+writes are ignored, as on a PC.
 """
 
 from typing import Protocol
@@ -16,17 +16,17 @@ __all__ = ("Bus", "Device")
 
 
 class Device(Protocol):
-    """Something at ports or addresses. *size* is in bytes: 1, 2, 4, or 8 in memory."""
+    """A device at ports or addresses. *size* is in bytes: 1, 2 or 4, and in memory also 8."""
 
     def read(self, address: int, size: int) -> int:
         """Return what the guest reads, below ``1 << 8 * size``."""
 
     def write(self, address: int, size: int, value: int) -> None:
-        """Take what the guest writes."""
+        """Handle a write by the guest."""
 
 
 class Bus:
-    """Ports and memory-mapped addresses, each with its device."""
+    """Maps ports and addresses to devices."""
 
     def __init__(self) -> None:
         self._ports: dict[int, Device] = {}
@@ -35,9 +35,10 @@ class Bus:
 
     def add_ports(self, first: int, count: int, device: Device, *, bytewise: bool = True) -> None:
         """
-        Let *device* answer at *count* ports from *first*.
+        Put *device* at *count* ports from *first*.
 
-        :param bytewise: it has registers of a byte: a wider access goes to it byte by byte.
+        :param bytewise: whether its registers are bytes: wider accesses are then split.
+        :raises BrokenInvariantError: if there is already a device at one of the ports.
         """
         for port in range(first, first + count):
             if port in self._ports:
@@ -47,25 +48,25 @@ class Bus:
                 self._bytewise.add(port)
 
     def add_region(self, base: int, size: int, device: Device) -> None:
-        """Let *device* answer at *size* bytes of guest-physical memory from *base*."""
+        """Put *device* at *size* bytes of guest-physical memory from *base*."""
         self._regions.append((base, base + size, device))
 
     def port_in(self, exit_: IoIn) -> None:
-        """Answer IN or INS."""
+        """Handle IN or INS."""
         size, data = exit_.size, exit_.data
         for start in range(0, size * exit_.count, size):
             value = self.read_port(exit_.port, size)
             data[start : start + size] = value.to_bytes(size, "little")
 
     def port_out(self, exit_: IoOut) -> None:
-        """Take OUT or OUTS."""
+        """Handle OUT or OUTS."""
         size, data = exit_.size, exit_.data
         for start in range(0, size * exit_.count, size):
             value = int.from_bytes(data[start : start + size], "little")
             self.write_port(exit_.port, size, value)
 
     def read_port(self, port: int, size: int) -> int:
-        """Return what *size* bytes read at *port*."""
+        """Return what a read of *size* bytes at *port* returns."""
         if size > 1 and port in self._bytewise:
             parts = (self.read_port(port + offset & 0xFFFF, 1) for offset in range(size))
             return sum(part << 8 * offset for offset, part in enumerate(parts))
@@ -74,7 +75,7 @@ class Bus:
         return all_ones if device is None else device.read(port, size) & all_ones
 
     def write_port(self, port: int, size: int, value: int) -> None:
-        """Write *size* bytes to *port*."""
+        """Write *value*, of *size* bytes, to *port*."""
         if size > 1 and port in self._bytewise:
             for offset in range(size):
                 self.write_port(port + offset & 0xFFFF, 1, value >> 8 * offset & 0xFF)
@@ -84,7 +85,7 @@ class Bus:
             device.write(port, size, value)
 
     def memory_read(self, exit_: MmioRead) -> None:
-        """Answer a read of memory that is no RAM."""
+        """Handle a read outside RAM."""
         size = len(exit_.data)
         value = (1 << 8 * size) - 1
         for base, end, device in self._regions:
@@ -93,7 +94,7 @@ class Bus:
         exit_.data[:] = value.to_bytes(size, "little")
 
     def memory_write(self, exit_: MmioWrite) -> None:
-        """Take a write to memory that is no RAM."""
+        """Handle a write outside RAM."""
         for base, end, device in self._regions:
             if base <= exit_.address < end:
                 value = int.from_bytes(exit_.data, "little")

@@ -3,8 +3,8 @@
 CMOS and real-time clock
 ------------------------
 
-An MC146818's clock (UTC, read only, no alarm) and the bytes in which firmware expects the memory's
-size. Sources: Motorola MC146818 data sheet; QEMU hw/i386/pc.c for what the bytes mean.
+The clock of an MC146818 (UTC, read-only, without alarm) and the bytes in which firmware finds the
+size of memory. Sources: Motorola MC146818 data sheet; QEMU hw/i386/pc.c for what the bytes mean.
 """
 
 import time
@@ -21,12 +21,12 @@ _STATUS_B_24H: Final = 0x02
 
 class Cmos:
     """
-    Index at port 0x70 and data at 0x71.
+    The index register at port 0x70 and the data register at port 0x71.
 
     :param low: bytes of RAM below 4 GiB.
     :param high: bytes of RAM from 4 GiB up.
-    :param cpus: how many vCPUs.
-    :param clock: seconds since 1970, injectable for tests.
+    :param cpus: the number of vCPUs.
+    :param clock: returns the seconds since 1970; tests pass their own.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Cmos:
         self._bytes = bytearray(128)
         self._bytes[0x0A] = _REGISTER_A
         self._bytes[0x0B] = _STATUS_B_24H
-        self._bytes[0x0D] = 0x80  # the battery is well
+        self._bytes[0x0D] = 0x80  # the battery is good
         self._put(0x15, min(low, 640 << 10) >> 10, 2)
         self._put(0x17, min(max(low - _MIB, 0) >> 10, 0xFFFF), 2)
         self._put(0x30, min(max(low - _MIB, 0) >> 10, 0xFFFF), 2)
@@ -49,7 +49,7 @@ class Cmos:
         self._bytes[index : index + size] = value.to_bytes(size, "little")
 
     def read(self, address: int, size: int) -> int:
-        """Return the chosen byte."""
+        """Return the selected byte."""
         if address == 0x70:
             return 0xFF  # write only
         if self._index in _FIELDS:
@@ -59,9 +59,9 @@ class Cmos:
         return self._bytes[self._index]
 
     def write(self, address: int, size: int, value: int) -> None:
-        """Choose a byte, or write the chosen one; the clock stays the host's."""
+        """Select a byte, or write the selected one; the clock cannot be set."""
         if address == 0x70:
-            self._index = value & 0x7F  # bit 7 masks NMIs, which nothing here raises
+            self._index = value & 0x7F  # bit 7 masks NMIs, which no device here raises
         elif self._index not in _FIELDS and self._index not in (0x0A, 0x0C, 0x0D):
             self._bytes[self._index] = value
 

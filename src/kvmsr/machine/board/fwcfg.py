@@ -3,8 +3,8 @@
 fw_cfg
 ------
 
-QEMU's way of telling firmware about the machine: a selector at port 0x510, a byte stream at 0x511
-and DMA at 0x514. Source: QEMU docs/specs/fw_cfg.rst.
+QEMU's interface through which firmware learns about the machine: a selector at port 0x510, a byte
+stream at 0x511 and DMA at 0x514. Source: QEMU docs/specs/fw_cfg.rst.
 """
 
 import struct
@@ -31,9 +31,13 @@ _MAX_DMA: Final = 1 << 20
 
 class FwCfg:
     """
-    The interface with its items.
+    The interface and its items.
 
-    :param memory: gives the guest-physical bytes at an address, for DMA; UsageError where none are.
+    :param ram_size: bytes of RAM.
+    :param cpus: the number of vCPUs.
+    :param e820: the memory map.
+    :param memory: returns a view of guest-physical memory, given address and size; raises
+        UsageError where there is no memory.
     """
 
     def __init__(
@@ -49,7 +53,7 @@ class FwCfg:
         self._dma_address = 0
         files = {
             "etc/e820": b"".join(struct.pack("<QQI", *entry) for entry in e820),
-            # There is no disk: SeaBIOS need not wait before it gives up booting, and resets.
+            # There is no disk: SeaBIOS should give up booting at once, and reset.
             "etc/boot-fail-wait": struct.pack("<I", 0),
         }
         self._items = {
@@ -66,7 +70,7 @@ class FwCfg:
         self._items[_FILE_DIR] = b"".join(directory)
 
     def read(self, address: int, size: int) -> int:
-        """Return the next bytes of the chosen item, or "QEMU CFG" from the DMA register."""
+        """Return the next bytes of the selected item, or "QEMU CFG" from the DMA register."""
         if address == 0x511:
             return int.from_bytes(self._next(size), "little")
         if address >= 0x514:
@@ -75,7 +79,7 @@ class FwCfg:
         return self._key
 
     def write(self, address: int, size: int, value: int) -> None:
-        """Choose an item, or start a DMA by its address, written big-endian in two halves."""
+        """Select an item, or start DMA with the address, which is big-endian in two halves."""
         if address == 0x510:
             self._select(value)
         elif address == 0x514:
@@ -85,7 +89,7 @@ class FwCfg:
             self._dma_address = 0
 
     def _select(self, key: int) -> None:
-        self._key = key & ~_WRITE_CHANNEL  # items here cannot be written
+        self._key = key & ~_WRITE_CHANNEL  # the items are read-only
         self._offset = 0
 
     def _next(self, size: int) -> bytes:
@@ -98,7 +102,7 @@ class FwCfg:
         try:
             control, length, target = struct.unpack(">IIQ", self._memory(address, 16))
         except Exception:
-            return  # nowhere to report to
+            return  # there is nowhere to report the error
         if control & _DMA_SELECT:
             self._select(control >> 16)
         result = 0

@@ -3,7 +3,7 @@
 Small devices
 -------------
 
-Debug console and debug exit, the ways to reset and to power off, and a PCI bus without devices.
+The debug console, the debug exit, ways to reset and power off, and a PCI bus without devices.
 """
 
 from collections.abc import Callable
@@ -13,31 +13,31 @@ __all__ = ("AcpiPm", "DebugConsole", "DebugExit", "KeyboardController", "PciConf
 
 class DebugConsole:
     """
-    A byte sink, QEMU's isa-debugcon (and Bochs' port 0xe9).
+    A byte sink: QEMU's isa-debugcon and Bochs's port 0xe9.
 
-    :param output: takes what the guest writes.
+    :param output: called with the bytes that the guest writes.
     """
 
     READBACK = 0xE9
-    """What it reads: firmware takes it for "there is a console here"."""
+    """The value that reads return; firmware uses it to detect the console."""
 
     def __init__(self, output: Callable[[bytes], None]) -> None:
         self._output = output
 
     def read(self, address: int, size: int) -> int:
-        """Return the sign of presence."""
+        """Return :attr:`READBACK`."""
         return self.READBACK
 
     def write(self, address: int, size: int, value: int) -> None:
-        """Put out a byte."""
+        """Output a byte."""
         self._output(bytes((value,)))
 
 
 class DebugExit:
     """
-    Ends the run with what the guest writes, QEMU's isa-debug-exit.
+    Ends the run with the value that the guest writes: QEMU's isa-debug-exit.
 
-    :param leave: is called with the value.
+    :param leave: called with the value.
     """
 
     def __init__(self, leave: Callable[[int], None]) -> None:
@@ -54,52 +54,52 @@ class DebugExit:
 
 class KeyboardController:
     """
-    A keyboard controller of which only the reset line is there.
+    A keyboard controller with nothing but its reset line.
 
-    :param reset: is called when the guest pulses it.
+    :param reset: called when the guest pulses the line.
     """
 
     STATUS = 0xFD
-    """All ones but "input buffer full": whoever waits to send a command need not wait."""
+    """All ones except "input buffer full": the guest can always send a command."""
 
     def __init__(self, reset: Callable[[str], None]) -> None:
         self._reset = reset
 
     def read(self, address: int, size: int) -> int:
-        """Return status, or no data."""
+        """Return the status, or all ones for "no data"."""
         return self.STATUS if address == 0x64 else 0xFF
 
     def write(self, address: int, size: int, value: int) -> None:
-        """Take a command; 0xfe pulses the reset line."""
+        """Handle a command; 0xfe pulses the reset line."""
         if address == 0x64 and value == 0xFE:
             self._reset("keyboard controller")
 
 
 class Port92:
     """
-    System control port A: the A20 gate, always open, and a fast reset.
+    System control port A: the A20 gate, which is always open, and a fast reset.
 
-    :param reset: is called when the guest asks for it.
+    :param reset: called when the guest sets bit 0.
     """
 
     def __init__(self, reset: Callable[[str], None]) -> None:
         self._reset = reset
 
     def read(self, address: int, size: int) -> int:
-        """Say that A20 is open."""
+        """Return that A20 is open."""
         return 0x02
 
     def write(self, address: int, size: int, value: int) -> None:
-        """Take a command; bit 0 resets."""
+        """Handle a write; bit 0 resets."""
         if value & 1:
             self._reset("port 0x92")
 
 
 class PciConfig:
     """
-    PCI configuration ports with nothing behind them, and the reset register between them.
+    PCI configuration ports of a bus without devices, and the reset register between them.
 
-    :param reset: is called when the guest asks for it.
+    :param reset: called when the guest sets bit 2 of port 0xcf9.
     """
 
     def __init__(self, reset: Callable[[str], None]) -> None:
@@ -113,7 +113,7 @@ class PciConfig:
         return 0 if address == 0xCF9 else (1 << 8 * size) - 1
 
     def write(self, address: int, size: int, value: int) -> None:
-        """Choose an address; or reset, by bit 2 of the byte at 0xcf9."""
+        """Set the address register, or reset by bit 2 of the byte at 0xcf9."""
         if address == 0xCF8 and size == 4:
             self._address = value
         elif address == 0xCF9 and size == 1 and value & 4:
@@ -122,12 +122,12 @@ class PciConfig:
 
 class AcpiPm:
     """
-    ACPI power management as the FADT describes it: PM1 events and control, and the PM timer.
+    ACPI power management as in the FADT: PM1 events and control, and the PM timer.
 
     Source: ACPI 6.5, section 4.8.3.
 
-    :param power_off: is called when the guest enters a sleep state: there is none but "off".
-    :param clock_ns: tells the time, in nanoseconds.
+    :param power_off: called when the guest enters a sleep state; the only one is "off".
+    :param clock_ns: returns the time in nanoseconds.
     """
 
     BASE = 0x600
@@ -144,7 +144,7 @@ class AcpiPm:
         self._enabled_events = 0
 
     def read(self, address: int, size: int) -> int:
-        """Return a register; events never happen."""
+        """Return a register; no events ever occur."""
         if address == self.TIMER:
             return self._clock_ns() * self.TIMER_HZ // 1_000_000_000 & 0xFFFFFF
         if address == self.CONTROL:

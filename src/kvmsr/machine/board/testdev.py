@@ -3,8 +3,8 @@
 Test device
 -----------
 
-What kvm-unit-tests expect of QEMU's pc-testdev: interrupt lines to set, a port and some memory that
-keep what is written.
+What kvm-unit-tests expect of QEMU's pc-testdev: interrupt lines that can be set, and ports and
+memory that keep what is written.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ PORT_BASE: Final = 0xE0
 
 
 class TestPort:
-    """Four ports that keep what is written: ports 0xe0 to 0xe3."""
+    """Ports 0xe0 to 0xe3, which keep what is written."""
 
     def __init__(self) -> None:
         self._data = 0
@@ -38,9 +38,9 @@ class TestPort:
 
 class TestIrqLines:
     """
-    A port for each interrupt line: writing 1 or 0 sets its level.
+    One port per interrupt line: writing 1 or 0 sets the level.
 
-    :param set_irq: is called with line and level.
+    :param set_irq: called with line and level.
     """
 
     def __init__(self, set_irq: Callable[[int, bool], None]) -> None:
@@ -56,7 +56,7 @@ class TestIrqLines:
 
 
 class TestMemory:
-    """64 KiB at 0xff000000 that keep what is written, and that KVM has to emulate access to."""
+    """64 KiB at 0xff000000 that keep what is written; KVM has to emulate each access."""
 
     def __init__(self) -> None:
         self._bytes = bytearray(MEMORY_SIZE)

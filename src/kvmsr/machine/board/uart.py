@@ -3,10 +3,10 @@
 UART
 ----
 
-A 16550A as far as software can tell: FIFO, transmit and receive interrupts, loop-back. Characters
-leave at once; those that come in wait outside for a place in the FIFO, as with a line that knows
-flow control. Only looped back can they overrun it. Source: National Semiconductor PC16550D data
-sheet, section 8.
+A 16550A as software sees it: FIFO, transmit and receive interrupts, loopback. Characters are sent
+at once. Received characters wait outside until the FIFO has room, as on a line with flow control;
+only in loopback mode can they overrun it. Source: National Semiconductor PC16550D data sheet,
+section 8.
 """
 
 import threading
@@ -40,8 +40,9 @@ class Uart:
     """
     A 16550A.
 
-    :param output: takes what the guest sends.
-    :param set_irq: sets the level of its interrupt line.
+    :param base: its first port.
+    :param output: called with the bytes that the guest sends.
+    :param set_irq: called with the level of its interrupt line when that changes.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Uart:
         self._set_irq = set_irq
         self._level = False
         self._received: deque[int] = deque()
-        self._lock = threading.RLock()  # input arrives in a thread of its own
+        self._lock = threading.RLock()  # input comes from another thread
         self._ier = self._lcr = self._mcr = self._scr = self._fcr = 0
         self._divisor = 12  # 9600 baud, as a PC's firmware leaves it
         self._transmit_pending = False
@@ -60,11 +61,11 @@ class Uart:
 
     @property
     def backlog(self) -> int:
-        """Return how many characters the guest has yet to read."""
+        """Return the number of characters that the guest has not read yet."""
         return len(self._received)
 
     def receive(self, data: bytes) -> None:
-        """Let the guest receive *data*; from any thread."""
+        """Queue *data* for the guest. May be called from any thread."""
         with self._lock:
             self._received.extend(data)
             self._update()
@@ -124,7 +125,8 @@ class Uart:
                 self._overrun = True
         else:
             self._output(bytes((value,)))
-        # Sent at once, so it becomes empty again: an edge, even where the line was high already.
+        # The character is sent at once and the register is empty again: an edge, even if the line
+        # was high already.
         self._transmit_pending = False
         self._update()
         self._transmit_pending = True
@@ -138,24 +140,24 @@ class Uart:
 
     def _identify(self) -> int:
         pending = self._pending()
-        if pending == _IIR_TRANSMIT:  # reading it is what acknowledges it
+        if pending == _IIR_TRANSMIT:  # reading IIR acknowledges it
             self._transmit_pending = False
             self._update()
         return pending | (_IIR_FIFO if self._fcr & _FCR_ENABLE else 0)
 
     def _line_status(self) -> int:
-        overrun, self._overrun = self._overrun, False  # reading it clears it
+        overrun, self._overrun = self._overrun, False  # reading LSR clears it
         return _LSR_EMPTY | (_LSR_DATA if self._received else 0) | (_LSR_OVERRUN if overrun else 0)
 
     def _modem_status(self) -> int:
         if not self._mcr & _MCR_LOOP:
             return _MSR_CTS_DSR_DCD
-        # Looped back: RTS to CTS, DTR to DSR, OUT1 to RI, OUT2 to DCD.
+        # In loopback mode: RTS to CTS, DTR to DSR, OUT1 to RI, OUT2 to DCD.
         mcr = self._mcr
         return (mcr & 2) << 3 | (mcr & 1) << 5 | (mcr & 4) << 4 | (mcr & 8) << 4
 
     def _update(self) -> None:
-        # OUT2 is the gate between the chip and the PC's interrupt controller.
+        # On a PC, OUT2 connects the chip to the interrupt controller.
         level = self._pending() != _IIR_NONE and bool(self._mcr & _MCR_OUT2)
         if level != self._level:
             self._level = level

@@ -3,15 +3,15 @@
 Loaders
 -------
 
-From an image to a guest that is ready to start: :func:`load` finds out what the image is.
+From an image to a guest that is ready to start: :func:`load` detects the kind of image.
 """
 
 from pathlib import Path
-from typing import Final
 
 from kvmsr.errors import ImageError, UsageError
 from kvmsr.machine.loaders.bios import load_bios
-from kvmsr.machine.loaders.common import Boot, Guest, Loaded, read_file
+from kvmsr.machine.loaders.boot import Boot
+from kvmsr.machine.loaders.common import Guest, Loaded, read_file
 from kvmsr.machine.loaders.elf import Elf
 from kvmsr.machine.loaders.flat import load_flat
 from kvmsr.machine.loaders.linux import is_bzimage, load_bzimage
@@ -20,27 +20,20 @@ from kvmsr.machine.loaders.pvh import load_pvh, pvh_entry
 
 __all__ = ("Boot", "Guest", "Loaded", "load")
 
-MODES: Final = (16, 32, 64)
-
 
 def load(guest: Guest, boot: Boot) -> Loaded:
     """
     Load what *boot* names into *guest*.
 
-    :raises ImageError: if it cannot be loaded; says why.
-    :raises UsageError: if *boot* asks for what cannot be together.
+    :raises ImageError: if it cannot be loaded.
+    :raises UsageError: if *boot* gives what this kind of image does not take.
     """
     if boot.bios is not None:
-        if boot.image is not None:
-            raise UsageError("give a kernel image or --bios, not both: there is no disk to boot")
         return load_bios(guest, boot.bios)
-    if boot.image is None:
-        raise UsageError("there is nothing to boot: give an image, or a firmware with --bios")
+    assert boot.image is not None
     path = boot.image
     data = read_file(path, "image", guest.layout.low_size)
     if boot.mode is not None:
-        if boot.mode not in MODES:
-            raise UsageError(f"mode {boot.mode} is none of 16, 32 and 64")
         return load_flat(guest, path, data, boot.mode)
     if is_bzimage(data):
         return load_bzimage(guest, path, data, boot.append, _one(boot))
@@ -49,8 +42,8 @@ def load(guest: Guest, boot: Boot) -> Loaded:
     if data.startswith(b"\x7fELF"):
         return _load_elf(guest, boot, path, data)
     raise ImageError(
-        f"image {path} is no Linux bzImage, no multiboot kernel and no ELF kernel; if it is a flat"
-        " binary, say in which mode it starts: --mode 16, 32 or 64"
+        f"image {path} is not a Linux bzImage, a multiboot kernel or an ELF kernel; if it is a flat"
+        " binary, give the mode in which it starts: --mode 16, 32 or 64"
     )
 
 
@@ -58,13 +51,13 @@ def _load_elf(guest: Guest, boot: Boot, path: Path, data: bytes) -> Loaded:
     elf = Elf(data, f"ELF image {path}")
     if pvh_entry(elf) is None:
         raise ImageError(
-            f"ELF image {path} has neither a multiboot header nor a PVH entry: there is no agreed"
-            " way to start it (Linux: build with CONFIG_PVH, or give the bzImage)"
+            f"ELF image {path} has neither a multiboot header nor a PVH entry, so there is no"
+            " defined way to start it (for Linux, build with CONFIG_PVH, or give the bzImage)"
         )
     return load_pvh(guest, path, elf, boot.append, _one(boot))
 
 
 def _one(boot: Boot) -> Path | None:
     if len(boot.initrd) > 1:
-        raise UsageError("only multiboot images take several --initrd")
+        raise UsageError("only multiboot images take more than one --initrd")
     return boot.initrd[0] if boot.initrd else None

@@ -3,7 +3,7 @@
 Firmware
 --------
 
-A BIOS image: it ends at 4 GiB, and its last 256 KiB show below 1 MiB, too.
+A BIOS image ends at 4 GiB; its last 256 KiB also appear below 1 MiB.
 """
 
 from pathlib import Path
@@ -29,12 +29,13 @@ def load_bios(guest: Guest, path: Path) -> Loaded:
     data = read_file(path, "BIOS image", _LARGEST)
     if len(data) % _UNIT:
         raise ImageError(
-            f"BIOS image {path} has {len(data):,} bytes, no multiple of 64 KiB: is it whole?"
+            f"BIOS image {path} may be incomplete: it has {len(data):,} bytes, which is not a"
+            " multiple of 64 KiB"
         )
     rom = Memory(len(data))
     rom.view[:] = data
-    # Not KVM_MEM_READONLY: firmware writes to its copy below 1 MiB, and writes up here are rare
-    # enough to be let through.
+    # Not KVM_MEM_READONLY: firmware writes to its copy below 1 MiB, and there is no need to refuse
+    # the rare writes up here.
     guest.vm.set_user_memory_region(_SLOT, FOUR_GIB - len(data), rom)
     tail = data[-_SHADOWED:]
     guest.put(_MIB - len(tail), tail, f"BIOS image {path}")

@@ -3,11 +3,11 @@
 What loaders share
 ------------------
 
-Reading files, putting them into guest memory, and saying clearly why something does not fit.
+Reading files and placing them in guest memory, with clear errors for what does not fit.
 """
 
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,36 +17,17 @@ from kvmsr.kvm import Vm
 from kvmsr.machine.cpustate import Start
 from kvmsr.machine.layout import FOUR_GIB, INFO, INFO_SIZE, Layout
 
-__all__ = ("Boot", "Guest", "Loaded", "read_file")
-
-
-@dataclass(frozen=True, slots=True)
-class Boot:
-    """
-    What to boot.
-
-    :ivar image: a kernel or flat binary; None with *bios* alone.
-    :ivar append: the kernel's command line.
-    :ivar initrd: initial RAM disk; several only for multiboot, whose modules they are.
-    :ivar bios: a firmware image.
-    :ivar mode: 16, 32 or 64 says that *image* is a flat binary to be started in that mode.
-    """
-
-    image: Path | None = None
-    append: str = ""
-    initrd: Sequence[Path] = ()
-    bios: Path | None = None
-    mode: int | None = None
+__all__ = ("Guest", "Loaded", "read_file")
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """
-    What a loader did.
+    The result of a loader.
 
-    :ivar kind: what the image was, for people.
+    :ivar kind: the kind of image, for people.
     :ivar start: how the first vCPU starts.
-    :ivar notes: what the user should know, a line each.
+    :ivar notes: lines for the user.
     """
 
     kind: str
@@ -57,11 +38,11 @@ class Loaded:
 @dataclass(frozen=True, slots=True)
 class Guest:
     """
-    Where images are loaded to.
+    Where images are loaded.
 
-    :ivar vm: the VM, its RAM in place.
-    :ivar layout: how much of it lies where.
-    :ivar rsdp: where the ACPI tables are; 0 where there are none.
+    :ivar vm: the VM, with its RAM.
+    :ivar layout: where RAM is.
+    :ivar rsdp: the address of the ACPI tables, or 0 if there are none.
     """
 
     vm: Vm
@@ -72,16 +53,16 @@ class Guest:
         """
         Copy *data* to guest-physical *address*.
 
-        :param what: what it is, for the message.
-        :raises ImageError: if there is no RAM.
+        :param what: what *data* is, for the message.
+        :raises ImageError: if there is no RAM at that address.
         """
         self.room(address, len(data), what)[:] = data
 
     def info_room(self, taken: Iterable[tuple[int, int]]) -> int:
         """
-        Return where loaders may put up to INFO_SIZE bytes that they tell the guest.
+        Return where loaders may put up to INFO_SIZE bytes of information for the guest.
 
-        :param taken: start and end of what the image itself occupies.
+        :param taken: start and end of each range that the image occupies.
         """
         spans = list(taken)
         if all(end <= INFO or start >= INFO + INFO_SIZE for start, end in spans):
@@ -89,7 +70,7 @@ class Guest:
         return (max(end for _, end in spans) + 0xFFF) & -0x1000
 
     def room(self, address: int, size: int, what: str) -> memoryview:
-        """Return *size* bytes at *address*; see :meth:`put`."""
+        """Return a view of *size* bytes at *address*; see :meth:`put`."""
         try:
             return self.vm.memory_at(address, size)
         except UsageError:
@@ -98,8 +79,8 @@ class Guest:
                 f" and {FOUR_GIB:#x}-{FOUR_GIB + high - 1:#x}" if high else ""
             )
             raise ImageError(
-                f"{what} does not fit: it wants {size:#x} bytes at {address:#x}, and {ram}; give"
-                " the machine more --memory, if the image is sound"
+                f"{what} does not fit: it needs {size:#x} bytes at {address:#x}, and {ram}; give"
+                " the machine more --memory, or check the image"
             ) from None
 
 
@@ -107,8 +88,8 @@ def read_file(path: Path, what: str, limit: int) -> bytes:
     """
     Return the bytes of *path*.
 
-    :param what: what it is, for messages.
-    :param limit: the most bytes that make sense.
+    :param what: what the file is, for messages.
+    :param limit: the largest size that makes sense, in bytes.
     :raises ImageError: if it is not a regular file, cannot be read, is empty, or is larger than
         *limit*.
     """
@@ -117,8 +98,8 @@ def read_file(path: Path, what: str, limit: int) -> bytes:
     except OSError as error:
         if error.errno == errno.EFBIG:
             raise ImageError(
-                f"{what} {path} does not fit the machine's {limit:,} bytes of memory: give it more"
-                " --memory"
+                f"{what} {path} does not fit in the machine's {limit:,} bytes of memory: give it"
+                " more --memory"
             ) from None
         raise ImageError(f"cannot read {what} {path}: {error.strerror}") from None
     except ValueError as error:  # a NUL

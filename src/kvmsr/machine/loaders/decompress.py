@@ -3,8 +3,8 @@
 Decompression
 -------------
 
-The formats in which a bzImage may hold its kernel, told apart by their first bytes. What comes out
-is limited: a few bytes can stand for terabytes.
+The formats in which a bzImage may hold its kernel, distinguished by their first bytes. The size of
+the result is limited: a few bytes can expand to terabytes.
 """
 
 import bz2
@@ -19,30 +19,36 @@ import zstandard
 
 from kvmsr.errors import ImageError
 
-__all__ = ("decompress",)
+__all__ = ("UnknownFormatError", "decompress")
 
-_LZ4_BLOCK: Final = 8 << 20  # what a block of the legacy format holds at most
-_ZSTD_WINDOW: Final = 1 << 27  # the kernel's build takes the largest window: zstd -22 --ultra
+_LZ4_BLOCK: Final = 8 << 20  # the largest block of the legacy format
+_ZSTD_WINDOW: Final = 1 << 27  # the kernel's build uses the largest: zstd -22 --ultra
+
+
+class UnknownFormatError(ImageError):
+    """The compression format is unknown."""
 
 
 def decompress(data: bytes, limit: int) -> tuple[str, bytes]:
     """
-    Return the format's name and the content.
+    Return the name of the format and the contents.
 
-    :param data: begins with the compressed stream; what follows its end is ignored.
-    :param limit: the most bytes that make sense.
-    :raises ImageError: if the format is not known, the stream is damaged, or it holds more.
+    :param data: bytes that begin with a compressed stream; what follows the stream is ignored.
+    :param limit: the largest size that makes sense, in bytes.
+    :raises ImageError: if the format is unknown, or the stream is damaged or larger than *limit*.
     """
     for magic, name, expand in _FORMATS:
         if data.startswith(magic):
             try:
                 content = expand(data, limit + 1)
-            except Exception as error:  # each library has errors of its own
+            except Exception as error:  # each library has its own errors
                 raise ImageError(f"its {name} stream is damaged: {error}") from None
             if len(content) > limit:
-                raise ImageError(f"its {name} stream holds more than {limit:,} bytes")
+                raise ImageError(f"its {name} stream expands to more than {limit:,} bytes")
             return name, content
-    raise ImageError(f"its compression is not known (it begins with {data[:6].hex(' ')})")
+    raise UnknownFormatError(
+        f"its compression format is unknown (it begins with {data[:6].hex(' ')})"
+    )
 
 
 def _gzip(data: bytes, limit: int) -> bytes:
@@ -64,7 +70,7 @@ def _whole(
 ) -> bytes:
     content = decompressor.decompress(data, limit)
     if not decompressor.eof and len(content) < limit:
-        raise ValueError("it ends too early")
+        raise ValueError("unexpected end")
     return content
 
 
@@ -76,11 +82,11 @@ def _zstd(data: bytes, limit: int) -> bytes:
 def _lz4(data: bytes, limit: int) -> bytes:
     content = bytearray()
     at = 4
-    while len(data) - at > 4 and len(content) < limit:  # the last four bytes: the content's length
+    while len(data) - at > 4 and len(content) < limit:  # the last four bytes are the length
         (size,) = struct.unpack_from("<I", data, at)
         block = data[at + 4 : at + 4 + size]
         if len(block) < size:
-            raise ValueError("it ends too early")
+            raise ValueError("unexpected end")
         content += lz4.block.decompress(block, uncompressed_size=_LZ4_BLOCK)
         at += 4 + size
     return bytes(content)

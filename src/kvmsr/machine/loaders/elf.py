@@ -3,7 +3,7 @@
 ELF images
 ----------
 
-Segments and notes of an ELF file, read by pyelftools and checked before use.
+The segments and notes of an ELF file, parsed by pyelftools and checked before use.
 """
 
 import io
@@ -24,7 +24,7 @@ _X86 = ("EM_386", "EM_X86_64")
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A piece to load: *data* at *address* (physical), then zeros up to *size* bytes."""
+    """What to load: *data* at the physical *address*, followed by zeros up to *size* bytes."""
 
     address: int
     data: memoryview
@@ -35,10 +35,11 @@ class Elf:
     """
     An ELF executable for x86.
 
+    :param what: what the file is, for messages.
     :ivar bits: 32 or 64.
-    :ivar entry: its entry point.
+    :ivar entry: the entry point.
     :ivar segments: what to load.
-    :raises ImageError: if it is none, or damaged.
+    :raises ImageError: if it is not an ELF executable for x86, or damaged.
     """
 
     def __init__(self, data: bytes, what: str) -> None:
@@ -51,32 +52,34 @@ class Elf:
             self.entry: int = self._file["e_entry"]
             count = self._file.num_segments()
             if count > _MAX_SEGMENTS:
-                raise ImageError(f"{what}: {count} ELF segments are too many")
+                raise ImageError(f"{what}: too many ELF segments: {count}")
             found = list(self._file.iter_segments()) if count else []
             self.segments = [self._segment(s) for s in found if s["p_type"] == "PT_LOAD"]
             self._notes = [s for s in found if isinstance(s, NoteSegment)]
         except ImageError:
             raise
-        except Exception as error:  # pyelftools lets the errors of its parts through
+        except Exception as error:  # pyelftools raises whatever its parts raise
             raise ImageError(f"{what}: a damaged ELF file ({type(error).__name__}: {error})") from (
                 None
             )
         if machine not in _X86:
-            raise ImageError(f"{what}: an ELF file for {machine}, not for x86")
+            raise ImageError(f"{what}: the ELF file is for {machine}, not for x86")
         if kind not in ("ET_EXEC", "ET_DYN"):
-            raise ImageError(f"{what}: an ELF file of type {kind}, not an executable")
+            raise ImageError(f"{what}: the ELF file is of type {kind}, not an executable")
         if not self.segments:
-            raise ImageError(f"{what}: an ELF file with nothing to load")
+            raise ImageError(f"{what}: the ELF file has nothing to load")
 
     def _segment(self, segment: Any) -> Segment:
         offset, size = segment["p_offset"], segment["p_filesz"]
         data = memoryview(self._data)[offset : offset + size]
         if len(data) < size:
-            raise ImageError(f"{self._what}: truncated, an ELF segment reaches past its end")
+            raise ImageError(
+                f"{self._what}: truncated: an ELF segment extends past the end of the file"
+            )
         return Segment(segment["p_paddr"], data, max(segment["p_memsz"], size))
 
     def note(self, owner: str, kind: int) -> bytes | None:
-        """Return the content of a note, or None if there is none."""
+        """Return the contents of a note, or None if there is no such note."""
         try:
             for segment in self._notes:
                 note: Any
@@ -89,7 +92,7 @@ class Elf:
         return None
 
     def load(self, guest: Guest) -> list[tuple[int, int]]:
-        """Load all segments; return where they begin and end."""
+        """Load all segments, and return the start and end of each."""
         for segment in self.segments:
             room = guest.room(segment.address, segment.size, self._what)
             room[: len(segment.data)] = segment.data

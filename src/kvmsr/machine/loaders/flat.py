@@ -3,7 +3,7 @@
 Flat binaries
 -------------
 
-Code as it is, put at 0x7c00 (16 bits, as a boot sector) or 1 MiB (32 and 64 bits) and started at
+Raw code, loaded at 0x7c00 (16 bits, like a boot sector) or 1 MiB (32 and 64 bits) and started at
 its first byte.
 """
 
@@ -24,7 +24,7 @@ _WHERE: Final = {
 
 
 def load_flat(guest: Guest, path: Path, data: bytes, mode: int) -> Loaded:
-    """Load *data* and start it in *mode*: 16, 32 or 64."""
+    """Load *data*, to be started in *mode*: 16, 32 or 64."""
     address, stack = _WHERE[Mode(mode)]
     guest.put(address, data, f"flat binary {path}")
     return Loaded(f"flat {mode}-bit binary", Start(mode, address, {"rsp": stack}))

@@ -3,8 +3,9 @@
 Linux bzImages
 --------------
 
-By the 64-bit boot protocol. The kernel inside is decompressed here and not by the guest: that is
-most of a boot's time on a slow CPU. Source: Linux Documentation/arch/x86/boot.rst, zero-page.rst.
+Loaded by the 64-bit boot protocol. The kernel inside is decompressed here rather than by the guest,
+which on a slow CPU would take most of the boot. Source: Linux Documentation/arch/x86/boot.rst and
+zero-page.rst.
 """
 
 import struct
@@ -15,13 +16,13 @@ from kvmsr.errors import ImageError
 from kvmsr.machine.cpustate import Mode, Start
 from kvmsr.machine.layout import BOOT_PARAMS, COMMAND_LINE, STACK
 from kvmsr.machine.loaders.common import Guest, Loaded, read_file
-from kvmsr.machine.loaders.decompress import decompress
+from kvmsr.machine.loaders.decompress import UnknownFormatError, decompress
 from kvmsr.machine.loaders.elf import Elf
 
 __all__ = ("is_bzimage", "load_bzimage")
 
 _MAGIC: Final = b"HdrS"
-_LEAST_VERSION: Final = 0x020C  # 2.12, Linux 3.8: tells whether there is a 64-bit entry
+_LEAST_VERSION: Final = 0x020C  # 2.12, Linux 3.8: has XLF_KERNEL_64
 _XLF_KERNEL_64: Final = 1
 _ENTRY_64: Final = 0x200
 _LOADED_HIGH: Final = 1
@@ -31,11 +32,11 @@ _PAGE: Final = 4096
 
 
 class _Header:
-    """The setup header, read in place."""
+    """The setup header."""
 
     def __init__(self, data: bytes, what: str) -> None:
         if len(data) < 0x270:
-            raise ImageError(f"{what}: truncated, it ends within its setup header")
+            raise ImageError(f"{what}: truncated within its setup header")
         self.setup_size = ((data[0x1F1] or 4) + 1) * 512
         (self.version,) = struct.unpack_from("<H", data, 0x206)
         (self.xloadflags,) = struct.unpack_from("<H", data, 0x236)
@@ -48,7 +49,7 @@ class _Header:
 
 
 def is_bzimage(data: bytes) -> bool:
-    """Tell whether an image has Linux' setup header."""
+    """Return whether an image has Linux's setup header."""
     return data[0x202:0x206] == _MAGIC and data[0x1FE:0x200] == b"\x55\xaa"
 
 
@@ -58,12 +59,12 @@ def load_bzimage(guest: Guest, path: Path, data: bytes, append: str, initrd: Pat
     header = _Header(data, what)
     if header.version < _LEAST_VERSION or not header.xloadflags & _XLF_KERNEL_64:
         raise ImageError(
-            f"{what}: boot protocol {header.version >> 8}.{header.version & 0xFF:02} and no 64-bit"
-            " entry; a 64-bit Linux from 3.8 on is needed"
+            f"{what}: no 64-bit entry point (boot protocol"
+            f" {header.version >> 8}.{header.version & 0xFF:02}); use a 64-bit Linux 3.8 or later"
         )
     kernel = data[header.setup_size :]
     if len(kernel) <= _ENTRY_64:
-        raise ImageError(f"{what}: truncated, it ends within its setup code")
+        raise ImageError(f"{what}: truncated within its setup code")
     guest.room(header.preferred, header.init_size, f"{what}, while it starts,")
     entry, kind, notes = _load_kernel(guest, header, kernel, what)
     params = _boot_params(guest, header, append, what)
@@ -77,19 +78,19 @@ def load_bzimage(guest: Guest, path: Path, data: bytes, append: str, initrd: Pat
 def _load_kernel(
     guest: Guest, header: _Header, kernel: bytes, what: str
 ) -> tuple[int, str, tuple[str, ...]]:
-    """Load what is inside, or the whole to decompress itself; return entry, kind and notes."""
+    """Load the kernel inside, or let the image decompress itself; return entry, kind and notes."""
     payload = kernel[header.payload_offset : header.payload_offset + header.payload_length]
     if len(payload) < header.payload_length or not payload:
-        raise ImageError(f"{what}: truncated, its compressed kernel is not whole")
+        raise ImageError(f"{what}: truncated: its compressed kernel is incomplete")
     try:
         name, vmlinux = decompress(payload, guest.layout.low_size)
         elf = Elf(vmlinux, f"{what}: the kernel inside")
-    except ImageError as error:
-        if "is not known" not in str(error):
-            raise ImageError(str(error) if what in str(error) else f"{what}: {error}") from None
+    except UnknownFormatError as error:
         guest.put(header.preferred, kernel, what)
-        note = f"{what}: {error}; the guest decompresses it itself, which takes longer"
+        note = f"{what}: {error}; the guest decompresses the kernel itself, which takes longer"
         return header.preferred + _ENTRY_64, "Linux bzImage", (note,)
+    except ImageError as error:
+        raise ImageError(str(error) if what in str(error) else f"{what}: {error}") from None
     elf.load(guest)
     return elf.entry, f"Linux bzImage, {name}", ()
 
@@ -100,8 +101,8 @@ def _boot_params(guest: Guest, header: _Header, append: str, what: str) -> bytea
     line = append.encode()
     if len(line) > header.command_line_size:
         raise ImageError(
-            f"{what}: the command line has {len(line)} bytes, this kernel takes"
-            f" {header.command_line_size}"
+            f"{what}: the command line has {len(line):,} bytes, and this kernel takes"
+            f" {header.command_line_size:,}"
         )
     guest.put(COMMAND_LINE, line + b"\0", "command line")
     params[0x210] = _UNKNOWN_LOADER

@@ -3,7 +3,7 @@
 Multiboot
 ---------
 
-Version 1: an ELF file (32 or 64 bits), or an image whose header says where it goes, started in
+Version 1: an ELF file (32 or 64 bits), or an image whose header gives its load address, started in
 32-bit protected mode. Source: Multiboot Specification 0.6.96.
 """
 
@@ -24,9 +24,9 @@ _MAGIC: Final = 0x1BADB002
 _LOADER_MAGIC: Final = 0x2BADB002
 _SEARCHED: Final = 8192
 _ADDRESSES_VALID: Final = 1 << 16
-_UNSUPPORTED: Final = 0xFFFC  # of the bits that a loader must understand, those but 0 and 1
+_UNSUPPORTED: Final = 0xFFFC  # the bits that a loader must understand, except 0 and 1
 
-# Which fields of the information are valid.
+# Flags for the valid fields of the information structure.
 _MEMORY, _COMMAND_LINE, _MODULES, _MEMORY_MAP, _LOADER_NAME = 1 << 0, 1 << 2, 1 << 3, 1 << 6, 1 << 9
 _INFO_SIZE: Final = 120
 _PAGE: Final = 4096
@@ -34,7 +34,7 @@ _LEAST_MODULE: Final = 0x200000
 
 
 class Header(NamedTuple):
-    """A multiboot header: *offset* in the file, *flags*, and the addresses, if it has them."""
+    """A multiboot header: its *offset* in the file, *flags*, and the addresses if it has any."""
 
     offset: int
     flags: int
@@ -63,7 +63,7 @@ def load_multiboot(
         raise ImageError(f"{what} has no multiboot header")
     if header.flags & _UNSUPPORTED:
         raise ImageError(
-            f"{what} demands features {header.flags & _UNSUPPORTED:#x} that no version 1 loader has"
+            f"{what} requires features {header.flags & _UNSUPPORTED:#x} unknown to multiboot 1"
         )
     if header.addresses is not None:
         entry, taken, kind = *_load_by_header(guest, data, header, what), "a.out"
@@ -86,10 +86,10 @@ def _load_by_header(
     header_addr, load_addr, load_end, bss_end, entry = header.addresses
     first = header.offset - (header_addr - load_addr)
     if header_addr < load_addr or first < 0:
-        raise ImageError(f"{what}: its header loads it from before its first byte")
+        raise ImageError(f"{what}: its header starts before the beginning of the file")
     last = first + load_end - load_addr if load_end else len(data)
     if load_end and (load_end < load_addr or last > len(data)):
-        raise ImageError(f"{what}: truncated, its header loads more than there is")
+        raise ImageError(f"{what}: truncated: its header loads more than the file has")
     text = data[first:last]
     guest.put(load_addr, text, what)
     end = load_addr + len(text)
@@ -99,7 +99,7 @@ def _load_by_header(
 
 
 class _Info:
-    """The multiboot information structure, and behind it what it points to."""
+    """The multiboot information structure, followed by what it points to."""
 
     def __init__(self, guest: Guest, address: int) -> None:
         self._guest = guest
@@ -124,7 +124,9 @@ class _Info:
 
     def command_line(self, text: str) -> None:
         if len(text) > 4096:
-            raise ImageError(f"the command line has {len(text)} characters; 4096 at most")
+            raise ImageError(
+                f"the command line has {len(text):,} characters, and the limit is 4,096"
+            )
         self._set(_COMMAND_LINE, 16, self._string(text))
 
     def modules(self, files: Sequence[Path], behind: int) -> None:

@@ -3,8 +3,8 @@
 PVH
 ---
 
-An ELF kernel with a Xen note that names a 32-bit entry point: Linux' vmlinux, and others. Source:
-Xen docs/misc/pvh.pandoc and xen/include/public/arch-x86/hvm/start_info.h.
+An ELF kernel with a Xen note that gives a 32-bit entry point, such as Linux's vmlinux. Source: Xen
+docs/misc/pvh.pandoc and xen/include/public/arch-x86/hvm/start_info.h.
 """
 
 import struct
@@ -23,12 +23,12 @@ _PHYS32_ENTRY: Final = 18  # XEN_ELFNOTE_PHYS32_ENTRY
 _MAGIC: Final = 0x336EC578
 _VERSION: Final = 1
 _PAGE: Final = 4096
-_TABLE: Final = 0x100  # from the start information
+_TABLE: Final = 0x100  # offset from the start information
 _MODULE: Final = 0x800
 
 
 def pvh_entry(elf: Elf) -> int | None:
-    """Return the entry point that the Xen note names, or None if there is none."""
+    """Return the entry point in the Xen note, or None if there is no such note."""
     note = elf.note("Xen", _PHYS32_ENTRY)
     if note is None or len(note) < 4:
         return None
@@ -44,14 +44,14 @@ def load_pvh(guest: Guest, path: Path, elf: Elf, append: str, initrd: Path | Non
     address = guest.info_room(taken)
     line = append.encode() + b"\0"
     if len(line) > 0x10000:
-        raise ImageError(f"the command line has {len(line):,} bytes; 65,535 at most")
+        raise ImageError(f"the command line has {len(line) - 1:,} bytes, and the limit is 65,535")
     guest.put(COMMAND_LINE, line, "command line")
     if initrd is not None:
         data = read_file(initrd, "initrd", guest.layout.low_size)
         place = (guest.layout.low_size - len(data)) & -_PAGE
         if place < max(end for _, end in taken):
             raise ImageError(
-                f"initrd {initrd} has {len(data):,} bytes and does not fit behind the kernel; give"
+                f"initrd {initrd} has {len(data):,} bytes and does not fit after the kernel; give"
                 " the machine more --memory"
             )
         guest.put(place, data, f"initrd {initrd}")
