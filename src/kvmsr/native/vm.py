@@ -112,7 +112,7 @@ class NativeVm:
         """
         counted = self._counted()
         if set(state["conditions"]) != {name for _, name in counted}:
-            raise PolicyError("this is the state of another policy's conditions")
+            raise PolicyError("this state was saved under another policy: its conditions differ")
         self.dispatcher.models.restore(state["models"])
         counters = self._counters(self.block.raw)
         for number, name in counted:
