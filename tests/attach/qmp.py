@@ -1,4 +1,4 @@
-"""A client of QEMU's monitor, as far as the tests need it."""
+"""A client of QEMU's monitor that does what the tests need."""
 
 import json
 import socket
@@ -40,7 +40,7 @@ class Monitor:
                 return answer["return"]
 
     def job(self, command, **arguments):
-        """Do what QEMU does in the background, to its end."""
+        """Run a job of QEMU's, and wait until it has ended."""
         self.ask(command, job_id="job", **arguments)
         while True:
             [job] = [job for job in self.ask("query-jobs") if job["id"] == "job"]

@@ -1,4 +1,4 @@
-"""kvmsr ctl and --state: another policy, and registers kept, under VMMs that run."""
+"""kvmsr ctl and --state: replace the policy and keep registers while a VMM runs."""
 
 import json
 import subprocess
@@ -20,8 +20,8 @@ MSR = 0x1B0
 BAD = 0x2A
 SHADOW = f'[[rule]]\nmsr = [{MSR}, {MSR + 1}]\nread = "shadow"\nwrite = "shadow"\n'
 
-# Counts in EBX and, by turns, in two MSRs, for as long as all agree; then it ends QEMU. By turns,
-# so that wherever it is stopped one of them is not about to be written.
+# Counts in EBX and alternately in two MSRs, as long as all agree; otherwise it ends QEMU. There are
+# two MSRs so that, wherever the guest is stopped, one of them is not about to be written.
 COUNTING = bytes.fromhex(
     "66b9b0010000"  # mov ecx, 0x1b0
     "6631db"  # xor ebx, ebx
@@ -72,7 +72,7 @@ class Running:
         return ctl(self.process.pid, *words, check=check)
 
     def runs_on(self):
-        """Tell whether the guest finds its registers as it left them."""
+        """Return whether the guest finds its registers as it left them."""
         before = self.ctl("summary")
         try:
             self.monitor.ask("cont")
@@ -106,7 +106,7 @@ def ctl(pid, *words, check=True):
 
 
 def make_disk(monitor, path):
-    """Have QEMU make a disk image that can hold snapshots, and open it."""
+    """Let QEMU make a disk image that can hold snapshots, and open it."""
     monitor.job("blockdev-create", options={"driver": "file", "filename": str(path), "size": 0})
     monitor.ask("blockdev-add", driver="file", node_name="file", filename=str(path))
     monitor.job("blockdev-create", options={"driver": "qcow2", "file": "file", "size": 1 << 20})
@@ -145,7 +145,7 @@ def test_snapshots_of_qemu_and_the_registers_beside_them(tmp_path, qemu, bios):
         vm.monitor.job("snapshot-load", **snapshot)
         assert vm.runs_on()
         vm.quit()
-    with Running(tmp_path, qemu, bios, *opens) as vm:  # nobody has kept its registers
+    with Running(tmp_path, qemu, bios, *opens) as vm:  # its registers were not kept
         vm.monitor.job("snapshot-load", **snapshot)
         assert not vm.runs_on()
         assert vm.process.wait(20) == BAD << 1 | 1
@@ -193,7 +193,7 @@ def test_registers_are_reset(tmp_path, qemu, bios):
 def test_nobody_is_there_to_ask():
     done = ctl(1, "reset", check=False)
     assert done.returncode == 2
-    assert "process 1 is no kvmsr exec" in done.stderr
+    assert "process 1 is neither a kvmsr exec nor a VMM" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -204,5 +204,5 @@ def test_a_state_file_that_is_none(tmp_path):
         [sys.executable, "-m", "kvmsr", *words], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert "this is no state that kvmsr has saved" in done.stderr
+    assert "this is not a state that kvmsr has saved" in done.stderr
     assert done.stderr.count("\n") == 1

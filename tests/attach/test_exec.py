@@ -1,4 +1,4 @@
-"""`kvmsr exec` under real VMMs: a small one of ours, and QEMU."""
+"""`kvmsr exec` with real VMMs: a small one of kvmsr's own, and QEMU."""
 
 import json
 import os
@@ -76,7 +76,7 @@ def test_without_a_rule_the_guest_faults_as_without_kvmsr(tmp_path, vmm):
 
 @pytest.mark.parametrize("own", ["deny", "watch"])
 def test_where_no_rule_decides_the_vmms_own_filter_does(tmp_path, vmm, own):
-    """As without kvmsr, also if a rule of the policy has the filter deny other MSRs beside."""
+    """As without kvmsr, even if a rule makes the merged filter deny other MSRs, too."""
     alone = subprocess.run([*vmm, "1", own], capture_output=True, text=True, check=False)
     # An MSR that KVM knows, so that the filter has to deny it for the rule.
     other = "[[rule]]\nmsr = 0x277\nread = { value = 1 }\n"

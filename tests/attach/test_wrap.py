@@ -1,4 +1,4 @@
-"""`kvmsr wrap`: a script in a VMM's place."""
+"""`kvmsr wrap`: a script that takes the place of a VMM."""
 
 import json
 import os

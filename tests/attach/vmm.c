@@ -95,7 +95,7 @@ int main(int argc, char **argv)
 		.memory_size = MEMORY, .userspace_addr = (uintptr_t)memory,
 	};
 	checked(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region), "KVM_SET_USER_MEMORY_REGION");
-	/* A first vCPU's number is used again by the one that runs. */
+	/* The vCPU that runs reuses the descriptor number of one that was closed. */
 	close(checked(ioctl(vm, KVM_CREATE_VCPU, 1), "KVM_CREATE_VCPU"));
 	int vcpu = checked(ioctl(vm, KVM_CREATE_VCPU, 0), "KVM_CREATE_VCPU");
 	int size = checked(ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0), "KVM_GET_VCPU_MMAP_SIZE");

@@ -1,4 +1,4 @@
-"""What happens at an access."""
+"""The outcome of an access: actions, defaults, shadows, handlers."""
 
 import threading
 
@@ -49,14 +49,14 @@ def test_a_value_is_read():
     assert short(dispatcher(Rule(MSR, read=7)).handle(read())) == ("value", "rule[0]", 7)
 
 
-def test_what_no_rule_is_for_is_decided_by_the_reason():
+def test_without_a_rule_the_reason_decides():
     d = dispatcher(unknown="ignore", invalid="stop")
     assert short(d.handle(read())) == ("value", "defaults.unknown", 0)
     assert short(d.handle(write(1, reason=Reason.INVALID))) == ("stop", "defaults.invalid", 0)
 
 
 @pytest.mark.parametrize("rules", [(), (Rule(MSR, read="kernel", write="kernel"),)])
-def test_what_the_filter_denied_without_a_rule_is_for_kvm(rules):
+def test_an_access_that_was_filtered_without_a_rule_goes_back_to_kvm(rules):
     d = dispatcher(*rules)
     access = read(reason=Reason.FILTER)
     passed = d.handle(access)
@@ -67,7 +67,7 @@ def test_what_the_filter_denied_without_a_rule_is_for_kvm(rules):
     assert short(d.handle(read())) == ("fault", "defaults.unknown", 0)
 
 
-def test_but_not_where_kvm_would_claim_to_know_everything():
+def test_but_not_with_ignore_msrs_where_kvm_pretends_to_know_every_msr():
     d = dispatcher(kernel=KernelFacts(ignore_msrs=True), unknown="ignore")
     assert short(d.handle(read(reason=Reason.FILTER))) == ("value", "defaults.unknown", 0)
 
@@ -109,7 +109,7 @@ def test_shadows_are_a_dictionary_with_a_limit(steps):
     assert len(shadows) == len(model) <= limit
 
 
-def test_where_there_is_no_room_a_write_faults_and_is_counted():
+def test_a_shadow_write_without_room_faults_and_is_counted():
     d = dispatcher(unknown="shadow")
     d.shadows._limit = 2
     verdicts = [d.handle(write(1, index=0x50000 + n)).verdict for n in range(4)]
@@ -270,7 +270,7 @@ def test_memory_stays_bounded_when_a_guest_touches_a_million_msrs():
     assert len(d._reads) <= 4096
 
 
-def test_ctrl_c_is_not_the_handlers():
+def test_ctrl_c_is_no_failure_of_a_handler():
     def interrupted(access):
         raise KeyboardInterrupt
 

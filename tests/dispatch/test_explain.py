@@ -1,4 +1,4 @@
-"""Explanations run no code of the policy's; tests/machine/test_explain.py holds them to runs."""
+"""Explanations run no code of the policy. tests/machine/test_explain.py compares them with runs."""
 
 import pytest
 
@@ -50,7 +50,7 @@ def test_it_counts_as_the_dispatcher_does(count):
     assert first.steps[0].skipped == expected
 
 
-def test_where_rip_is_not_known_each_rule_that_asks_holds():
+def test_where_rip_is_not_known_each_condition_on_it_holds():
     rules = [
         Rule(0x5000, read=1, when={"rip": "0x1000-0x1fff", "vcpu": 1}),
         Rule(0x5000, read=2, when={"rip": "0x3000-0x3fff"}),

@@ -25,7 +25,7 @@ VCPUS = 4
 
 
 class Walker:
-    """What a policy means: read from the documentation, rule by rule, with nothing compiled."""
+    """The policy's meaning as documented: tries rule after rule, compiles nothing."""
 
     def __init__(self, policy, rip):
         self.policy, self.rip = policy, rip
@@ -113,7 +113,7 @@ class Walker:
         if register is None:
             register = self.shadows[key] = BitByBit([], 0)
             register.written = None
-        # Two rules may look at the same register in two ways: what it holds is one.
+        # Two rules may give the same register different bits; it still has one value.
         bits = dict.fromkeys(range(64), "rw")
         if rule and rule.bits:
             for kind, mask in rule.bits._asdict().items():
@@ -123,7 +123,7 @@ class Walker:
 
 
 class Held:
-    """A bit-by-bit register that has its reset value until something is kept in it."""
+    """A bit-by-bit register that has its reset value until a value is stored in it."""
 
     def __init__(self, register, reset):
         self.register, self.reset = register, reset
@@ -146,7 +146,7 @@ class Held:
         if done:
             self.register.written = self.register.value()
             if "once" not in self.register.kinds:
-                self.register.untouched = True  # no bit has been taken for good
+                self.register.untouched = True  # no "once" bit has been used up
         return done
 
 
@@ -297,7 +297,7 @@ def test_counting_goes_on_in_another_run():
     other.restore(state)
     assert one.state() == state  # asking does not count
     assert [other.handle(access).value for _ in range(4)] == [7, 0, 0, 7]
-    with pytest.raises(PolicyError, match="another policy's conditions"):
+    with pytest.raises(PolicyError, match="another policy: its conditions differ"):
         Dispatcher(compile_policy(Policy())).restore(state)
 
 
@@ -392,7 +392,7 @@ def test_what_a_policy_needs_must_be_given(rule, piece):
 # Logging
 
 
-def told(rules, steps, **defaults):
+def logged(rules, steps, **defaults):
     lines = []
     plan = compile_policy(Policy(rules, Defaults(**defaults)))
     d = Dispatcher(plan, log=lambda access, outcome, line: lines.append(line))
@@ -414,18 +414,18 @@ W, R = "write", "read"
         (None, [1, 1, 2], []),
     ],
 )
-def test_what_is_told_of_a_rule(log, values, expected):
+def test_what_a_rule_logs(log, values, expected):
     rule = Rule(0x5000, write="shadow", log=log)
-    lines = told([rule], [(W, 0x5000, value) for value in values])
+    lines = logged([rule], [(W, 0x5000, value) for value in values])
     assert lines == [
         f"vCPU 0: write of {value:#x} to MSR 0x5000: done (rule[0]; unknown)" for value in expected
     ]
 
 
-def test_defaults_and_faults_are_told_once_unless_said_otherwise():
+def test_defaults_and_faults_are_logged_once_unless_the_rule_says_otherwise():
     rules = [Rule(0x35, read="fault"), Rule(0x36, read="fault", log="never")]
     steps = [(R, index, 0) for index in (0x35, 0x35, 0x36, 0x5000, 0x5000)]
-    assert told(rules, steps, unknown="ignore") == [
+    assert logged(rules, steps, unknown="ignore") == [
         "vCPU 0: read of MSR 0x35 (MSR_CORE_THREAD_COUNT): #GP(0) (rule[0]; unknown)",
         "vCPU 0: read of MSR 0x5000: 0x0 (defaults.unknown; unknown)",
     ]
@@ -440,4 +440,4 @@ def test_a_guest_cannot_make_the_log_grow_without_end():
         once(Access(0, Op.READ, index, 0, Reason.UNKNOWN))
         change(Access(0, Op.READ, index, 0, Reason.UNKNOWN))
     assert len(lines) == 3 + 3 + 1
-    assert lines[-1] == "3 MSRs have been told of: other MSRs no longer are"
+    assert lines[-1] == "3 MSRs have been logged: other MSRs are no longer logged"

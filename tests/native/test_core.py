@@ -1,4 +1,4 @@
-"""The C itself: it compiles without a warning, and nonsense in shared memory does no harm."""
+"""The C itself: it compiles without warnings, and survives nonsense in shared memory."""
 
 import random
 import re
@@ -32,7 +32,7 @@ def test_it_compiles_without_a_warning(source):
 
 
 def test_no_sources_call_each_other_in_a_circle():
-    """A function is found by its definition: its name at the beginning of a line that ends none."""
+    """A definition is recognised by its form: the name, and an opening brace on the next line."""
     texts = {path.name: path.read_text() for path in SOURCES}
     owner = {
         name: file
@@ -60,7 +60,7 @@ def table():
 
 @needs_core
 def test_a_broken_table_is_refused_or_harmless():
-    """Whatever bytes pass the check can be evaluated; what lies outside would crash here."""
+    """Any bytes that pass the check can be evaluated. An access outside the table would crash."""
     whole = table()
     chance = random.Random(5)
     refused = 0
@@ -85,7 +85,7 @@ def test_a_broken_table_is_refused_or_harmless():
 
 
 @needs_core
-def test_a_table_is_cut_off_anywhere():
+def test_a_table_that_is_cut_off_anywhere_is_refused():
     whole = table()
     for length in range(0, len(whole), 8):
         data = ffi.new("char[]", whole[:length] or b"\0")

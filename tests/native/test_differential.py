@@ -1,4 +1,4 @@
-"""C and Python answer alike: random policies and accesses, and all that anybody sees of it."""
+"""C and Python answer alike: random policies and accesses, and everything that a user can see."""
 
 import pytest
 from hypothesis import given, settings
@@ -44,7 +44,7 @@ rates = st.sampled_from([1, 10**9, 10**12]) | st.integers(1, 10**12)
 
 
 SEEN = []
-"""What handlers have been asked: by Python, by C, and so on in turn."""
+"""The accesses that handlers saw: from Python, from C, and so on in turn."""
 
 
 def on_read(access):
@@ -136,12 +136,12 @@ class Clock:
 
 
 def same(state):
-    """What must be the same; the host's clock goes on by itself."""
+    """Return the part of *state* that must be equal; the elapsed time goes on by itself."""
     return state | {"elapsed": 0}
 
 
 class Native:
-    """Answers as the C of a vCPU does, KVM's part being played by the caller."""
+    """Answers with the C of a vCPU; the caller plays KVM's part."""
 
     def __init__(self, plan, logged, clock):
         self.block = Block(4)
@@ -193,10 +193,10 @@ class Native:
 
 
 class Python:
-    """Answers as the dispatcher does by itself."""
+    """Answers with the dispatcher alone."""
 
     def __init__(self, plan, logged, clock):
-        self.summaries = [Summary(rip=lambda: RIP) for _ in range(4)]  # one a vCPU, as in a run
+        self.summaries = [Summary(rip=lambda: RIP) for _ in range(4)]  # one per vCPU, as in a run
         self.dispatcher = Dispatcher(
             plan,
             vcpus=4,

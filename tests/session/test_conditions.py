@@ -1,4 +1,4 @@
-"""Conditions in a guest: where it is, and what KVM is asked when they fail."""
+"""Conditions in a guest: on RIP, and asking KVM when a condition fails."""
 
 from kvmsr.machine import Boot, Machine
 from kvmsr.policy import Policy, Rule

@@ -43,7 +43,7 @@ def test_the_cpu_that_runs_the_thread_is_found():
         os.sched_setaffinity(0, mask)
 
 
-def test_what_is_missing_is_told_before_the_guest_runs(tmp_path):
+def test_what_is_missing_is_reported_before_the_guest_runs(tmp_path):
     with pytest.raises(HostError, match=r"/0/msr cannot be opened: No such file.*modprobe msr"):
         DeviceMsrs(tmp_path).check(0)
 

@@ -1,4 +1,4 @@
-"""One guest and one policy, run in every way there is, leave the same rows and log lines."""
+"""One guest under one policy, run in every possible way, gives the same rows and log lines."""
 
 import json
 import re
@@ -23,9 +23,10 @@ WORDS = (
 )
 MSRS = {0x36, 0x1B0, 0x1B1, 0x1B2, 0x174, EFER, UNKNOWN}
 
-# (QEMU has a filter of its own for 0x35, so under it KVM gives another reason for that one.)
-# A constant; shadows, with bits; handlers that answer and fail; an MSR that KVM is asked for where
-# a condition fails; values that KVM is asked to take and refuses, for a default and a handler.
+# (QEMU has its own filter for 0x35, so under QEMU KVM gives another reason for that MSR.)
+# A constant; shadows, with bits; handlers that answer and fail; an MSR for which KVM is asked
+# because a condition fails; values that KVM is asked to write and refuses, for a default and a
+# handler.
 POLICY = f"""
 [[rule]]
 msr = 0x36
@@ -83,7 +84,7 @@ def policy(tmp_path):
 
 
 class Leavings:
-    """What a run leaves: rows of the MSRs at hand, log lines, failures, what handlers saw."""
+    """What can be compared of a run: rows, log lines, failures, and accesses that handlers saw."""
 
     def __init__(self, result, log, seen):
         self.rows = [
@@ -135,7 +136,7 @@ def run_under_qemu(policy, qemu, monkeypatch):
 
 
 def host_profile():
-    """Return the soft profile of this host's KVM, if there is one."""
+    """Return the soft profile that matches this host's KVM, if there is one."""
     from tests.differential.places import host
 
     try:
@@ -156,13 +157,13 @@ def test_the_same_in_c_in_python_and_on_soft(policy, monkeypatch, swallow):
     )
     assert vars(in_c) == vars(in_python) == vars(soft)
     assert lines == python_lines == soft_lines
-    # First RIPs are the same wherever the same guest ran on the same KVM.
+    # First RIPs are equal if the same guest ran on the same KVM.
     assert [row.first_rip for row in result.summary] == [
         row.first_rip for row in python_result.summary
     ]
     reasons = {(row["index"], row["op"]): row["reason"] for row in in_c.rows}
     assert reasons[f"{EFER:#x}", "write"] == "invalid"  # KVM was asked, and refused
-    assert reasons[f"{UNKNOWN:#x}", "read"] == "unknown"  # also where the host swallows
+    assert reasons[f"{UNKNOWN:#x}", "read"] == "unknown"  # even if the host swallows accesses
     assert f"write {EFER} {RESERVED | 1} invalid" in in_c.seen
     assert any("invalid" in line for line in in_c.log)
 

@@ -1,4 +1,4 @@
-"""Handlers that no thread survives: the run ends, on time, and says so."""
+"""Handlers that no thread survives: the run ends on time and reports why."""
 
 import json
 import os
@@ -20,7 +20,7 @@ import ctypes
 import os
 
 def hangs(access):
-    return sum(range(10**12))  # never lets go of the interpreter
+    return sum(range(10**12))  # never releases the interpreter
 
 def leaves(access):
     os._exit(0)
@@ -73,11 +73,11 @@ def check_summary(result, backend):
     if backend == "kvm" and native.available():
         assert counted(result) == [("0x36", 2)]
     else:
-        assert any("counted in Python, and is lost" in note for note in result["notes"])
+        assert any("counted in Python, and the counts" in note for note in result["notes"])
 
 
 def runs(folder):
-    """Wait until the guest is at the access that the handler is asked about."""
+    """Wait until the guest makes the access that the handler answers."""
     for _ in range(300):
         if (folder / "serial").exists() and b"35" in (folder / "serial").read_bytes():
             time.sleep(0.2)
@@ -143,7 +143,7 @@ def test_the_work_ends_with_its_supervisor(tmp_path, backend):
 
 
 class Own(RegisterModel):
-    """A model of a user's own."""
+    """A model that does not come with kvmsr."""
 
     status = Register(0x35)
 

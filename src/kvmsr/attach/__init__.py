@@ -3,8 +3,9 @@
 Attaching to other VMMs
 -----------------------
 
-``kvmsr exec``: a library is preloaded into a VMM and answers its guest's MSR accesses by a plan;
-this is the side that starts the VMM, does what takes Python, and reports what happened.
+``kvmsr exec`` preloads a library into a VMM, and the library answers the guest's MSR accesses under
+a plan. This package is the other side: it starts the VMM, answers what needs Python, and reports
+what happened.
 """
 
 from kvmsr.attach.control import ask

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Talking to a controller
------------------------
+Requests to a controller
+------------------------
 
-``kvmsr ctl`` and its like ask a running controller over a socket that has a name and no file: one
-line of JSON there, one back. Only the controller's own user is listened to, and root.
+``kvmsr ctl`` sends requests to a running controller over a socket in the abstract namespace: one
+line of JSON as the request, one as the answer. The controller answers only its own user and root.
 """
 
 import json
@@ -36,9 +36,10 @@ def _name(pid: int) -> str:
 
 class ControlServer:
     """
-    Listens for requests, in threads of its own, until it is closed.
+    Listens for requests in its own threads, until it is closed.
 
-    :param handle: does what a request asks and returns the answer; KvmsrError is told.
+    :param handle: handles a request and returns the answer. If it raises, the message is the
+        answer.
     """
 
     def __init__(self, handle: Handle) -> None:
@@ -50,7 +51,7 @@ class ControlServer:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def close(self) -> None:
-        """Listen no more. Whoever has asked already is answered first, if that is quick."""
+        """Stop listening. Requests that were already accepted get up to 2 seconds to finish."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
@@ -77,7 +78,7 @@ class ControlServer:
             if user in (0, os.geteuid()):
                 answer = self._answer(_read(peer))
             else:
-                answer = {"error": "only the user who started this may change it"}
+                answer = {"error": "only the user who started it, and root, may change it"}
             peer.sendall(json.dumps(answer).encode() + b"\n")
 
     def _answer(self, data: bytes) -> dict[str, Any]:
@@ -87,17 +88,18 @@ class ControlServer:
                 return self._handle(request)
         except KvmsrError as error:
             return {"error": str(error)}
-        except Exception as error:  # a model's, say: whoever asks shall know
+        except Exception as error:  # a model's, for example: report it to the client
             return {"error": f"{type(error).__name__}: {error}"}
-        return {"error": "this is no request"}
+        return {"error": "this is not a request"}
 
 
 def ask(pid: int, request: dict[str, Any]) -> dict[str, Any]:
     """
-    Ask a controller, and return its answer.
+    Send a request to a controller, and return its answer.
 
-    :param pid: the controller's process, or the VMM's.
-    :raises UsageError: if there is none, or it refuses; says why.
+    :param pid: process ID of ``kvmsr exec`` or of its VMM.
+    :param request: the request, as JSON types.
+    :raises UsageError: if there is no controller, or it refuses the request.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
         peer.settimeout(_PATIENCE)
@@ -121,13 +123,13 @@ def _connect(peer: socket.socket, pid: int) -> None:
             continue
         return
     raise UsageError(
-        f"process {pid} is no kvmsr exec, and no VMM that one has started; kvmsr exec tells its"
-        " process, and so does: pgrep -af 'kvmsr exec'"
+        f"process {pid} is neither a kvmsr exec nor a VMM that one has started; to find them:"
+        " pgrep -af 'kvmsr exec'"
     )
 
 
 def _children(pid: int) -> list[int]:
-    """Return the children of *pid*: it may be the supervisor of a controller."""
+    """Return the children of *pid*, which may be the supervisor of a controller."""
     try:
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
@@ -135,7 +137,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _controller_of(pid: int) -> int:
-    """Return the controller that has started the VMM *pid*; 0 if there is none to be seen."""
+    """Return the controller that has started the VMM *pid*; 0 if none is found."""
     try:
         environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:

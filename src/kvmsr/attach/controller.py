@@ -3,10 +3,10 @@
 The controller
 --------------
 
-Starts a VMM with the shim, answers what takes Python, and logs what happened.
+Start a VMM with the shim, answer what needs Python, and report what happened.
 
-The VMM's process writes into the shared memory. It runs with the same rights as this one, but it
-hosts an adversary: whatever is read from there may be nonsense, and must not do harm here.
+The VMM's process writes into the shared memory. It has the same rights as this process, but it
+hosts an adversary: anything read from that memory may be nonsense, and must do no harm here.
 """
 
 import os
@@ -47,15 +47,16 @@ _PASSED_ON: Final = (signal.SIGTERM, signal.SIGHUP)
 
 class Controller:
     """
-    Runs a VMM whose guests are under a policy; once.
+    Runs a VMM, once, with its guests under a policy.
 
     :param command: the VMM and its arguments.
-    :param log: takes log lines about accesses.
-    :param state: where registers are kept from one run to the next.
-    :param output_to_stderr: whether the VMM's standard output goes to standard error.
-    :param witness: the line to the supervisor.
-    :raises UsageError: if there is no such VMM, or nothing can be preloaded into it.
-    :raises HostError: if the host lacks what is needed.
+    :param policy: the policy.
+    :param log: receives the accesses that the policy logs.
+    :param state: the file that keeps the registers from one run to the next.
+    :param output_to_stderr: send the VMM's standard output to standard error.
+    :param witness: the connection to the supervisor.
+    :raises UsageError: if there is no such VMM, or no library can be preloaded into it.
+    :raises HostError: if the host lacks what the policy needs.
     :raises PolicyError: if the policy does not fit this KVM.
     """
 
@@ -94,9 +95,9 @@ class Controller:
         self._questions = Questions(self.session, self._stop_at, self._interrupt)
 
     def run(self) -> RunResult:
-        """Run the VMM to its end."""
+        """Run the VMM until it ends, and return the result."""
         self._begun = time.monotonic()
-        with self._signals_are_the_vmms():
+        with self._passing_signals_on():
             server = ControlServer(self._control)
             try:
                 self._witness.begin(self.session, shlex.join(self._command))
@@ -116,7 +117,7 @@ class Controller:
         return self._result(end)
 
     def close(self) -> None:
-        """Give everything back."""
+        """Close the session and KVM."""
         self.session.close()
         self._kvm.close()
 
@@ -133,8 +134,8 @@ class Controller:
         return Processes(self._command, self._program, environment, [self._block.fd], stdout)
 
     @contextmanager
-    def _signals_are_the_vmms(self) -> Iterator[None]:
-        """Pass signals on to the VMM; a Ctrl-C reaches it anyway, as all of the terminal."""
+    def _passing_signals_on(self) -> Iterator[None]:
+        """Pass signals on to the VMM, except Ctrl-C, which the terminal sends to the VMM itself."""
         before = {number: signal.signal(number, self._pass_on) for number in _PASSED_ON}
         before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: None)
         try:
@@ -148,7 +149,7 @@ class Controller:
             self._processes.send(signal.Signals(number), self._runners())
 
     def _runners(self) -> set[int]:
-        """Return the processes that run vCPUs, as the VMM says."""
+        """Return the processes that run vCPUs, according to the VMM."""
         return {vcpu.pid for vcpu in self._block.vcpus()}
 
     def _serve(self) -> None:
@@ -166,17 +167,17 @@ class Controller:
         self._questions.serve(list(self._block.vcpus()))
 
     def _stop_at(self, access: Access, rule: str) -> None:
-        """End the VMM; the access gets no answer."""
+        """End the VMM because of *rule*. The access gets no answer."""
         self._end = self._end or End(EndKind.STOP, FAILED, f"{rule} stops the run at a {access}")
 
     def _interrupt(self) -> None:
-        """End the VMM because a handler wants that, as by Ctrl-C."""
+        """End the VMM because a handler raised KeyboardInterrupt."""
         self._end = self._end or End(EndKind.STOP, INTERRUPTED, "interrupted by a handler")
 
     # Requests
 
     def _control(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Do what ``kvmsr ctl`` asks."""
+        """Handle a request of ``kvmsr ctl``."""
         match request:
             case {"do": "policy", "file": str(file)}:
                 policy = load_policy(file)
@@ -210,7 +211,9 @@ class Controller:
             time.sleep(0.002)
         if raw.failed:
             why = os.strerror(raw.failed)
-            raise UsageError(f"KVM did not take the policy for a VM: {why}; the one before holds")
+            raise UsageError(
+                f"KVM refused the policy for a VM: {why}; the policy before it stays in force"
+            )
         raw.failed = failed
 
     # The end
@@ -222,13 +225,13 @@ class Controller:
     def _notes(self) -> Iterator[str]:
         raw = self._block.raw
         if not raw.n_vms:
-            yield "the VMM made no VM through KVM's ioctls, so no access could be seen"
+            yield "the VMM created no VM through KVM's ioctls, so no access could be seen"
         if raw.failed:
             why = os.strerror(raw.failed)
-            yield f"KVM did not take the policy for a VM: {why}; that VM ran without"
+            yield f"KVM refused the policy for a VM: {why}; that VM ran without it"
         if raw.lost_ranges:
             yield (
-                f"{counted(raw.lost_ranges, 'filter range')} of the policy found no room besides"
+                f"{counted(raw.lost_ranges, 'filter range')} of the policy found no room beside"
                 " the VMM's own: MSRs in them were left to KVM"
             )
         if raw.missed:
@@ -244,17 +247,17 @@ class Controller:
 
 def _require_shim() -> None:
     """
-    Raise unless a library can be preloaded into VMMs.
+    Raise unless the shim can be preloaded into VMMs.
 
-    :raises BackendError: if it was not built.
-    :raises UsageError: if its path cannot be named to the dynamic loader.
+    :raises BackendError: if the shim was not built.
+    :raises UsageError: if the dynamic loader cannot be given its path.
     """
     if not native.available() or not native.SHIM.exists():
-        raise BackendError(native.why_not() or f"{native.SHIM} is missing: install kvmsr anew")
+        raise BackendError(native.why_not() or f"{native.SHIM} is missing: reinstall kvmsr")
     if set(" :") & set(str(native.SHIM)):
         raise UsageError(
-            f"{native.SHIM} cannot be preloaded: its path has a space or colon in it; install"
-            " kvmsr elsewhere"
+            f"{native.SHIM} cannot be preloaded, because its path contains a space or colon:"
+            " install kvmsr elsewhere"
         )
 
 

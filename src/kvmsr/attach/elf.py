@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What can be preloaded
----------------------
+The VMM's program
+-----------------
 
-A library is preloaded by the dynamic loader: a statically linked program has none.
+Find a VMM's program, and check that a library can be preloaded into it. The dynamic loader does
+that, and a statically linked program does not use one.
 """
 
 import shutil
@@ -22,9 +23,9 @@ _MAX_SCRIPTS: Final = 4
 
 def find_vmm(command: str) -> Path:
     """
-    Return the program that *command* names.
+    Return the path of the program *command*.
 
-    :raises UsageError: if there is none, or a library cannot be preloaded into it.
+    :raises UsageError: if there is no such program, or a library cannot be preloaded into it.
     """
     found = shutil.which(command)
     if found is None:
@@ -41,7 +42,7 @@ def find_vmm(command: str) -> Path:
 
 
 def _interpreter(path: Path) -> Path | None:
-    """Return what runs the script *path*; None if it is no script."""
+    """Return the interpreter of the script *path*; None if it is not a script."""
     try:
         with path.open("rb") as file:
             line = file.readline(256)
@@ -58,11 +59,11 @@ def _check(path: Path) -> None:
             machine = elf["e_machine"]
             dynamic = any(segment["p_type"] == "PT_INTERP" for segment in elf.iter_segments())
     except ELFError:
-        raise UsageError(f"{path} is no ELF program: kvmsr exec starts nothing else") from None
+        raise UsageError(f"{path} is not an ELF program; kvmsr exec can start no other") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot read it: {error.strerror}") from None
     if machine != "EM_X86_64":
-        raise UsageError(f"{path} is no 64-bit x86 program: kvmsr exec starts nothing else")
+        raise UsageError(f"{path} is not a 64-bit x86 program; kvmsr exec can start no other")
     if not dynamic:
         raise UsageError(
             f"{path} is statically linked, so no library can be preloaded into it: use a build"

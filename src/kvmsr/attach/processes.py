@@ -3,13 +3,13 @@
 Processes of a run
 ------------------
 
-``kvmsr exec`` starts one process, and a VMM may be another: a wrapper script starts it, it goes to
-the background (``-daemonize``), or a driver starts several. All of them inherit the *life line*,
-one end of a pair of sockets. The run lasts until nobody holds that end any more, and none of them
-that runs a vCPU is left.
+``kvmsr exec`` starts one process, but the VMM may be another one: a wrapper script may start it, it
+may go to the background (``-daemonize``), or a driver may start several. All of them inherit the
+*life line*, one end of a pair of sockets. The run lasts until no process has that end open any
+more, and no process of the run that runs a vCPU is left.
 
-Which process runs a vCPU is something that the VMM says. Nobody waits for such a process, or sends
-it a signal, unless its environment names this run: then it is one that the run started.
+Only the VMM knows which processes run vCPUs, and what it says may be wrong. So kvmsr waits for such
+a process, or sends it a signal, only if its environment names this run: then the run started it.
 """
 
 import os
@@ -27,18 +27,19 @@ from kvmsr.errors import UsageError
 __all__ = ("BLOCK", "Processes")
 
 BLOCK: Final = "KVMSR_BLOCK"
-"""The environment variable that names a run's shared memory: the controller, and its descriptor."""
+"""The environment variable that names a run's shared memory: the controller and a descriptor."""
 
 
 class Processes:
     """
-    The process that was started, and those that came of it.
+    The process that was started, and those that descend from it.
 
     :param command: the program and its arguments.
-    :param program: where the program is.
-    :param environment: what it gets, BLOCK among it; ``KVMSR_LIFE`` is added.
-    :param inherited: descriptors of ours that it inherits, besides all that we inherited.
-    :param stdout: its standard output; None is ours.
+    :param program: the program's path.
+    :param environment: the process's environment, including BLOCK; ``KVMSR_LIFE`` is added.
+    :param inherited: descriptors of this process to inherit, in addition to those that this process
+        has inherited itself.
+    :param stdout: descriptor of its standard output; None for this process's own.
     :ivar child: the process that was started.
     :raises UsageError: if it cannot be started.
     """
@@ -51,18 +52,18 @@ class Processes:
         inherited: Iterable[int] = (),
         stdout: int | None = None,
     ) -> None:
-        self._line, theirs = socket.socketpair()
+        self._line, life = socket.socketpair()
         self._line.setblocking(False)
         self._mark = f"{BLOCK}={environment[BLOCK]}".encode()
-        fds = [theirs.fileno(), *inherited]
+        fds = [life.fileno(), *inherited]
         try:
             for fd in fds:
                 os.set_inheritable(fd, True)
             self.child = subprocess.Popen(
                 list(command),
                 executable=program,
-                env={**environment, "KVMSR_LIFE": str(theirs.fileno())},
-                close_fds=False,  # a VMM may be given descriptors by whoever started us
+                env={**environment, "KVMSR_LIFE": str(life.fileno())},
+                close_fds=False,  # management tools hand descriptors to their VMMs
                 stdout=stdout,
             )
         except OSError as error:
@@ -71,20 +72,20 @@ class Processes:
         finally:
             for fd in fds:
                 os.set_inheritable(fd, False)
-            theirs.close()
+            life.close()
 
     def over(self, runners: Iterable[int]) -> bool:
         """
-        Return whether all have ended.
+        Return whether all processes of the run have ended.
 
-        :param runners: the processes that run vCPUs, as the VMM says.
+        :param runners: the processes that run vCPUs, according to the VMM.
         """
         if self.child.poll() is None or not self._line_is_cut():
             return False
         return not any(self._is_ours(pid) for pid in set(runners) - {0, self.child.pid})
 
     def wait(self, seconds: float) -> None:
-        """Wait for so many seconds, or until the child ends."""
+        """Wait for *seconds*, or until the child ends."""
         if self.child.returncode is not None:
             time.sleep(seconds)
         with suppress(subprocess.TimeoutExpired):
@@ -100,13 +101,13 @@ class Processes:
                     os.kill(pid, number)
 
     def close(self) -> None:
-        """Let go of the life line."""
+        """Close the life line."""
         self._line.close()
 
     def _line_is_cut(self) -> bool:
         try:
             while self._line.recv(1 << 12):
-                pass  # nobody has anything to say here
+                pass  # no message is expected
         except BlockingIOError:
             return False
         except OSError:
@@ -116,5 +117,5 @@ class Processes:
     def _is_ours(self, pid: int) -> bool:
         try:
             return self._mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        except OSError:  # it has ended, or is another user's
+        except OSError:  # it has ended, or belongs to another user
             return False

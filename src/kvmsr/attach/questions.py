@@ -3,16 +3,18 @@
 Questions of a VMM's vCPUs
 --------------------------
 
-An access that takes Python becomes a question in the shared memory; the vCPU sleeps on a futex
-until it is answered. Each vCPU has a thread here, which sleeps on the same futex until there is
-one.
+If an access needs Python, the VMM's vCPU writes a question into the shared memory and sleeps on a
+futex until it is answered. Here, each vCPU has a thread that sleeps on the same futex until there
+is a question. Several vCPUs may be answered at the same time.
 
-Questions are numbered. The VMM may give one up, because its controller seems dead or it has to
-write the vCPU's state, and ask the next: an answer is put in place only if its own question still
-waits (native/c/upcall.c).
+A vCPU may give up a question that takes too long, because the controller seems to be dead or
+because the VMM has to set the vCPU's state, and may then ask another one. So questions are
+numbered, and an answer is put in place only if its own question is still waiting. native/c/upcall.c
+explains the protocol.
 
-Whatever is read from the memory may have been written by an adversary, and may change while it is
-read: so it is copied first, and checked.
+An adversary may have written what is in the shared memory, and may change it while it is being
+read. So a question is copied first, and only the copy is checked and used. Nonsense is answered
+with #GP.
 """
 
 import threading
@@ -32,11 +34,11 @@ _WAIT_MS: Final = 100
 
 class Questions:
     """
-    Answers questions, and logs what the VMM's vCPUs want logged, until closed.
+    Answers the questions of a VMM's vCPUs, and logs the accesses that they report.
 
     :param session: the policy at work.
-    :param stop: takes the access at which the policy stops the run, and the rule that says so.
-    :param interrupt: is called if a handler raises KeyboardInterrupt.
+    :param stop: called with the access at which the policy stops the run, and with the rule.
+    :param interrupt: called if a handler raises KeyboardInterrupt.
     """
 
     def __init__(
@@ -52,14 +54,14 @@ class Questions:
         self._closed = False
 
     def serve(self, vcpus: Sequence[Any]) -> None:
-        """Begin to answer those of *vcpus* that are new, and log what all of them report."""
+        """Start to answer the vCPUs that are new in *vcpus*, and log what all of them report."""
         for vcpu in vcpus[self._served :]:
             threading.Thread(target=self._answer_all, args=(vcpu,), daemon=True).start()
         self._served = len(vcpus)
         self._log(vcpus)
 
     def close(self) -> None:
-        """Answer no more."""
+        """Stop answering."""
         self._closed = True
 
     def _log(self, vcpus: Sequence[Any]) -> None:
@@ -76,7 +78,7 @@ class Questions:
                 policy.native(vcpu.vm).log(access_of(raw), event)
 
     def _answer_all(self, vcpu: Any) -> None:
-        """Answer the questions of one vCPU; a thread of its own does."""
+        """Answer the questions of one vCPU; the body of a thread."""
         asked = ffi.new("struct kvmsr_upcall *")
         while not self._closed:
             question = lib.kvmsr_await_question(vcpu, _WAIT_MS)
@@ -85,7 +87,7 @@ class Questions:
             ffi.memmove(asked, ffi.addressof(vcpu, "upcall"), ffi.sizeof("struct kvmsr_upcall"))
             try:
                 answered = self._answer(vcpu.vm, asked)
-            except KeyboardInterrupt:  # a handler's: signals reach the main thread alone
+            except KeyboardInterrupt:  # from a handler: Ctrl-C is raised in the main thread only
                 self._interrupt()
                 return
             if not answered:
@@ -94,7 +96,7 @@ class Questions:
             lib.kvmsr_give_answer(vcpu, question, outcome.verdict, outcome.value, outcome.name)
 
     def _answer(self, vm: int, asked: Any) -> bool:
-        """Put what shall happen into *asked*; False: nothing, the VMM is to be ended."""
+        """Put the answer into *asked*. Return False if the run stops, and there is no answer."""
         outcome = asked.outcome
         policy = self._session.policy_of(asked.serial)
         if policy is None or not _is_sound(asked.access):
@@ -113,5 +115,5 @@ class Questions:
 
 
 def _is_sound(raw: Any) -> bool:
-    """Return whether the numbers of *raw* stand for words."""
+    """Return whether *raw*'s direction and reason are valid numbers."""
     return bool(raw.op < len(OPS) and raw.reason < len(REASONS))

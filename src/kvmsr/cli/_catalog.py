@@ -31,7 +31,9 @@ _bold: Final = partial(click.style, bold=True)
 def print_msr(index: int, entry: Msr | None, kvm: str) -> None:
     """Print what is known about MSR *index*; *kvm* says what KVM does with it."""
     if entry is None:
-        click.echo(f"{_bold(f'{index:#x}')} has no name in the catalog: {catalog().neighbourhood(index)}.")
+        click.echo(
+            f"{_bold(f'{index:#x}')} has no name in the catalog: {catalog().neighbourhood(index)}."
+        )
         click.echo(f"KVM: {kvm}")
         return
     click.echo(_bold(f"{entry.index:#x} {entry.name}"))

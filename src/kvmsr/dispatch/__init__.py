@@ -3,7 +3,7 @@
 Dispatch
 --------
 
-What happens at an access: :class:`Dispatcher` turns an access into an :class:`Outcome`.
+Decide accesses: a :class:`Dispatcher` turns each access into an :class:`Outcome`.
 """
 
 from kvmsr.dispatch.dispatcher import Dispatcher, Step

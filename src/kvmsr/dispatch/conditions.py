@@ -3,7 +3,7 @@
 Conditions at run time
 ----------------------
 
-Whether a rule holds for an access, and if not, for which key; and how often it has matched.
+Test whether a rule holds for an access, name the key that fails, and count the rule's matches.
 """
 
 import copy
@@ -17,13 +17,14 @@ __all__ = ("Conditions", "Test")
 
 Test = Callable[[Access], str]
 """
-Returns the key of the condition that fails for an access (``rip`` say, or ``count`` for *after* and
-*every*), or "" if the rule holds. An access for which all else holds is counted.
+Returns the key of the condition that fails for an access (``rip``, for example, or ``count`` for
+*after* and *every*), or "" if the rule holds. An access that meets everything but the count is
+counted.
 """
 
 
 class _Matches:
-    """How often a rule has matched; one step of it cannot be torn apart by another thread."""
+    """The number of the rule's next match. Taking it is atomic: itertools.count is C code."""
 
     __slots__ = ("next",)
 
@@ -35,7 +36,7 @@ class Conditions:
     """
     The conditions of a policy's rules.
 
-    :param rip: gives a vCPU's RIP, called in its thread.
+    :param rip: returns a vCPU's RIP; called in that vCPU's thread.
     """
 
     def __init__(self, rip: Callable[[int], int] | None) -> None:
@@ -44,9 +45,10 @@ class Conditions:
 
     def test(self, rule: Rule, number: int, op: Op) -> Test:
         """
-        Return the test of *rule*, which is number *number* of the policy.
+        Return the test of *rule*'s condition for one direction.
 
-        :raises UsageError: if it asks for RIP, and nobody gives it.
+        :param number: the rule's position in the policy, from 0.
+        :raises UsageError: if the condition needs RIP and there is no *rip*.
         """
         when = rule.when
         if when is None:
@@ -54,7 +56,7 @@ class Conditions:
         failing, holds_at, holds_for = when.failing, when.holds_at, when.holds_for
         rip, asks_rip, counts = self._rip, when.rip is not None, when.counts
         if asks_rip and rip is None:
-            raise UsageError(f"{rule.where} asks for RIP: give Dispatcher(rip=…)")
+            raise UsageError(f"{rule.where} needs the guest's RIP: pass rip= to Dispatcher")
         matches = _Matches()
         if counts:
             self._matches[f"{number}.{op}"] = matches
@@ -70,16 +72,16 @@ class Conditions:
         return test
 
     def state(self) -> dict[str, int]:
-        """Return how often each rule that counts has matched, by rule and direction."""
+        """Return how often each counting rule has matched, by rule and direction."""
         return {name: next(copy.copy(matches.next)) - 1 for name, matches in self._matches.items()}
 
     def restore(self, state: Mapping[str, int]) -> None:
         """
-        Count on from what :meth:`state` told.
+        Restore counts returned by :meth:`state`, and continue from there.
 
-        :raises PolicyError: if those are not the rules of this policy.
+        :raises PolicyError: if they belong to another policy's rules.
         """
         if set(state) != set(self._matches):
-            raise PolicyError("this is the state of another policy's conditions")
+            raise PolicyError("this state was saved under another policy: its conditions differ")
         for name, count in state.items():
             self._matches[name].next = itertools.count(count + 1)

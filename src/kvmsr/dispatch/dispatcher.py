@@ -3,8 +3,36 @@
 The dispatcher
 --------------
 
-Plan and register state at run time: an access goes in, an outcome comes out.
+A plan and its register state at run time: an access goes in, an outcome comes out.
 """
+
+# How an access is decided
+#
+# The constructor prepares every rule once for each direction, as a Step: the test of its condition
+# and the function that performs its action. The first access to an MSR looks up which rules apply
+# to it (Plan.segment) and chains their steps into one function, which is cached. After that an
+# access costs one dictionary lookup and a call. The guest chooses the MSRs, so the cache is
+# limited; beyond the limit the chain is built again at every access.
+#
+# The chain tries the rules in the policy's order, and the first one whose condition holds acts. If
+# none does, the reason decides. An access that KVM gave up as unknown or invalid goes to the
+# policy's default. A filtered one was denied only because some other access to this MSR may need a
+# rule, or because the filter denies by default, so it goes back to KVM.
+#
+# "Back to KVM" is an outcome like any other (Verdict.KERNEL), because only the caller has the vCPU.
+# It is not final: KVM may refuse the access when it is asked. The access then has a new reason,
+# and refused() decides it a second time. Only rules that were waiting for that reason are tried: a
+# rule that also takes filtered accesses had its turn the first time, and trying it again would
+# count the access twice for "after" and "every". A KERNEL outcome is not logged either; the log
+# shows what became of the access in the end.
+#
+# kvm.ignore_msrs=1 needs one more step. KVM then pretends to know every MSR and never gives one up
+# as unknown, so the plan's filter denies those that it does not know. They arrive as filtered,
+# and the chain gives them back the reason that policies are written for: unknown.
+#
+# Several vCPU threads call handle() at once, without a lock. Steps do not change, and two threads
+# that build the same chain build equal ones. Whatever does change (shadows, models, match counts)
+# protects itself.
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -41,11 +69,11 @@ __all__ = ("Act", "Dispatcher", "Step")
 _U64: Final = (1 << 64) - 1
 _MAX_CACHED: Final = 4096
 
-# On the way of every access; looking a member up in its enumeration costs more than using it.
+# Every access uses these, and looking up a member of an enumeration costs more than using it.
 _READ, _FILTER = Op.READ, Reason.FILTER
 _VALUE, _DONE, _FAULT = Verdict.VALUE, Verdict.DONE, Verdict.FAULT
 
-# Half the price of the constructor that a NamedTuple gets.
+# Costs half as much as the constructor that NamedTuple generates.
 _outcome: Callable[..., Outcome] = tuple.__new__
 
 Act = Callable[[Access], Outcome]
@@ -53,10 +81,12 @@ Act = Callable[[Access], Outcome]
 
 class Step(NamedTuple):
     """
-    A rule, prepared for one direction.
+    A rule prepared for one direction.
 
-    :ivar fails: returns which key of the rule's condition fails for an access; "" if it holds.
-    :ivar act: does the rule's action, and logs it.
+    :ivar rule: the rule.
+    :ivar fails: returns the key of the rule's condition that fails for an access, or "" if the
+        condition holds.
+    :ivar act: performs the rule's action and logs it.
     """
 
     rule: Rule
@@ -66,22 +96,25 @@ class Step(NamedTuple):
 
 class Dispatcher:
     """
-    Answers accesses as a plan says; threads of several vCPUs may call it at once.
+    Decides accesses under a plan.
 
-    :param vcpus: how many vCPUs there are, for the models that count them.
-    :param clock: gives the guest's time in nanoseconds, never less than before.
-    :param rip: gives a vCPU's RIP, called in its thread; for conditions that ask where the guest
-        is.
+    The threads of several vCPUs may call it at once.
+
+    :param vcpus: number of vCPUs, for models that depend on it.
+    :param clock: returns the guest's time in nanoseconds. It must never go backwards.
+    :param rip: returns a vCPU's RIP, for conditions on it. It is called in that vCPU's thread.
     :param host: the host's registers, for ``host`` actions.
-    :param memory: gives so many bytes of the guest's memory, for the models that look there; None
-        where there is none.
-    :param inert: leave functions, models and the host's registers alone: they are neither set up
-        nor called, and an access that they are to answer must not come.
-    :param log: takes accesses that policies want told: the access, its outcome, and a line.
+    :param log: receives every access that the policy logs, with its outcome and a log line.
+    :param memory: returns the given number of bytes at an address of the guest's memory, or None
+        if there is no memory; for models that read it.
+    :param inert: neither set up nor call functions, models and the host's registers. An access
+        that one of them would answer must not be passed in.
     :ivar plan: the plan.
-    :ivar conditions: the rules' conditions.
+    :ivar conditions: the conditions of the rules.
     :ivar models: the register models.
-    :ivar shadows: what guests have written to shadowed MSRs.
+    :ivar shadows: the values that the guest has written to shadowed MSRs.
+    :raises UsageError: if a rule needs *rip* or *host*, and it is not given.
+    :raises PolicyError: if a register model does not accept its parameters.
     """
 
     def __init__(
@@ -106,8 +139,7 @@ class Dispatcher:
         self.models = Instances(plan.policy.topology, vcpus, clock, memory)
         self.shadows = Shadows()
         self._handlers = Handlers(plan.policy.defaults.on_error)
-        # What to do, by MSR: found once through the plan's table. Bounded: it is the guest that
-        # chooses the MSRs.
+        # The chain of steps for each MSR, built at the first access to it.
         self._reads: dict[int, Act] = {}
         self._writes: dict[int, Act] = {}
         self._by_rule: dict[tuple[int, Op], Step] = {}
@@ -115,14 +147,14 @@ class Dispatcher:
             for op in Op:
                 if rule.action(op) is not None:
                     self._by_rule[id(rule), op] = self._prepare(rule, number, op)
-        told = self._log.around
+        logged = self._log.around
         self._defaults = {
-            Reason.UNKNOWN: told(self._default("unknown"), Log.ONCE),
-            Reason.INVALID: told(self._default("invalid"), Log.ONCE),
+            Reason.UNKNOWN: logged(self._default("unknown"), Log.ONCE),
+            Reason.INVALID: logged(self._default("invalid"), Log.ONCE),
         }
 
     def handle(self, access: Access) -> Outcome:
-        """Return what shall happen to *access*."""
+        """Return the outcome of *access*."""
         acts = self._reads if access.op == _READ else self._writes
         act = acts.get(access.index)
         if act is None:
@@ -133,10 +165,10 @@ class Dispatcher:
 
     def restated(self, access: Access) -> Access:
         """
-        Return *access* with the reason that it has for handlers, log and rows.
+        Return *access* with the reason that handlers, the log and the summary report.
 
-        With ``ignore_msrs`` KVM would claim to know every MSR, so the filter denies those that it
-        does not know; such an access is unknown all the same.
+        With ``ignore_msrs`` KVM pretends to know every MSR, so the filter denies those that it does
+        not know. They arrive as filtered, and are reported as unknown.
         """
         swallows = access.reason == _FILTER and self.plan.kernel.ignore_msrs
         if swallows and not self.plan.segment(access.op, access.index).known:
@@ -145,9 +177,9 @@ class Dispatcher:
 
     def refused(self, access: Access, passed: Outcome) -> Outcome:
         """
-        Return what shall happen to an access that was passed on to KVM, and KVM refused.
+        Return the outcome of an access that was passed on to KVM and that KVM refused.
 
-        :param access: the access, with the reason for which KVM refused it.
+        :param access: the access, with KVM's reason for refusing it.
         :param passed: the outcome that passed it on.
         """
         for step in self.steps_refused(access.op, access.index, passed):
@@ -156,15 +188,15 @@ class Dispatcher:
         return self._defaults[access.reason](access)
 
     def steps(self, op: Op, index: int) -> tuple[Step, ...]:
-        """Return the rules that an access is tried against, in turn."""
+        """Return the rules to try for an access, in order."""
         return tuple(self._by_rule[id(rule), op] for rule in self.plan.segment(op, index).rules)
 
     def steps_refused(self, op: Op, index: int, passed: Outcome) -> Iterator[Step]:
         """
-        Yield the rules to try when KVM has refused an access that was passed on to it.
+        Yield the rules to try after KVM has refused an access that was passed on to it.
 
-        Those are the rules that wait for just that, in front of the one that passed it on. The
-        others have been tried already, and would count the access twice.
+        These are the rules before the one that passed it on that hold for unknown or invalid
+        accesses only. The others have already been tried, and would count the access twice.
         """
         for step in self.steps(op, index):
             when = step.rule.when
@@ -175,40 +207,48 @@ class Dispatcher:
                 yield step
 
     def unruled(self, access: Access, rule: str = "kernel") -> Outcome:
-        """Return what happens where no rule holds, or where the one that holds says ``kernel``."""
-        if access.reason == _FILTER:  # for another rule's sake, or by a default-deny filter
+        """Return the outcome if no rule holds, or if the one that holds says ``kernel``."""
+        if access.reason == _FILTER:  # denied for another rule, or by a default-deny filter
             return Outcome(Verdict.KERNEL, rule)
         return self._defaults[access.reason](access)
 
     def act(self, rule: Rule, op: Op) -> Act:
-        """Return what does *rule*'s action, whether its condition holds or not."""
+        """Return the function that performs *rule*'s action, without testing its condition."""
         return self._by_rule[id(rule), op].act
 
     @property
     def failures(self) -> list[HandlerFailure]:
-        """Return the first handler failures, 32 at most."""
+        """Return the first handler failures, at most 32."""
         return self._handlers.failures
 
     @property
     def failure_count(self) -> int:
-        """Return how many handler failures there were."""
+        """Return the number of handler failures."""
         return self._handlers.failure_count
 
     @property
     def logs(self) -> bool:
-        """Whether anybody takes log lines."""
+        """Whether log lines are written at all."""
         return self._log.listens
 
     def log(self, rule: Rule | None, access: Access, outcome: Outcome) -> None:
-        """Log an access that was answered elsewhere as *rule* wants; None is a default."""
+        """
+        Log an access that was answered elsewhere.
+
+        :param rule: the rule that decided it, whose ``log`` applies; None for a default.
+        """
         self._log.see(access, outcome, Log.ONCE if rule is None else rule.log)
 
     def elapsed(self) -> int:
-        """Return the guest's time, in nanoseconds, since its beginning."""
+        """Return the time since the guest began, in nanoseconds."""
         return max(self._clock() - self._begun, 0)
 
     def state(self) -> dict[str, Any]:
-        """Return what must survive a snapshot, as JSON knows it; no vCPU may run meanwhile."""
+        """
+        Return everything that must survive a snapshot, as JSON types.
+
+        No vCPU may run during the call.
+        """
         return {
             "shadows": self.shadows.state(),
             "models": self.models.state(),
@@ -218,7 +258,9 @@ class Dispatcher:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """
-        Restore a saved state; no vCPU may run meanwhile.
+        Restore a state returned by :meth:`state`.
+
+        No vCPU may run during the call.
 
         :raises PolicyError: if it was saved under another policy.
         """
@@ -227,14 +269,12 @@ class Dispatcher:
         self.shadows.restore(state["shadows"])
         self._begun = self._clock() - state["elapsed"]
 
-    # Finding what to do
+    # Preparing
 
     def _find(self, op: Op, index: int) -> Act:
         steps = [(step.fails, step.act) for step in self.steps(op, index)]
         segment = self.plan.segment(op, index)
-        # Of an MSR that KVM does not know it says so; but with ignore_msrs it would claim that it
-        # does, so the filter denies it.
-        swallowed = self.plan.swallowed(segment)
+        swallowed = self.plan.swallowed(segment)  # by ignore_msrs: KVM pretends to know the MSR
         last: Act = self.unruled
         if segment.rules and segment.rules[-1].when is None:
             last = steps.pop()[1]
@@ -257,7 +297,7 @@ class Dispatcher:
         if log is None and (isinstance(action, Value) or action is Plain.IGNORE):
             log = Log.NEVER  # they do not fault
         if action is Plain.KERNEL:
-            log = Log.NEVER  # what comes of it is KVM's, or a default's, which tells it
+            log = Log.NEVER  # KVM answers it, or a default does, which logs by itself
         test = self.conditions.test(rule, number, op)
         return Step(rule, test, self._log.around(self._act(rule, op), log))
 
@@ -286,7 +326,7 @@ class Dispatcher:
         function = host_handler(self._host, action, rule.where)
         return self._handlers.act(function, str(action), rule.where)
 
-    # Doing it
+    # Acting
 
     def _default(self, name: str) -> Act:
         action, rule = getattr(self.plan.policy.defaults, name), f"defaults.{name}"
@@ -322,7 +362,7 @@ class Dispatcher:
         return act if bits is None else act_by_bits
 
     def _counter(self, rule: Rule, counter: Counter) -> Act:
-        """A counter is kept as what it would be at the beginning of time."""
+        """Return a counter's action. What is stored is the value it had when the guest began."""
         shadows, where, reset = self.shadows, rule.where, rule.reset
         holder = _holder(self.plan.policy.topology, rule.scope)
 
@@ -338,7 +378,7 @@ class Dispatcher:
 
 
 def _holder(topology: Topology, scope: Scope) -> Callable[[int], int]:
-    """Return what numbers the holders of a shadow by vCPU; no two scopes share a number."""
+    """Return a function from vCPU to the holder of its shadows; no two scopes share a number."""
     if scope is Scope.THREAD:
         return lambda vcpu: vcpu
     unit, place = topology.unit, list(Scope).index(scope)

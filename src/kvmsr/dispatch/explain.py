@@ -3,14 +3,14 @@
 Explanations
 ------------
 
-What happens to an access under a plan, and why: which rule, which filter range and bit, what KVM
-itself does, what the guest sees.
+Explain what happens to an access under a plan, and why: which rule applies, which filter range and
+bit, what KVM itself does, and what the guest sees.
 
-An access may end in more than one way, for nobody knows what KVM says to it before KVM is asked. So
-an explanation has *cases*, one for each way in which KVM can give the access up.
+An access may end in more than one way, because what KVM does with it is only known when KVM is
+asked. So an explanation has *cases*, one for each way in which KVM can give the access up.
 
-Nothing is decided here. A dispatcher, the code that answers guests, is asked rule by rule, and only
-words are added. It is an inert one: no function, model or register of the host's is called.
+This module decides nothing. It asks a dispatcher, the code that answers guests, rule by rule, and
+puts the result into words. The dispatcher is inert: no function, model or host register is called.
 """
 
 import enum
@@ -43,8 +43,8 @@ class Effect(enum.StrEnum):
     """
     What the guest sees.
 
-    ``kernel`` is what KVM itself answers, ``code`` what a function, a model or the host's register
-    makes of it.
+    ``kernel`` is KVM's own answer; ``code`` is the answer of a function, a model or a register of
+    the host.
     """
 
     VALUE = "value"
@@ -61,10 +61,10 @@ class FilterSays:
     What the filter decides.
 
     :ivar denied: whether the access is denied, and so comes to user space.
-    :ivar range: the number of the range that decides, from 0; None where none holds the MSR.
-    :ivar base: where that range begins.
-    :ivar bit: the bit in it that decides.
-    :ivar text: the same for people.
+    :ivar range: number of the range that decides, from 0; None if no range holds the MSR.
+    :ivar base: first MSR of that range.
+    :ivar bit: number of the bit that decides, in that range's bitmap.
+    :ivar text: the same in words.
     """
 
     denied: bool
@@ -79,7 +79,10 @@ class Tried:
     """
     A rule that was tried.
 
-    :ivar skipped: why it does not hold, or "" for the one that does.
+    :ivar where: where the rule was written, for messages.
+    :ivar place: the same, as values.
+    :ivar action: what the rule does in this direction.
+    :ivar skipped: why the rule does not hold; "" for the one that does.
     """
 
     where: str
@@ -91,14 +94,14 @@ class Tried:
 @dataclass(frozen=True, slots=True)
 class Case:
     """
-    One way in which the access may come out.
+    One way in which the access may end.
 
-    :ivar reason: for which reason KVM gives it up; None if KVM completes it.
-    :ivar steps: the rules that are tried, in turn.
-    :ivar rule: who decides: where the rule was written, ``defaults.unknown``, or ``kernel``.
+    :ivar reason: the reason for which KVM gives it up; None if KVM completes it.
+    :ivar steps: the rules that are tried, in order.
+    :ivar rule: what decides: where the rule was written, ``defaults.unknown``, or ``kernel``.
     :ivar effect: what the guest sees.
-    :ivar value: what a read gives, where that can be told.
-    :ivar text: the same for people.
+    :ivar value: the value that a read returns; None if it is not known in advance.
+    :ivar text: the same in words.
     """
 
     reason: Reason | None
@@ -112,10 +115,14 @@ class Case:
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """
-    What becomes of an access.
+    What happens to an access.
 
-    :ivar kernel: what KVM itself would do, for people.
-    :ivar cases: the ways in which it may come out; the first is the likely one.
+    :ivar op: read or write.
+    :ivar index: the MSR.
+    :ivar name: the MSR's name; "" if the catalog does not have it.
+    :ivar filter: what the filter decides.
+    :ivar kernel: what KVM itself would do, in words.
+    :ivar cases: the ways in which the access may end, the likely one first.
     """
 
     op: Op
@@ -126,7 +133,7 @@ class Explanation:
     cases: tuple[Case, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the explanation as JSON has it."""
+        """Return the explanation as JSON types."""
         says = self.filter
         return {
             "schema": 1,
@@ -186,14 +193,16 @@ def explain(
     """
     Return what happens to the first access to an MSR under *plan*, and why.
 
-    :param value: what is written.
-    :param rip: where the guest is; None if that is not known: then conditions on RIP hold.
-    :param count: which match it is, from 1, for rules that count.
+    :param value: the value written, 0 to 2**64 - 1.
+    :param vcpu: the vCPU's number, from 0.
+    :param cpl: the guest's privilege level, 0 to 3.
+    :param rip: the guest's RIP; None if it is not known, in which case conditions on RIP hold.
+    :param count: number of this match, from 1, for rules that count.
     """
     kernel = _kernel(plan, op, index)
     says = filter_says(plan.filter, op, index)
     if cpl != 0:
-        text = f"#GP(0), by KVM itself: the CPL is {cpl}; nobody is asked"
+        text = f"#GP(0), by KVM itself: the CPL is {cpl}; user space is not asked"
         cases: tuple[Case, ...] = (Case(None, (), "kernel", Effect.FAULT, None, text),)
     else:
         access = Access(vcpu, op, index, value if op == Op.WRITE else 0, Reason.FILTER)
@@ -202,7 +211,7 @@ def explain(
 
 
 def filter_says(filter_: Filter, op: Op, index: int) -> FilterSays:
-    """Return what KVM decides by *filter_*, in words, too."""
+    """Return what KVM decides under *filter_*."""
     denied, number = filter_.decide(op, index)
     word = "denied" if denied else "allowed"
     if X2APIC[0] <= index <= X2APIC[1]:
@@ -232,20 +241,20 @@ def _kernel(plan: Plan, op: Op, index: int) -> str:
 
 
 class _Asker:
-    """Asks a dispatcher about one access; every case begins with a guest that has done nothing."""
+    """Asks a dispatcher about one access. Every case starts from a guest that has done nothing."""
 
     def __init__(self, plan: Plan, access: Access, rip: int | None, count: int) -> None:
         self._plan = plan
         self._access = access
         self._rip = rip
         self._count = count
-        self._rule: Rule | None = None  # the one that is asked just then
+        self._rule: Rule | None = None  # the one being tried
         self._dispatcher = Dispatcher(plan, clock=lambda: 0, rip=self._where, inert=True)
         self._fresh = self._dispatcher.state()
         self._fresh["conditions"] = dict.fromkeys(self._fresh["conditions"], count - 1)
 
     def cases(self, *, denied: bool) -> Iterator[Case]:
-        """Yield the ways in which the access may end, the likely one first."""
+        """Yield the cases, the likely one first."""
         segment = self._plan.segment(self._access.op, self._access.index)
         if denied:
             first = self._case(self._dispatcher.restated(self._access).reason)
@@ -259,13 +268,13 @@ class _Asker:
                 yield self._case(reason)
         else:
             yield self._case(Reason.UNKNOWN)
-            yield self._case(Reason.INVALID)  # a KVM newer than what is known of it
+            yield self._case(Reason.INVALID)  # from a KVM newer than the catalog
 
     def _case(self, reason: Reason, passed: Outcome | None = None) -> Case:
         """
         Return how the access ends if KVM gives it up for *reason*.
 
-        :param passed: the outcome that passed it on to KVM, which refused it for *reason*.
+        :param passed: the outcome that passed the access on to KVM, if KVM refused it then.
         """
         dispatcher, access = self._dispatcher, self._access._replace(reason=reason)
         dispatcher.restore(self._fresh)
@@ -291,7 +300,7 @@ class _Asker:
     ) -> Case:
         verdict, where, _ = outcome
         if rule is not None and rule.where != where:
-            rule = None  # it says kernel, and a default had the last word
+            rule = None  # the rule says kernel, and a default decided
         effect, value = _EFFECTS[verdict], None
         if verdict is Verdict.VALUE:
             value = outcome.value
@@ -303,7 +312,7 @@ class _Asker:
     # Words
 
     def _where(self, vcpu: int) -> int:
-        """Return RIP; where it is not known, one for which the rule that is asked holds."""
+        """Return RIP; if it is not known, one for which the rule being tried holds."""
         if self._rip is not None:
             return self._rip
         when = self._rule and self._rule.when
@@ -352,7 +361,7 @@ def _value_text(action: Action | None, value: int) -> str:
 
 
 def _hit(rule: Rule, value: int) -> str:
-    """Return why a write of *value* to a shadow that holds its reset value faults."""
+    """Return why writing *value* to a shadow that holds its reset value faults."""
     if rule.bits is None:
         return ""
     if rule.reset & rule.bits.lock:

@@ -3,7 +3,7 @@
 The host's registers
 --------------------
 
-What ``host`` actions need of whoever can reach the host's MSRs.
+The interface through which ``host`` actions reach the host's MSRs.
 """
 
 from typing import Protocol
@@ -12,18 +12,20 @@ __all__ = ("HostMsrs",)
 
 
 class HostMsrs(Protocol):
-    """The host's MSRs; for threads of several vCPUs at once."""
+    """The host's MSRs. The threads of several vCPUs may call the methods at once."""
 
     def read(self, cpu: int | None, index: int) -> int:
         """
-        Return MSR *index* of the host's CPU *cpu*; None is the one that runs this thread.
+        Return the value of MSR *index* of a CPU of the host.
 
-        :raises OSError: EIO if the CPU faults, else whatever keeps it from being read.
+        :param cpu: the CPU's number; None for the one that runs this thread.
+        :raises OSError: EIO if the CPU faults; any other error if the MSR cannot be reached.
         """
 
     def write(self, cpu: int | None, index: int, value: int) -> None:
         """
-        Write MSR *index* of the host's CPU *cpu*; None is the one that runs this thread.
+        Write MSR *index* of a CPU of the host.
 
-        :raises OSError: EIO if the CPU faults, else whatever keeps it from being written.
+        :param cpu: the CPU's number; None for the one that runs this thread.
+        :raises OSError: EIO if the CPU faults; any other error if the MSR cannot be reached.
         """

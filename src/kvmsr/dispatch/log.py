@@ -3,8 +3,8 @@
 The access log
 --------------
 
-Which accesses are told while the guest runs. A guest chooses the MSRs, so what is remembered of
-them is limited, and that the limit is reached is told.
+Log accesses while the guest runs. The guest chooses the MSRs, so the log remembers a limited number
+of them, and says so when it reaches that limit.
 """
 
 from collections.abc import Callable
@@ -21,16 +21,18 @@ MAX_MARKS: Final = 4096
 
 Act = Callable[[Access], Outcome]
 Sink = Callable[[Access, Outcome, str], None]
-"""Takes an access, what became of it, and a line that says so."""
+"""Receives an access, its outcome, and the log line."""
 
 
 class AccessLog:
     """
-    Tells accesses.
+    Writes the log of accesses.
 
-    Two vCPUs that do the same at the same instant may both be told; no lock is worth that.
+    If two vCPUs make the same access at the same moment, both may be logged: preventing that is not
+    worth a lock.
 
-    :param sink: takes what is told; None tells nothing.
+    :param sink: receives what is logged; None logs nothing.
+    :param max_marks: number of MSRs that the log remembers.
     """
 
     def __init__(self, sink: Sink | None, max_marks: int = MAX_MARKS) -> None:
@@ -43,34 +45,34 @@ class AccessLog:
             Log.NEVER: lambda access, outcome: None,
             Log.ONCE: self._once,
             Log.CHANGE: self._change,
-            Log.ALWAYS: self._tell,
+            Log.ALWAYS: self._emit,
             None: self._fault_once,
         }
 
     @property
     def listens(self) -> bool:
-        """Whether anybody takes what is told."""
+        """Whether there is a sink."""
         return self._sink is not None
 
     def see(self, access: Access, outcome: Outcome, log: Log | None) -> None:
-        """Tell an access as *log* says; None tells faults once."""
+        """Log an access as often as *log* says; None logs each MSR's faults once."""
         self._ways[log](access, outcome)
 
     def around(self, act: Act, log: Log | None) -> Act:
-        """Return *act* so that it is told as *log* says; None tells faults once."""
+        """Return *act*, logged as often as *log* says; None logs each MSR's faults once."""
         if self._sink is None or log is Log.NEVER:
             return act
         see = self._ways[log]
 
-        def told(access: Access) -> Outcome:
+        def logged(access: Access) -> Outcome:
             outcome = act(access)
-            if outcome.verdict is not Verdict.KERNEL:  # more is to come of it
+            if outcome.verdict is not Verdict.KERNEL:  # which is not final
                 see(access, outcome)
             return outcome
 
-        return told
+        return logged
 
-    def _tell(self, access: Access, outcome: Outcome) -> None:
+    def _emit(self, access: Access, outcome: Outcome) -> None:
         if self._sink is not None:
             self._sink(access, outcome, describe(access, outcome))
 
@@ -83,33 +85,33 @@ class AccessLog:
         if mark in self._seen:
             return
         if len(self._seen) >= self._max_marks:
-            self._tell_full(access, outcome)
+            self._emit_full(access, outcome)
             return
         self._seen.add(mark)
-        self._tell(access, outcome)
+        self._emit(access, outcome)
 
     def _change(self, access: Access, outcome: Outcome) -> None:
         mark = (outcome.rule, access.op, access.index, access.vcpu)
         value = outcome.value if access.op == Op.READ else access.value
         if outcome.verdict is Verdict.FAULT:
-            value = -1  # no value is like it
+            value = -1  # differs from every value
         if self._last.get(mark) == value:
             return
         if mark not in self._last and len(self._last) >= self._max_marks:
-            self._tell_full(access, outcome)
+            self._emit_full(access, outcome)
             return
         self._last[mark] = value
-        self._tell(access, outcome)
+        self._emit(access, outcome)
 
-    def _tell_full(self, access: Access, outcome: Outcome) -> None:
+    def _emit_full(self, access: Access, outcome: Outcome) -> None:
         if not self._full and self._sink is not None:
             self._full = True
-            text = f"{self._max_marks:,} MSRs have been told of: other MSRs no longer are"
+            text = f"{self._max_marks:,} MSRs have been logged: other MSRs are no longer logged"
             self._sink(access, outcome, text)
 
 
 def describe(access: Access, outcome: Outcome) -> str:
-    """Return a line that says what became of *access*."""
+    """Return the log line for *access* and its outcome."""
     name = catalog().name(access.index)
     msr = f"MSR {access.index:#x}{f' ({name})' if name else ''}"
     if access.op == Op.READ:

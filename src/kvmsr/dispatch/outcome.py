@@ -3,7 +3,7 @@
 Outcomes
 --------
 
-What shall happen to an access.
+What becomes of an access.
 """
 
 import enum
@@ -18,9 +18,9 @@ class Verdict(enum.Enum):
     """
     What the guest gets.
 
-    ``KERNEL`` is for whoever holds the vCPU: ask KVM itself, and where KVM refuses,
-    :meth:`~kvmsr.dispatch.Dispatcher.refused` has the last word. ``STOP`` ends the run, and the
-    access has no answer.
+    ``KERNEL`` asks the caller, who has the vCPU, to pass the access on to KVM; if KVM refuses it,
+    :meth:`~kvmsr.dispatch.Dispatcher.refused` decides. ``STOP`` ends the run, and the access gets
+    no answer.
     """
 
     VALUE = "value"
@@ -32,11 +32,11 @@ class Verdict(enum.Enum):
 
 class Outcome(NamedTuple):
     """
-    What shall happen to an access.
+    What becomes of an access.
 
     :ivar verdict: what the guest gets.
-    :ivar rule: who said so: where the rule was written, or ``defaults.unknown`` and the like.
-    :ivar value: what a read gives, 0 to 2**64 - 1.
+    :ivar rule: what decided it: where the rule was written, or ``defaults.unknown`` and so on.
+    :ivar value: the value that a read returns, 0 to 2**64 - 1.
     """
 
     verdict: Verdict

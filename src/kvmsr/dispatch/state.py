@@ -3,7 +3,7 @@
 Register state
 --------------
 
-What guests have written to shadowed MSRs.
+The values that guests have written to shadowed MSRs.
 """
 
 import threading
@@ -15,19 +15,23 @@ from kvmsr.policy import Bits
 __all__ = ("MAX_SHADOWS", "Shadows")
 
 MAX_SHADOWS: Final = 65_536
-"""A guest may write any of 2**32 MSRs; this many values a VM are kept."""
+"""Number of values kept for each VM. A guest may write any of 2**32 MSRs."""
 
 
 class Shadows:
     """
-    The last value written, by holder and MSR: a vCPU, or what several of them share.
+    The last value written, by holder and MSR.
 
-    :ivar refused: how many writes found no room.
+    A holder is a vCPU, or the core, package or VM whose vCPUs share the value. The threads of
+    several vCPUs may call the methods at once.
+
+    :param limit: number of values to keep.
+    :ivar refused: number of writes that were refused because the limit was reached.
     """
 
     def __init__(self, limit: int = MAX_SHADOWS) -> None:
         self._values: dict[tuple[int, int], int] = {}
-        self._written: set[tuple[int, int]] = set()  # of those with bits that care
+        self._written: set[tuple[int, int]] = set()  # registers with ``once`` bits alone
         self._limit = limit
         self._changing = threading.Lock()
         self.refused = 0
@@ -36,11 +40,11 @@ class Shadows:
         return len(self._values)
 
     def read(self, holder: int, index: int, reset: int) -> int:
-        """Return what was last written, or *reset*."""
+        """Return the value last written, or *reset* if there is none."""
         return self._values.get((holder, index), reset)
 
     def write(self, holder: int, index: int, value: int) -> bool:
-        """Keep *value*; return False if there is no room for another MSR."""
+        """Keep *value*. Return False if that needs room for another MSR and there is none."""
         key = (holder, index)
         if key in self._values:
             self._values[key] = value
@@ -49,7 +53,7 @@ class Shadows:
             return self._keep(key, value)
 
     def read_bits(self, holder: int, index: int, reset: int, bits: Bits) -> int | None:
-        """Return what the register holds and clear its ``rc`` bits; None if there is no room."""
+        """Return the register's value and clear its ``rc`` bits; None if there is no room."""
         key = (holder, index)
         with self._changing:
             value = self._values.get(key, reset)
@@ -57,7 +61,7 @@ class Shadows:
             return value if left == value or self._keep(key, left) else None
 
     def write_bits(self, holder: int, index: int, value: int, reset: int, bits: Bits) -> bool:
-        """Write *value* as *bits* say; return False, and change nothing, if that faults."""
+        """Write *value* under the rules of *bits*. If it faults, change nothing, return False."""
         key = (holder, index)
         with self._changing:
             old = self._values.get(key, reset)
@@ -76,7 +80,7 @@ class Shadows:
         return True
 
     def state(self) -> dict[str, Any]:
-        """Return what is kept, as JSON knows it."""
+        """Return everything that is kept, as JSON types."""
         with self._changing:
             return {
                 "values": [[*key, value] for key, value in sorted(self._values.items())],
@@ -84,7 +88,7 @@ class Shadows:
             }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Keep what :meth:`state` told, and nothing else."""
+        """Replace everything that is kept by a state returned by :meth:`state`."""
         with self._changing:
             self._values = {(holder, index): value for holder, index, value in state["values"]}
             self._written = {(holder, index) for holder, index in state["written"]}

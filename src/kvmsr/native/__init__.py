@@ -3,9 +3,9 @@
 The native core
 ---------------
 
-C for what has to be fast or has to live in another process: the compiled policy and its evaluator,
-the run loop, and the shim of ``kvmsr exec``. It is optional: without it guests run slower, and
-``kvmsr exec`` does not work.
+The parts that must be fast or run in another process, in C: the compiled policy and its evaluator,
+the run loop, and the shim of ``kvmsr exec``. The core is optional: without it guests run slower,
+and ``kvmsr exec`` does not work.
 """
 
 from importlib import import_module
@@ -30,16 +30,16 @@ else:
     ffi, lib = _core.ffi, _core.lib
 
 SHIM = next(iter(sorted(Path(__file__).parent.glob("shim*.so"))), Path(__file__).parent / "shim.so")
-"""The library that is preloaded into VMMs."""
+"""Path of the library that is preloaded into VMMs."""
 
 
 def available() -> bool:
-    """Tell whether the native core was built."""
+    """Return whether the native core was built."""
     return not _why
 
 
 def why_not() -> str:
-    """Return why there is no native core and what to do, or ""."""
+    """Return why there is no native core and what to do about it; "" if there is one."""
     if available():
         return ""
     return f"kvmsr's native core is not there ({_why}): {REMEDY}"

@@ -3,8 +3,8 @@
 Shared memory
 -------------
 
-The memory in which a policy, the registers that it keeps and the summary lie, for C to work on: see
-block.h.
+The memory that C works on, with the policy, the registers it keeps, and the summary. block.h
+describes it.
 """
 
 import fcntl
@@ -21,7 +21,7 @@ from kvmsr.native import ffi, lib
 __all__ = ("Block", "access_reader")
 
 _F_ADD_SEALS: Final = 1033
-_SEALS: Final = 0x1 | 0x2 | 0x4  # nobody seals it further, shrinks it or lets it grow
+_SEALS: Final = 0x1 | 0x2 | 0x4  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW
 
 
 _ACCESS: Final = struct.Struct("=QIIBB")
@@ -29,20 +29,22 @@ _ACCESS: Final = struct.Struct("=QIIBB")
 
 def access_reader(cpu: Any) -> Callable[[], tuple[int, int, int, int, int]]:
     """
-    Return what reads the last access of *cpu*, a ``struct kvmsr_cpu *``: value, vCPU, index, op and
-    reason. All at once it costs a third of what it does field by field.
+    Return a function that reads the last access of *cpu*, a ``struct kvmsr_cpu *``.
+
+    It returns value, vCPU, index, op and reason. Reading all at once costs a third of reading them
+    field by field.
     """
     return partial(_ACCESS.unpack_from, ffi.buffer(ffi.addressof(cpu, "access")))
 
 
 class Block:
     """
-    Memory of one run; most of it takes no room until it is used.
+    The shared memory of one run. Most of it uses no memory until it is touched.
 
-    :param max_vcpus: for how many vCPUs there is a record, 1 or more.
+    :param max_vcpus: number of vCPU records, at least 1.
     :ivar fd: the memory file, for another process to map.
     :ivar raw: the ``struct kvmsr_block``.
-    :raises HostError: if the host does not give it.
+    :raises HostError: if the host refuses the memory.
     """
 
     def __init__(self, max_vcpus: int) -> None:
@@ -53,13 +55,13 @@ class Block:
             fcntl.fcntl(self.fd, _F_ADD_SEALS, _SEALS)
             self._mapping = mmap.mmap(self.fd, size)
         except OSError as error:
-            raise HostError(f"cannot have memory for the policy: {error.strerror}") from None
+            raise HostError(f"cannot get memory for the policy: {error.strerror}") from None
         self.raw: Any = ffi.cast("struct kvmsr_block *", ffi.from_buffer(self._mapping))
         lib.kvmsr_block_make(self.raw, max_vcpus)
 
     @classmethod
     def opened(cls, fd: int) -> Self:
-        """Return the memory of another process's run, which *fd* holds, to read from."""
+        """Map the memory of another process's run, to read it. *fd* is its memory file."""
         block = cls.__new__(cls)
         block.fd = fd
         block._mapping = mmap.mmap(fd, 0)
@@ -68,34 +70,34 @@ class Block:
 
     def install(self, table: bytes) -> None:
         """
-        Let *table* be the policy from now on, also while guests run.
+        Put *table* in force, even while guests run.
 
-        :raises BrokenInvariantError: if it is no table; says why.
+        :raises BrokenInvariantError: if *table* is not valid, or cannot be replaced.
         """
         wrong = lib.kvmsr_install(self.raw, ffi.from_buffer(table), len(table))
         if wrong:
             raise BrokenInvariantError(f"the compiled policy: {ffi.string(wrong).decode()}")
 
     def take(self, vm: int, vcpu: int) -> Any:
-        """Return a fresh ``struct kvmsr_vcpu`` for a vCPU of a VM."""
+        """Return a new ``struct kvmsr_vcpu`` for a vCPU of a VM."""
         record = lib.kvmsr_take_vcpu(self.raw, vm, vcpu)
         if not record:
             raise BrokenInvariantError("there are more vCPUs than records")
         return record
 
     def forget(self, vm: int) -> None:
-        """Reset what a VM has written to shadowed MSRs."""
+        """Reset all shadowed MSRs of a VM."""
         lib.kvmsr_shadow_forget(self.raw, vm)
 
     def vcpus(self) -> Iterator[Any]:
-        """Yield the record of each vCPU there has been, in the order of their making."""
+        """Yield the records of all vCPUs, including those that are gone, in order of creation."""
         for number in range(min(self.raw.n_vcpus, self.raw.max_vcpus)):
             record = lib.kvmsr_vcpu_at(self.raw, number)
             if record.taken:
                 yield record
 
     def close(self) -> None:
-        """Give the memory back; :attr:`raw` and what came of it are not to be used any more."""
+        """Close the memory file. Do not use :attr:`raw`, or anything got from it, after that."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

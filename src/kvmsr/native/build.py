@@ -3,11 +3,10 @@
 Building the native core
 ------------------------
 
-What setup.py has cffi compile. Without a compiler the package is installed all the same, and goes
-without.
+What setup.py lets cffi compile. Without a compiler, the package is installed without the core.
 
-The headers declare every constant, enum, structure and function once. cffi reads declarations, not
-C as a compiler does, so a header is brought into the form that it reads: see :func:`declarations`.
+Every constant, enum, structure and function is declared once, in the headers. cffi does not read C
+as a compiler does, so :func:`declarations` brings a header into the form that cffi understands.
 """
 
 import re
@@ -18,7 +17,7 @@ from cffi import FFI
 __all__ = ("CFLAGS", "CORE", "HEADERS", "SHIM", "SOURCES", "declarations", "make_ffi")
 
 SOURCES = "src/kvmsr/native/c"
-"""Where the C is, from the project's folder, in which setup.py runs."""
+"""The folder of the C files, relative to the project's folder, where setup.py runs."""
 
 HEADERS = ("table.h", "block.h", "core.h")
 CFLAGS = ["-std=gnu11", "-O2", "-Wall", "-Wextra"]
@@ -33,25 +32,25 @@ SHIM = [
 _CHANGES = (
     (r"/\*[\s\S]*?\*/", ""),
     (r"static inline[^{]*\{[\s\S]*?\n\}", ""),
-    (r"^#define \w+$", ""),  # a guard
-    (r"^#define (\w+) .*$", r"#define \1 ..."),  # the compiler says how much that is
+    (r"^#define \w+$", ""),  # an include guard
+    (r"^#define (\w+) .*$", r"#define \1 ..."),  # the compiler finds the value
     (r"^#(?!define).*$", ""),
     (r"__attribute__\(\(.*\)\)", ""),
-    (r"^\t.*(\]\[|\[\]).*;.*$", ""),  # arrays of arrays, or without an end: by functions
+    (r"^\t.*(\]\[|\[\]).*;.*$", ""),  # nested and open arrays: Python calls a function for them
     (r"\[[^\]]*[A-Z][^\]]*\]", "[...]"),
-    (r"^(struct \w+ \{[^}]*)\}", r"\1\t...;\n}"),  # the compiler says where each field is
+    (r"^(struct \w+ \{[^}]*)\}", r"\1\t...;\n}"),  # the compiler finds the offsets
 )
 
 
 def declarations(header: str) -> str:
-    """Return what *header*, the text of one of ours, declares, as cffi reads it."""
+    """Return the declarations of *header*, the text of one of kvmsr's headers, for cffi."""
     for pattern, replacement in _CHANGES:
         header = re.sub(pattern, replacement, header, flags=re.MULTILINE)
     return header
 
 
 def make_ffi() -> FFI:
-    """Return what cffi compiles."""
+    """Return the FFI builder of the core, for setup.py."""
     made = FFI()
     for name in HEADERS:
         made.cdef(declarations(Path(SOURCES, name).read_text()))

@@ -3,8 +3,8 @@
 The native run loop
 -------------------
 
-A vCPU's KVM_RUN in C: accesses that the table can answer never reach Python, and the interpreter's
-lock is free while the guest runs.
+Run a vCPU in C. Accesses that the table can answer never reach Python, and the interpreter's lock
+is free while the guest runs.
 """
 
 from collections.abc import Callable
@@ -22,19 +22,19 @@ __all__ = ("NativeLoop",)
 _STOP = Verdict.STOP
 
 Enter = Callable[[int, Callable[[Any], int], Any], int]
-"""Calls a function that does KVM_RUN on a vCPU's descriptor, so that kicks reach it."""
+"""Calls a C function that runs a vCPU, given by its descriptor, so that kicks interrupt it."""
 
 
 class NativeLoop:
     """
-    Runs a vCPU until an exit that is no MSR access; called instead of KVM_RUN.
+    Runs a vCPU until it exits for anything but an MSR access. Call it instead of KVM_RUN.
 
-    :param vm: the VM's Python side.
+    :param vm: the Python side of the VM.
     :param vcpu: the vCPU's number.
-    :param fd: the vCPU's descriptor.
-    :param page: its kvm_run page.
-    :param enter: runs it.
-    :param stop: takes the access at which the policy stops the run.
+    :param fd: the vCPU's file descriptor.
+    :param page: the vCPU's kvm_run page.
+    :param enter: calls the C function that runs the vCPU.
+    :param stop: called with the access at which the policy stops the run.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class NativeLoop:
 
     @property
     def exits(self) -> int:
-        """Return how many accesses there were."""
+        """Return the number of accesses."""
         return int(self._shared.exits)
 
     def close(self) -> None:
-        """Let go of the vCPU's page."""
+        """Release the vCPU's page."""
         self._cpu.run = ffi.NULL
         ffi.release(self._page)
 
@@ -72,7 +72,7 @@ class NativeLoop:
         """
         Run the vCPU.
 
-        :raises OSError: as KVM_RUN.
+        :raises OSError: if KVM_RUN fails.
         """
         enter, run, cpu, fd = self._enter, lib.kvmsr_run, self._cpu, self._fd
         raw, read, answer = self._outcome, self._read, self._vm.answer
@@ -88,7 +88,7 @@ class NativeLoop:
             try:
                 outcome = answer(access, raw)
             except BaseException:
-                raw.verdict = lib.KVMSR_FAULT  # should it run on: never a silent zero
+                raw.verdict = lib.KVMSR_FAULT  # if it runs on: never a silent zero
                 raise
             if outcome.verdict is _STOP:
                 self._stop(access, outcome)

@@ -3,7 +3,7 @@
 The summary of the native core
 ------------------------------
 
-Reads what C has counted.
+Read the rows that C has counted.
 """
 
 from typing import Any
@@ -21,14 +21,14 @@ _OPS, _REASONS = by_number(OPS), by_number(REASONS)
 
 
 def native_summary(block: Block, names: Names, max_rows: int = MAX_ROWS) -> Summary:
-    """Return what the vCPUs of *block* have asked for, and what they were told."""
+    """Return the summary of all accesses of the vCPUs of *block*."""
     total = Summary(max_rows)
     raw = block.raw
     for vcpu in block.vcpus():
         if not vcpu.n_rows:
             continue
         for row in vcpu.rows:
-            # Under kvmsr exec another process writes here: it may write nonsense.
+            # Under kvmsr exec the VMM can write here, and may write nonsense.
             if row.used and row.op < len(_OPS) and row.reason < len(_REASONS):
                 key = (row.index, _OPS[row.op], _REASONS[row.reason], names.name(row.name))
                 total.add(_row(row, Row(*key)))

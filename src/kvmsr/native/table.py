@@ -3,7 +3,7 @@
 The compiled table
 ------------------
 
-A plan as the bytes that C answers accesses by; table.h says what they mean.
+A plan as the bytes from which C answers accesses. table.h describes their format.
 """
 
 from collections import namedtuple
@@ -23,7 +23,7 @@ _EXIT_REASONS: Final = {Reason.INVALID: 1, Reason.UNKNOWN: 2, Reason.FILTER: 4}
 
 
 def _fields_of(struct: str) -> Any:
-    """Return a tuple of the structure's fields, by their names in the header; absent ones are 0."""
+    """Return a named tuple with the fields of a structure of the headers; they default to 0."""
     names = [name for name, _ in ffi.typeof(f"struct {struct}").fields] if ffi else []
     return namedtuple(struct, names, defaults=[0] * len(names))
 
@@ -31,16 +31,17 @@ def _fields_of(struct: str) -> Any:
 _Rule, _Segment, _Bits = map(_fields_of, ("kvmsr_rule", "kvmsr_segment", "kvmsr_bits"))
 
 TableRule = tuple[Rule | None, Op, str]
-"""A rule of the table: the policy's rule, or None for a default; the direction; who says so."""
+"""A rule of the table: the policy's rule, or None for a default; the direction; the name."""
 
 
 class Names:
     """
-    Numbers for who decided: a guest's summary keeps them over all policies of a run.
+    Numbers for the names of rules and defaults, as the summary shows them.
 
-    Number 0 is whoever passes an access to KVM without a rule.
+    C records numbers. A number keeps its meaning over all policies of a run. Number 0 is
+    ``kernel``, for an access that goes to KVM without a rule.
 
-    :param known: the names that have numbers already, from 0 on.
+    :param known: the names that already have numbers, from 0.
     """
 
     def __init__(self, known: Iterable[str] = ("kernel",)) -> None:
@@ -54,19 +55,19 @@ class Names:
         return list(self._names)
 
     def number(self, name: str) -> int:
-        """Return the number of *name*, which gets one if it has none."""
+        """Return the number of *name*; a new name gets a new number."""
         number = self._numbers.setdefault(name, len(self._names))
         if number == len(self._names):
             self._names.append(name)
         return number
 
     def name(self, number: int) -> str:
-        """Return the name of *number*; "?" of one that was never given out."""
+        """Return the name with *number*, or "?" if there is none."""
         return self._names[number] if number < len(self._names) else "?"
 
 
 def table_rules(plan: Plan) -> list[TableRule]:
-    """Return the rules of *plan*'s table by their numbers in it."""
+    """Return the rules of *plan*'s table, in the order of their numbers."""
     rules: list[TableRule] = [
         (None, op, f"defaults.{name}") for name in ("unknown", "invalid", "on_error") for op in OPS
     ]
@@ -83,8 +84,9 @@ def compile_table(plan: Plan, names: Names, *, serial: int = 0, logs: bool = Fal
     """
     Return *plan* as C reads it.
 
-    :param serial: which policy of the run it is.
-    :param logs: whether anybody takes log lines.
+    :param names: gives the rules' names their numbers.
+    :param serial: number of the policy in this run.
+    :param logs: whether log lines are written at all.
     """
     return _Writer(plan, names).write(serial, logs)
 
@@ -125,7 +127,7 @@ class _Writer:
         head.magic, head.version = lib.KVMSR_TABLE_MAGIC, lib.KVMSR_VERSION
         head.serial, head.logs = serial, logs
         topology = plan.policy.topology
-        # No VM has so many vCPUs that a larger number would make a difference.
+        # The fields have 32 bits, and no VM has so many vCPUs that a larger number would differ.
         head.threads_per_core = min(topology.threads_per_core, 1 << 31)
         head.cores_per_package = min(topology.cores_per_package or 0, 1 << 31)
         for number, (starts, segments) in enumerate(parts):
@@ -186,7 +188,7 @@ class _Writer:
         return made if rule.when is None else made._replace(**self._when(rule.when))
 
     def _action(self, action: Action, rule: Rule) -> tuple[int, int]:
-        """Return the number of what *action* does, and the value that it starts from."""
+        """Return the number of *action*, and its value: what reads return, or the reset value."""
         if isinstance(action, Value):
             return lib.KVMSR_ACT_VALUE, action.value
         if isinstance(action, Plain):
@@ -222,8 +224,8 @@ class _Writer:
 
 
 def _log(log: Log | None, action: Action) -> int:
-    """Return when C reports what *action* did."""
-    logs_itself = not isinstance(action, (Value, Plain, Counter))  # Python does, and so logs it
+    """Return when C reports an access that *action* answered."""
+    logs_itself = not isinstance(action, (Value, Plain, Counter))  # Python answers and logs it
     never_faults = isinstance(action, Value) or action is Plain.IGNORE
     if logs_itself or (log is None and never_faults):
         return LOGS[Log.NEVER]

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A VM whose accesses C answers
------------------------------
+The native core's VM
+--------------------
 
-What Python has to do for it: answer what the table leaves to Python, log what its rules want
-logged, and keep the registers over a snapshot. The same outcomes, and the same state afterwards, as
-:class:`~kvmsr.dispatch.Dispatcher` has by itself.
+Python's part for a VM whose accesses C answers: answer what the table leaves to Python, log what
+the rules want logged, and save and restore the registers. Outcomes and state are the same as those
+of a :class:`~kvmsr.dispatch.Dispatcher` alone.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ _U64: Final = (1 << 64) - 1
 
 
 def outcome_of(raw: Any, names: Names) -> Outcome:
-    """Return the outcome that a ``struct kvmsr_outcome`` holds."""
+    """Return a ``struct kvmsr_outcome`` as an Outcome."""
     return Outcome(_VERDICTS[raw.verdict], names.name(raw.name), raw.value)
 
 
@@ -38,12 +38,12 @@ class NativeVm:
     """
     The Python side of one VM under one policy.
 
-    :param dispatcher: has the policy's plan, its handlers and models.
-    :param block: where the table and the shadows are.
-    :param names: numbers for who decided.
+    :param dispatcher: has the policy's plan, handlers and models.
+    :param block: has the table and the shadows.
+    :param names: the numbers of the rules' names.
     :param vm: the VM's number in the block, 0 to 511.
     :ivar number: the VM's number in the block.
-    :ivar rules: the rules of the table by their numbers.
+    :ivar rules: the rules of the table, in the order of their numbers.
     """
 
     def __init__(self, dispatcher: Dispatcher, block: Block, names: Names, *, vm: int = 0) -> None:
@@ -57,11 +57,15 @@ class NativeVm:
         ]
 
     def asks_python(self, rule: int) -> bool:
-        """Tell whether *rule*, a number that may be anything, is one that Python answers."""
+        """Return whether *rule*, which may be any number, is the number of a rule of the policy."""
         return rule < len(self._acts) and self._acts[rule] is not None
 
     def answer(self, access: Access, raw: Any) -> Outcome:
-        """Return what Python does of an access, and put it into *raw*, an outcome that asks."""
+        """
+        Answer an access that C leaves to Python.
+
+        :param raw: the outcome that asks, a ``struct kvmsr_outcome``; the answer is put into it.
+        """
         if raw.verdict == _STOP:
             return Outcome(Verdict.STOP, self.names.name(raw.name))
         number = raw.rule
@@ -73,19 +77,23 @@ class NativeVm:
             raw.verdict, raw.value = VERDICTS[_VALUE], value
         else:
             raw.verdict = VERDICTS[verdict]
-        if rule is not self.rules[number][2]:  # on_error, say
+        if rule is not self.rules[number][2]:  # as for a handler that failed: defaults.on_error
             raw.name = self.names.number(rule)
         return outcome
 
     def log(self, access: Access, raw: Any) -> None:
-        """Log an access that C has answered, if its rule wants that."""
+        """Log an access that C has answered with *raw*, if its rule wants that."""
         rule = self.rules[raw.rule][0] if raw.rule < len(self.rules) else None
         self.dispatcher.log(rule, access, outcome_of(raw, self.names))
 
-    # The state, in the form that the dispatcher's own has
+    # State, in the same form as the dispatcher's
 
     def state(self) -> dict[str, Any]:
-        """Return the registers, in the dispatcher's form; no vCPU may run meanwhile."""
+        """
+        Return everything that must survive a snapshot, as :meth:`Dispatcher.state` does.
+
+        No vCPU may run during the call.
+        """
         values, written = [], []
         raw = self.block.raw
         for shadow in self._shadows():
@@ -106,18 +114,20 @@ class NativeVm:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """
-        Restore the registers; no vCPU may run meanwhile.
+        Restore a state returned by :meth:`state`, or by a dispatcher.
 
-        :raises PolicyError: if they were saved under another policy.
+        No vCPU may run during the call.
+
+        :raises PolicyError: if it was saved under another policy.
         """
         counted = self._counted()
         if set(state["conditions"]) != {name for _, name in counted}:
-            raise PolicyError("this is the state of another policy's conditions")
+            raise PolicyError("this state was saved under another policy: its conditions differ")
         self.dispatcher.models.restore(state["models"])
         counters = self._counters(self.block.raw)
         for number, name in counted:
             counters[number] = state["conditions"][name]
-        # Before the host's own beginning, perhaps: C wraps around as this does.
+        # This may be before the host booted, and wrap around; C wraps in the same way.
         self.block.raw.begun_ns = lib.kvmsr_now_ns() - state["elapsed"] & _U64
         self.block.forget(self.number)
         written = {tuple(key) for key in state["shadows"]["written"]}
@@ -127,12 +137,12 @@ class NativeVm:
 
     @property
     def shadows(self) -> int:
-        """Return how many MSRs are kept."""
+        """Return the number of shadows that are kept."""
         return int(self.block.raw.n_shadows)
 
     @property
     def refused(self) -> int:
-        """Return how many writes found no room."""
+        """Return the number of writes that found no room."""
         return int(self.block.raw.refused)
 
     def _shadows(self) -> Any:
@@ -145,7 +155,7 @@ class NativeVm:
         return ffi.cast("uint64_t *", ffi.cast("char *", table) + table.counters)
 
     def _counted(self) -> list[tuple[int, str]]:
-        """Return number and name of each rule that counts its matches."""
+        """Return the counter's number and the name of each rule that counts its matches."""
         places = {id(rule): n for n, rule in enumerate(self.dispatcher.plan.policy.rules)}
         counting = [
             f"{places[id(rule)]}.{op}" for rule, op, _ in self.rules
@@ -155,7 +165,7 @@ class NativeVm:
 
 
 def _holder(key: int) -> int:
-    """Return the holder as :class:`~kvmsr.dispatch.state.Shadows` numbers it."""
+    """Return the holder in *key*, numbered as in :class:`~kvmsr.dispatch.state.Shadows`."""
     scope, unit = key >> 52 & 3, key >> 32 & 0xFFFFF
     return unit if scope == _THREAD else -_SCOPES * unit - scope
 

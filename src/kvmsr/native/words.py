@@ -3,8 +3,8 @@
 Words and their numbers
 -----------------------
 
-What policy and dispatch have words for, C has numbers for. The headers say which; they are looked
-up here, by name, and nowhere else.
+Translate between the enumerations of policy and dispatch and the numbers that C uses. The numbers
+come from the headers, by name, and only here.
 """
 
 import enum
@@ -31,7 +31,7 @@ _Word = TypeVar("_Word", bound=enum.Enum)
 
 
 def _number(name: str) -> int:
-    """Return the number that the headers give *name*; 0 where the core was not built."""
+    """Return the number of *name* in the headers; 0 if the core was not built."""
     return int(getattr(lib, f"KVMSR_{name}")) if lib is not None else 0
 
 
@@ -40,7 +40,7 @@ def _numbers(words: Iterable[_Word], prefix: str = "") -> dict[_Word, int]:
 
 
 def by_number(numbers: Mapping[_Word, int]) -> tuple[_Word, ...]:
-    """Return the words in the order of their numbers, which are 0, 1, 2 and so on."""
+    """Return the words ordered by their numbers, which must be 0, 1, 2 and so on."""
     return tuple(sorted(numbers, key=numbers.__getitem__))
 
 
@@ -52,14 +52,14 @@ ACTIONS: Final = _numbers(Plain, "ACT_")
 LOGS: Final = {None: _number("LOG_FAULT_ONCE")} | _numbers(Log, "LOG_")
 
 _OPS, _REASONS = by_number(OPS), by_number(REASONS)
-_new: Callable[..., Access] = tuple.__new__  # half the price of the constructor, once an access
+_new: Callable[..., Access] = tuple.__new__  # costs half as much as Access's constructor
 
 
 def made_access(value: int, vcpu: int, index: int, op: int, reason: int) -> Access:
-    """Return the access that C has in these numbers."""
+    """Return the access with the numbers that C uses."""
     return _new(Access, (vcpu, _OPS[op], index, value, _REASONS[reason]))
 
 
 def access_of(raw: Any) -> Access:
-    """Return the access that a ``struct kvmsr_access`` holds."""
+    """Return a ``struct kvmsr_access`` as an Access."""
     return made_access(raw.value, raw.vcpu, raw.index, raw.op, raw.reason)

@@ -3,7 +3,7 @@
 Sessions
 --------
 
-A policy at work: :class:`Session`, and the :class:`RunResult` that it leaves.
+A policy at work: the :class:`Session`, and its :class:`RunResult`.
 """
 
 from kvmsr.session.facts import VmFacts

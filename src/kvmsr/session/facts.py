@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What a policy has to know of a VM
----------------------------------
+Facts about a VM
+----------------
 
-Facts of one VM, from whoever runs it.
+What a policy needs to know about a VM, from the driver that runs it.
 """
 
 import time
@@ -20,13 +20,14 @@ def _no_memory(address: int, size: int) -> bytes | None:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmFacts:
     """
-    Facts of a VM.
+    Facts about a VM.
 
-    :ivar vcpus: how many vCPUs it has, at least 1.
-    :ivar clock: returns the guest's time in nanoseconds, never less than before.
-    :ivar rip: returns a vCPU's RIP, called in that vCPU's thread; None where rules that ask for it
-        are decided elsewhere.
-    :ivar memory: returns so many bytes at a guest-physical address, or None where there is no RAM.
+    :ivar vcpus: number of vCPUs, at least 1.
+    :ivar clock: returns the guest's time in nanoseconds; it never goes backwards.
+    :ivar rip: returns a vCPU's RIP, called in that vCPU's thread; None if no condition on it is
+        tested in Python.
+    :ivar memory: returns the given number of bytes at a guest-physical address, or None if there is
+        no RAM.
     """
 
     vcpus: int = 1

@@ -3,7 +3,7 @@
 A plan for this KVM
 -------------------
 
-Compiles a policy for the very KVM that runs the guest, and gives it the filter.
+Compile a policy for the KVM that runs the guest, and install the plan in a VM.
 """
 
 from dataclasses import replace
@@ -19,10 +19,10 @@ from kvmsr.policy.plan import FilterRange, KernelFacts, Lint, LintId, Plan, comp
 __all__ = ("fitting_plan", "host_reads", "install", "plan_for")
 
 _MAX_ASKED: Final = 16_384
-"""How many MSRs KVM is asked about before a policy is installed; a few microseconds each."""
+"""Number of MSRs to ask KVM about before a policy is installed, at a few microseconds each."""
 
 _UNKNOWN_MSR: Final = 0x474F4F00
-"""No KVM handles it: a host that can read it all the same has ``kvm.ignore_msrs`` on."""
+"""An MSR that no KVM handles. If the host can read it, ``kvm.ignore_msrs`` is on."""
 
 _MASK: Final = {
     Reason.UNKNOWN: MsrExitReason.UNKNOWN,
@@ -32,7 +32,7 @@ _MASK: Final = {
 
 
 def host_reads(vcpu: Vcpu, index: int) -> bool:
-    """Return whether KVM knows MSR *index*: whether the host can read it."""
+    """Return whether KVM knows MSR *index*, that is, whether the host can read it."""
     try:
         vcpu.get_msrs([index])
     except MsrListError:
@@ -41,7 +41,7 @@ def host_reads(vcpu: Vcpu, index: int) -> bool:
 
 
 def install(plan: Plan, vm: Vm) -> None:
-    """Have KVM hand over what *plan* asks for."""
+    """Set the exit reasons and the filter of *plan* in *vm*."""
     mask = MsrExitReason(0)
     for reason in plan.reasons:
         mask |= _MASK[reason]
@@ -58,22 +58,23 @@ def _filter_range(given: FilterRange) -> MsrFilterRange:
 
 
 def plan_for(policy: Policy, kvm: Kvm, ignore_msrs: bool | None = None) -> Plan:
-    """Return the plan for *policy* on this very KVM, which is asked by a VM that runs nothing."""
+    """Return the plan for *policy* on this KVM; a temporary VM finds out what KVM knows."""
     with kvm.create_vm() as vm, vm.create_vcpu(0) as vcpu:
         return fitting_plan(policy, kvm, vcpu, ignore_msrs)
 
 
 def fitting_plan(policy: Policy, kvm: Kvm, vcpu: Vcpu, ignore_msrs: bool | None = None) -> Plan:
     """
-    Return the plan for *policy* on this very KVM.
+    Return the plan for *policy* on this KVM.
 
-    :param vcpu: is asked which MSRs KVM knows; it need not be the guest's.
+    A plan saves filter ranges by leaving out MSRs that no KVM is known to handle. This KVM may be
+    newer than what is known, so it is asked: if the host can read an MSR, KVM handles it. The
+    number of questions is limited. The MSRs that KVM lists come first, then those of narrow rules,
+    because the author of such a rule meant just these MSRs.
+
+    :param vcpu: a vCPU to find out which MSRs KVM knows; it need not be the guest's.
     :param ignore_msrs: whether the host swallows accesses to MSRs that KVM does not know; by
-        default it is tried out.
-
-    A plan saves filter ranges where no KVM is known to handle an MSR. This KVM may be newer than
-    that knowledge, so it is asked: an MSR that the host can read is one that KVM handles. First
-    come those that it lists, then the narrow rules, for somebody has thought of these MSRs.
+        default, this finds out.
     """
     if ignore_msrs is None:
         ignore_msrs = host_reads(vcpu, _UNKNOWN_MSR)
@@ -90,7 +91,7 @@ def fitting_plan(policy: Policy, kvm: Kvm, vcpu: Vcpu, ignore_msrs: bool | None 
     if len(asked) < sum(last - first + 1 for first, last in spans):
         message = (
             f"rules for many MSRs rely on this KVM not handling them itself; {len(asked):,} were"
-            " tried, the rest is as known of Linux's KVM"
+            " tried, the others are taken from what is known of Linux's KVM"
         )
         plan = replace(plan, lints=(*plan.lints, Lint(LintId.RELIES_ON_KERNEL, message)))
     return plan

@@ -3,7 +3,7 @@
 The host's registers
 --------------------
 
-Reads and writes the MSRs of the host's CPUs through the msr device (Linux
+Read and write the MSRs of the host's CPUs through the msr device (Linux
 arch/x86/kernel/msr.c): 8 bytes at the offset that is the MSR's index.
 """
 
@@ -18,15 +18,15 @@ from kvmsr.policy import Host, Policy
 __all__ = ("DeviceMsrs", "host_msrs")
 
 _DEVICES: Final = Path("/dev/cpu")
-_CPU_FIELD: Final = 36  # of /proc/…/stat, after the command's name: the CPU last run on
+_CPU_FIELD: Final = 36  # in /proc/…/stat, after the command's name: the CPU last run on
 
 
 class DeviceMsrs:
     """
-    The msr devices, each opened when it is first needed.
+    The msr devices of the host's CPUs, each opened when it is first needed.
 
-    :param devices: the folder with a folder for each CPU.
-    :param writable: whether they are to be written as well.
+    :param devices: the folder that has a folder for each CPU.
+    :param writable: open the devices for writing, too.
     """
 
     def __init__(self, devices: Path = _DEVICES, *, writable: bool = False) -> None:
@@ -37,9 +37,9 @@ class DeviceMsrs:
 
     def check(self, cpu: int | None) -> None:
         """
-        See to it that the device of *cpu* can be opened.
+        Open the device of *cpu*, or of the CPU that runs this thread, to report errors early.
 
-        :raises HostError: if it cannot.
+        :raises HostError: if it cannot be opened.
         """
         number = running_on() if cpu is None else cpu
         try:
@@ -51,12 +51,12 @@ class DeviceMsrs:
             ) from None
 
     def read(self, cpu: int | None, index: int) -> int:
-        """Return MSR *index* of the host's CPU *cpu*; OSError, EIO if the CPU faults."""
+        """Return an MSR's value; see :class:`~kvmsr.dispatch.HostMsrs`."""
         data = os.pread(self._open(running_on() if cpu is None else cpu), 8, index)
         return int.from_bytes(data, "little")
 
     def write(self, cpu: int | None, index: int, value: int) -> None:
-        """Write MSR *index* of the host's CPU *cpu*; OSError, EIO if the CPU faults."""
+        """Write an MSR; see :class:`~kvmsr.dispatch.HostMsrs`."""
         number = running_on() if cpu is None else cpu
         os.pwrite(self._open(number), value.to_bytes(8, "little"), index)
 
@@ -81,16 +81,16 @@ class DeviceMsrs:
 
 
 def running_on() -> int:
-    """Return the host's CPU on which this thread runs, or ran just now."""
+    """Return the number of the host's CPU that runs this thread, or did a moment ago."""
     stat = Path("/proc/thread-self/stat").read_text("utf-8", "replace")
     return int(stat.rpartition(")")[2].split()[_CPU_FIELD])
 
 
 def host_msrs(policy: Policy) -> DeviceMsrs | None:
     """
-    Return the host's MSRs if *policy* needs them.
+    Return the host's MSRs if *policy* needs them; otherwise None.
 
-    :raises HostError: if it does, and they cannot be reached.
+    :raises HostError: if it needs them and they cannot be reached.
     """
     actions = [action for rule in policy.rules for action in (rule.read, rule.write)]
     cpus = {action.cpu for action in actions if isinstance(action, Host)}

@@ -3,8 +3,8 @@
 A policy in force
 -----------------
 
-One policy of a run, from when it is installed until another one replaces it: its plan, and for each
-VM what evaluates it.
+One policy of a run, from when it is installed until another one replaces it: its plan, and the
+dispatchers that evaluate it for each VM.
 """
 
 import threading
@@ -24,13 +24,13 @@ from kvmsr.text import counted
 __all__ = ("InForce", "Shared")
 
 MAX_VMS = 512
-"""How many VMs' registers can be told apart; a VMM that makes more shares them."""
+"""Number of VMs with registers of their own; if a VMM creates more, they share registers."""
 
 _MAX_VCPUS = 1 << 16
 
 
 class Shared(NamedTuple):
-    """What all policies of a run share where C evaluates them."""
+    """What all policies of a run share if C evaluates them."""
 
     block: Block
     names: Names
@@ -38,15 +38,15 @@ class Shared(NamedTuple):
 
 class InForce:
     """
-    A policy, its plan for this KVM, and for each VM the dispatcher that has its registers.
+    A policy, its plan for this KVM, and a dispatcher with the registers of each VM.
 
-    A VM's dispatcher is built when it is first needed, for by then its vCPUs are known.
+    A VM's dispatcher is built when it is first needed, because the VM's vCPUs are known by then.
 
     :param plan: the policy, compiled for this KVM.
     :param serial: the policy's number in the run.
-    :param facts: returns what is known of a VM.
-    :param shared: what C works on; None where Python evaluates.
-    :param log: takes log lines.
+    :param facts: returns the facts of the VM with a number.
+    :param shared: the memory that C works on; None if Python evaluates the policy.
+    :param log: receives the accesses that the policy logs.
     :raises HostError: if the host lacks what the policy needs.
     """
 
@@ -70,15 +70,15 @@ class InForce:
 
     def check(self) -> None:
         """
-        Find out whether its models can be set up, before there is a VM.
+        Check that the policy's models can be set up, before there is a VM.
 
-        :raises PolicyError: if not.
+        :raises PolicyError: if a model cannot be set up.
         """
         self._build(VmFacts(rip=lambda vcpu: 0))
 
     def dispatcher(self, vm: int) -> Dispatcher:
         """
-        Return the dispatcher of one VM.
+        Return the dispatcher of a VM.
 
         :raises PolicyError: if a model cannot be set up for it.
         """
@@ -90,7 +90,7 @@ class InForce:
             return found
 
     def native(self, vm: int) -> NativeVm:
-        """Return the Python side of one VM whose accesses C answers."""
+        """Return the Python side of a VM whose accesses C answers."""
         assert self._shared is not None
         number = vm % MAX_VMS
         with self._building:
@@ -101,7 +101,7 @@ class InForce:
             return found
 
     def install(self) -> None:
-        """Let C evaluate it from now on."""
+        """Let C evaluate this policy from now on; do nothing if Python evaluates it."""
         if self._shared is not None:
             block, names = self._shared
             logs = self._log is not None
@@ -118,7 +118,7 @@ class InForce:
             memory=facts.memory,
         )
 
-    # What it leaves
+    # Results
 
     @property
     def failures(self) -> list[HandlerFailure]:
@@ -127,12 +127,12 @@ class InForce:
 
     @property
     def failure_count(self) -> int:
-        """Return how many handler failures there were."""
+        """Return the number of handler failures."""
         return sum(one.failure_count for one in self._known())
 
     @property
     def notes(self) -> list[str]:
-        """Return what the policy's owner should know, a line each."""
+        """Return the lines that the policy's owner should read."""
         notes = list(self.plan.warnings)
         for one in self._known():
             notes += one.models.notes
@@ -148,9 +148,9 @@ class InForce:
 
     def state(self, vcpus: dict[int, int]) -> State:
         """
-        Return what the VMs' registers hold.
+        Return the state of all VMs' registers.
 
-        :param vcpus: how many vCPUs each VM has.
+        :param vcpus: the number of vCPUs of each VM, by the VM's number.
         """
         policy = self.plan.policy.source or self.plan.policy.name
         count = min(max(vcpus, default=0) + 1, MAX_VMS)
@@ -162,20 +162,20 @@ class InForce:
 
     def restore(self, state: State) -> None:
         """
-        Restore what the VMs' registers held; a VM that *state* does not know keeps its own.
+        Restore a state returned by :meth:`state`. VMs that it does not have are left alone.
 
-        :raises PolicyError: if they were saved under another policy.
+        :raises PolicyError: if it was saved under another policy.
         """
         for number, kept in enumerate(state.vms[:MAX_VMS]):
             self._registers(number).restore(kept.as_dict())
 
     def inherit(self, other: "InForce") -> None:
-        """Let models that *other* has as well keep what they hold there."""
+        """Copy the state of the models that *other* has in common."""
         for number, before in list(other._dispatchers.items()):
             self.dispatcher(number).models.inherit(before.models)
 
     def reset(self) -> None:
-        """Reset every VM's registers."""
+        """Reset all VMs' registers."""
         with self._building:
             numbers = list(self._dispatchers)
             self._dispatchers.clear()
@@ -196,4 +196,4 @@ class InForce:
 def refused_note(refused: int, kept: int) -> str:
     """Return a line about writes to shadowed MSRs that found no room."""
     writes = counted(refused, "write")
-    return f"{writes} to shadowed MSRs got #GP: {kept:,} MSRs are kept and no more"
+    return f"{writes} to shadowed MSRs got #GP: no more than {kept:,} MSRs are kept"

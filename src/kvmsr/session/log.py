@@ -3,8 +3,8 @@
 The log of a run
 ----------------
 
-Where log lines about accesses go. A log that fails must not end a run, and nobody may take its
-silence for "nothing happened": the failure becomes a note.
+Pass log lines about accesses on. A log that fails must not end the run, and its silence must not be
+mistaken for "nothing happened", so the failure becomes a note.
 """
 
 import threading
@@ -19,10 +19,10 @@ __all__ = ("RunLog",)
 
 class RunLog:
     """
-    Hands log lines on until that fails; from any thread.
+    Passes log lines on until that fails. Any thread may call it.
 
-    :param sink: takes them.
-    :ivar notes: one line about the failure, once there is one.
+    :param sink: receives the log lines.
+    :ivar notes: one line about the failure; empty if there was none.
     """
 
     def __init__(self, sink: Sink) -> None:
@@ -36,7 +36,7 @@ class RunLog:
             return
         try:
             self._sink(access, outcome, line)
-        except Exception as error:  # whatever a caller's own function raises
+        except Exception as error:  # a caller's sink may raise anything
             with self._failing:
                 if not self.notes:
                     why = str(error) if isinstance(error, KvmsrError) else error_text(error)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-How a run ended
----------------
+The result of a run
+-------------------
 
-The end of a run and what is told about it; the JSON form is a contract.
+How a run ended and what happened in it. The JSON form is a contract.
 """
 
 import enum
@@ -19,7 +19,7 @@ SCHEMA: Final = 1
 
 CRASHED: Final = 5
 FAILED: Final = 6
-"""Exit status where the policy stopped the run or a handler failed: even, as no debug exit is."""
+"""Exit status if the policy stopped the run or a handler failed. A debug exit's is always odd."""
 TIMEOUT: Final = 124
 INTERRUPTED: Final = 130
 
@@ -43,8 +43,9 @@ class End:
     """
     The end of a run.
 
-    :ivar code: the exit status that it asks for: the guest's own where it has one.
-    :ivar detail: what happened, for people.
+    :ivar kind: how the run ended.
+    :ivar code: the exit status for it: the guest's own if it has one.
+    :ivar detail: what happened, in words.
     """
 
     kind: EndKind
@@ -55,15 +56,18 @@ class End:
 @dataclass(frozen=True, slots=True)
 class RunResult:
     """
-    What a run leaves.
+    The result of a run.
 
-    :ivar end: how it ended.
-    :ivar summary: who asked for what, and what it was told.
-    :ivar wall_s: how long it took, in seconds.
+    :ivar backend: the backend's name.
+    :ivar image: the image or command that was run.
+    :ivar policy: the policy's file or name.
+    :ivar end: how the run ended.
+    :ivar summary: the summary of all accesses.
+    :ivar wall_s: how long the run took, in seconds.
     :ivar failures: the first handler failures.
-    :ivar failure_count: how many there were.
-    :ivar notes: what the user should know, a line each.
-    :ivar lost: whether the summary was lost with the process that had it, as a note then says.
+    :ivar failure_count: number of handler failures.
+    :ivar notes: lines that the user should read.
+    :ivar lost: whether the summary was lost with the process that kept it; a note says so, too.
     """
 
     backend: str
@@ -80,10 +84,10 @@ class RunResult:
     @property
     def exit_status(self) -> int:
         """
-        Return the exit status.
+        Return the exit status of the run.
 
-        A failed handler must not look like a guest that ended well; but what another VMM has to say
-        of its own failure is passed on.
+        A failed handler must not look like a guest that ended well, so it changes the status; but
+        if another VMM failed, its own status is passed on.
         """
         passed_on = self.end.kind is EndKind.VMM and self.end.code
         return FAILED if self.failure_count and not passed_on else self.end.code

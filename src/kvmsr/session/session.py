@@ -3,9 +3,9 @@
 A session
 ---------
 
-A policy at work on a KVM: made for a run, whoever drives the guests. It fits the plan to this KVM,
-decides who evaluates it, gives each VM its dispatcher and registers, and in the end says what
-happened.
+A policy at work on a KVM, for one run. The session fits the plan to this KVM, decides whether C or
+Python evaluates it, gives each VM its dispatcher and registers, and reports what happened in the
+end. It does not matter which VMM drives the guests.
 """
 
 import threading
@@ -34,22 +34,23 @@ from kvmsr.trace import Summary
 __all__ = ("Session",)
 
 _KEPT = 8
-"""How many policies that were replaced may still be asked about."""
+"""Number of policies, with the one in force, whose questions and log events are still answered."""
 
 
 class Session:
     """
     A policy at work.
 
-    :param policy: what to do at MSR accesses.
-    :param kvm: the KVM under which the guests run.
-    :param vcpu: is asked which MSRs KVM knows, instead of one of a VM made for that.
+    :param policy: decides MSR accesses.
+    :param kvm: the KVM that runs the guests.
+    :param vcpu: a vCPU to find out which MSRs KVM knows; by default one of a temporary VM.
     :param ignore_msrs: whether the host swallows accesses to MSRs that KVM does not know; by
-        default it is tried out.
-    :param log: takes log lines about accesses.
-    :param vcpus: for how many vCPUs there is to be a record.
-    :param use_native: whether C may evaluate the policy: on the host's KVM, if the core was built.
-    :raises CapabilityError: if this KVM lacks what a policy needs.
+        default, the session finds out.
+    :param log: receives the accesses that the policy logs.
+    :param vcpus: number of vCPU records in the shared memory.
+    :param use_native: let C evaluate the policy on the host's KVM, if the core was built.
+    :ivar shared: the memory that C works on; None if Python evaluates the policy.
+    :raises CapabilityError: if this KVM lacks what policies need.
     :raises HostError: if the host lacks what this policy needs.
     :raises PolicyError: if the policy does not fit this KVM.
     """
@@ -99,18 +100,22 @@ class Session:
 
     @property
     def plan(self) -> Plan:
-        """Return the plan of the policy that holds."""
+        """Return the plan of the policy in force."""
         return self._now.plan
 
-    # Guests of our own
+    # Guests of kvmsr's own machine
 
     def add_vm(
         self, vm: Vm, vcpus: Sequence[Vcpu], facts: VmFacts, stop: Callable[[Vcpu], Stop]
     ) -> list[GuestVcpu]:
         """
-        Put a VM under the policy, and return what runs its vCPUs.
+        Put a VM under the policy, and return a runner for each of its vCPUs.
 
-        :param stop: returns what takes the access at which the policy stops the run, for a vCPU.
+        :param vm: the VM.
+        :param vcpus: the VM's vCPUs.
+        :param facts: what the policy needs to know about the VM.
+        :param stop: called with a vCPU; returns the function to call with the access at which the
+            policy stops the run.
         :raises PolicyError: if a model cannot be set up for this VM.
         """
         number = len(self._vms)
@@ -129,22 +134,22 @@ class Session:
 
     def check(self) -> None:
         """
-        Find out whether the policy's models can be set up, before there is a VM.
+        Check that the policy's models can be set up, before there is a VM.
 
-        :raises PolicyError: if not.
+        :raises PolicyError: if a model cannot be set up.
         """
         self._now.check()
 
     def policy_of(self, serial: int) -> InForce | None:
-        """Return the policy with a number of this run, unless it was replaced long ago."""
+        """Return the policy with number *serial* in this run; None if it was replaced long ago."""
         return self._by_serial.get(serial)
 
     def _facts(self, number: int) -> VmFacts:
-        """Return what is known of a VM; of another VMM's, how many vCPUs it has by now."""
+        """Return the facts of a VM. Of another VMM's VM, only the number of vCPUs is known."""
         found = self._vms.get(number)
         if found is not None:
             return found
-        # Rules that ask where the guest is are C's to choose.
+        # Python needs no RIP here: C tests the conditions.
         return VmFacts(vcpus=self._vcpu_counts().get(number, 1), rip=lambda vcpu: 0)
 
     def _vcpu_counts(self) -> dict[int, int]:
@@ -158,13 +163,13 @@ class Session:
 
     def replace(self, policy: Policy, installed: Callable[[], None]) -> list[str]:
         """
-        Let *policy* hold from now on, and return what its owner should know.
+        Replace the policy in force while guests run, and return warnings about the new one.
 
-        Registers keep what they hold, and so do models that both policies have.
+        Registers keep their values, and so do models that both policies have.
 
-        :param installed: waits until every VM has the policy's filter; if it raises, the policy
-            before holds again.
-        :raises PolicyError: if it does not fit this KVM: nothing has changed then.
+        :param installed: waits until all VMs have the new policy's filter. If it raises, the old
+            policy is put in force again.
+        :raises PolicyError: if *policy* does not fit this KVM. Nothing has changed then.
         """
         with self._changing:
             old = self._now
@@ -181,33 +186,33 @@ class Session:
                 new.close()
                 raise
             self._now = new
-            if len(self._by_serial) > _KEPT:  # a question of theirs can hardly be waiting still
+            if len(self._by_serial) > _KEPT:  # the oldest one's questions are long answered
                 self._retired.append(self._by_serial.pop(min(self._by_serial)))
             return list(new.plan.warnings)
 
     def state(self) -> State:
-        """Return what the VMs' registers hold."""
+        """Return the state of all VMs' registers."""
         with self._changing:
             return self._now.state(self._vcpu_counts())
 
     def restore(self, state: State) -> None:
         """
-        Restore what the VMs' registers held.
+        Restore a state returned by :meth:`state`.
 
-        :raises PolicyError: if they were saved under another policy.
+        :raises PolicyError: if it was saved under another policy.
         """
         with self._changing:
             self._now.restore(state)
 
     def reset(self) -> None:
-        """Reset every VM's registers."""
+        """Reset all VMs' registers."""
         with self._changing:
             self._now.reset()
 
     # The end
 
     def summary(self) -> Summary:
-        """Return what the guests have asked for so far, and what they were answered."""
+        """Return the summary of all accesses so far."""
         parts = list(self._summaries)
         if self.shared is not None:
             parts.append(native_summary(self.shared.block, self.shared.names))
@@ -215,11 +220,12 @@ class Session:
 
     def result(self, image: str, end: End, wall_s: float, notes: Sequence[str] = ()) -> RunResult:
         """
-        Return what the run leaves.
+        Return the result of the run.
 
-        :param image: what was run, for people.
-        :param wall_s: how long it took, in seconds.
-        :param notes: what else the user should know, a line each.
+        :param image: the image or command that was run, for people.
+        :param end: how the run ended.
+        :param wall_s: how long the run took, in seconds.
+        :param notes: further lines that the user should read.
         """
         policies = [*self._retired, *self._by_serial.values()]
         found = [note for one in policies for note in one.notes]
@@ -242,7 +248,7 @@ class Session:
         )
 
     def close(self) -> None:
-        """Give everything back."""
+        """Free the shared memory and close the host's devices."""
         for one in (*self._retired, *self._by_serial.values()):
             one.close()
         if self.shared is not None:

@@ -3,7 +3,8 @@
 State files
 -----------
 
-What the VMM's own snapshots do not hold: shadowed registers, models and counts, as JSON.
+Save and restore what a VMM's own snapshots do not contain: shadowed registers, models and match
+counts. A state file is JSON.
 """
 
 import tempfile
@@ -18,7 +19,7 @@ from kvmsr.files import read_regular
 
 __all__ = ("State", "VmState", "load_state", "parse_state", "save_state")
 
-_MAX_SIZE: Final = 64 << 20  # bytes: all the shadows of many VMs
+_MAX_SIZE: Final = 64 << 20  # bytes; enough for all shadows of many VMs
 
 _U32 = Annotated[int, Meta(ge=0, lt=1 << 32)]
 _Natural = Annotated[int, Meta(ge=0)]  # msgspec knows no larger bound than 2**63
@@ -26,7 +27,7 @@ _Holder = Annotated[int, Meta(gt=-(1 << 22), lt=1 << 20)]
 
 
 class _Shadows(msgspec.Struct, forbid_unknown_fields=True):
-    """Registers: holder, MSR, value; and those that were written, where that matters."""
+    """Holder, MSR and value of each shadow, and those with ``once`` bits that were written."""
 
     values: list[tuple[_Holder, _U32, _Natural]] = []
     written: list[tuple[_Holder, _U32]] = []
@@ -34,12 +35,13 @@ class _Shadows(msgspec.Struct, forbid_unknown_fields=True):
 
 class VmState(msgspec.Struct, forbid_unknown_fields=True):
     """
-    What one VM's registers hold.
+    The state of one VM's registers.
 
-    :ivar vcpus: how many vCPUs it has.
-    :ivar models: what models keep, by their names.
-    :ivar conditions: how often rules that count have matched.
-    :ivar elapsed: for how many nanoseconds counters have counted.
+    :ivar shadows: the shadowed registers.
+    :ivar models: the state of each model, by its name.
+    :ivar conditions: the number of matches of each rule that counts.
+    :ivar vcpus: number of vCPUs.
+    :ivar elapsed: nanoseconds for which counters have counted.
     """
 
     shadows: _Shadows
@@ -56,22 +58,22 @@ class VmState(msgspec.Struct, forbid_unknown_fields=True):
 
     @classmethod
     def of(cls, vcpus: int, state: dict[str, Any]) -> Self:
-        """Return the state that dispatchers tell, of a VM with so many vCPUs."""
+        """Return the state of a VM with *vcpus* vCPUs, from what its dispatcher saved."""
         return msgspec.convert({"vcpus": vcpus, **state}, cls)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as dispatchers know it."""
+        """Return the state in the form that a dispatcher restores."""
         given: dict[str, Any] = msgspec.to_builtins(self)
         return given
 
 
 class State(msgspec.Struct, forbid_unknown_fields=True):
     """
-    What the VMs' registers hold.
+    The state of all VMs' registers.
 
-    :ivar vms: by the order in which the VMM made them.
-    :ivar policy: what the policy was called, for people.
-    :ivar version: of this form.
+    :ivar vms: the VMs, in the order in which the VMM created them.
+    :ivar policy: the policy's file or name, for people.
+    :ivar version: version of the format.
     """
 
     vms: list[VmState]
@@ -79,27 +81,29 @@ class State(msgspec.Struct, forbid_unknown_fields=True):
     version: Annotated[int, Meta(ge=1, le=1)] = 1
 
     def as_json(self) -> str:
-        """Return what a state file has."""
+        """Return the contents of a state file."""
         return msgspec.json.format(msgspec.json.encode(self)).decode() + "\n"
 
 
 def parse_state(data: bytes, name: str) -> State:
     """
-    Return the state that *data* holds.
+    Parse the contents of a state file.
 
-    :raises UsageError: naming *name*, if it holds none.
+    :param data: the contents.
+    :param name: the file's name, for messages.
+    :raises UsageError: if *data* is not a state.
     """
     try:
         return msgspec.json.decode(data, type=State)
     except msgspec.MsgspecError as error:
-        raise UsageError(f"{name}: this is no state that kvmsr has saved: {error}") from None
+        raise UsageError(f"{name}: this is not a state that kvmsr has saved: {error}") from None
 
 
 def load_state(file: Path) -> State:
     """
     Read a state file.
 
-    :raises UsageError: if it cannot be read, or is none.
+    :raises UsageError: if it cannot be read, or is not a state.
     """
     try:
         data = read_regular(file, _MAX_SIZE)
@@ -110,7 +114,7 @@ def load_state(file: Path) -> State:
 
 def save_state(file: Path, state: State) -> None:
     """
-    Write a state file; what was there is replaced at once or not at all.
+    Write a state file. An existing file is replaced atomically.
 
     :raises UsageError: if it cannot be written.
     """

@@ -3,20 +3,24 @@
 The supervisor
 --------------
 
-Python in a policy is its owner's, and may do what no thread beside it survives: hold the
-interpreter for good (``sum(range(10**12))`` never lets go of it), crash it, or end the process as
-if all were well (``os._exit(0)``). A run must end all the same, on time, with a summary and an exit
-status that tells. So where a policy has such code the process forks, and what stays behind is the
-*supervisor*, in which none of that code runs:
+A policy may contain Python of its owner's, and that code can do things that no other thread of the
+process survives. It can hold the interpreter for good (``sum(range(10**12))`` never releases it),
+crash it, or end the process as if all were well (``os._exit(0)``). The run must still end, on time,
+with a summary, and with an exit status that shows what went wrong.
 
-* The child does the work. Before the guest runs it hands down what the supervisor has to know, the
-  memory among it in which C counts accesses; when the guest has ended, it says so.
-* Signals for the process reach the supervisor, which passes them on; those of the terminal reach
-  both by themselves. A child that does not end soon after one, or after its timeout, is killed.
-* If the child ends while the guest runs, the supervisor makes the result: from the memory, where
-  C evaluated the policy, else without a table.
-* If the supervisor is killed, so is the child: the kernel sends SIGKILL when the line between them
-  is cut, for which no interpreter is needed.
+So if a policy contains such code, the process forks. The child does the work. The parent is the
+*supervisor*, and runs none of that code:
+
+* Before the guest runs, the child sends the supervisor everything that a result needs, including
+  the memory in which C counts accesses. When the guest has ended, the child reports that.
+* Signals to the process reach the supervisor, which passes them on. Signals from the terminal reach
+  both processes by themselves. If the child does not end soon after a signal or after its timeout,
+  the supervisor kills it.
+* If the child ends before it has reported the guest's end, the supervisor makes the result: from
+  the shared memory if C evaluated the policy, and otherwise without a summary.
+* If the supervisor is killed, the child must not live on. The kernel sends it SIGKILL as soon as
+  the supervisor's end of the line between them is closed, which works even if the child's
+  interpreter is stuck.
 """
 
 import fcntl
@@ -44,17 +48,17 @@ from kvmsr.trace import Summary
 __all__ = ("PATIENCE", "Witness", "runs_code", "supervise")
 
 PATIENCE: Final = 4.5
-"""How many seconds a child may take to end after a signal or its timeout; it tries for less."""
+"""Seconds that a child may take to end after a signal or its timeout; it tries to take fewer."""
 
 _PAUSE: Final = 0.1
 _MOST: Final = 1 << 16
-_BY_THE_KERNEL: Final = 0x80  # SI_KERNEL of asm-generic/siginfo.h: the terminal's, for one
-_EXIT_CODE: Final = 49  # of /proc/…/stat, behind the name: field 52 of proc(5)
+_BY_THE_KERNEL: Final = 0x80  # SI_KERNEL of asm-generic/siginfo.h; the terminal's signals have it
+_EXIT_CODE: Final = 49  # in /proc/…/stat, after the command's name: field 52 of proc(5)
 _ENDING: Final = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 def runs_code(policy: Policy) -> bool:
-    """Return whether accesses run Python that does not come with kvmsr."""
+    """Return whether *policy* runs Python that does not come with kvmsr."""
     actions = [action for rule in policy.rules for action in (rule.read, rule.write)]
     return any(
         isinstance(action, Python)
@@ -65,9 +69,9 @@ def runs_code(policy: Policy) -> bool:
 
 class Witness:
     """
-    The child's line to its supervisor; without a supervisor it does nothing.
+    The child's line to its supervisor.
 
-    :param line: the line, or None.
+    :param line: the line; None if there is no supervisor, and nothing is sent.
     """
 
     def __init__(self, line: socket.socket | None = None) -> None:
@@ -75,10 +79,11 @@ class Witness:
 
     def begin(self, session: Session, image: str, timeout: float | None = None) -> None:
         """
-        Say that the guest is about to run.
+        Report that the guest is about to run.
 
-        :param image: what is run, for people.
-        :param timeout: when the run ends at the latest, in seconds.
+        :param session: the policy at work.
+        :param image: the image or command that is run, for people.
+        :param timeout: the run's timeout in seconds; None if it has none.
         """
         shared, policy = session.shared, session.plan.policy
         run = {
@@ -94,45 +99,46 @@ class Witness:
             self._send({}, [file.fileno(), *([shared.block.fd] if shared else [])])
 
     def vmm(self, pid: int) -> None:
-        """Say which process the guest is in, if it is another one."""
+        """Report the process that runs the guest, if it is not this one."""
         self._send({"vmm": pid})
 
     def end(self) -> None:
-        """Say that the guest has ended: from now on the child's exit status is the run's."""
+        """Report that the guest has ended: from now on, the child's exit status is the run's."""
         self._send({"ended": True})
 
     def _send(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
         if self._line is not None:
-            with suppress(OSError):  # then this process is about to be killed
+            with suppress(OSError):  # without a supervisor, this process is about to be killed
                 socket.send_fds(self._line, [json.dumps(message).encode()], fds or [])
 
 
 def supervise(policy: Policy, report: Callable[[RunResult], None]) -> Witness:
     """
-    Fork if *policy* runs code that a run has to be protected from; return in the child.
+    Fork if *policy* runs code of its owner's, and return in the child.
 
-    The supervisor does not return: it exits with the run's status. No thread may have been started.
+    The supervisor does not return; it exits with the run's status. Call this before any thread is
+    started.
 
-    :param report: prints the result of a run whose process could not.
+    :param report: prints the result of a run if the child could not.
     """
     if not runs_code(policy):
         return Witness()
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    line, childs_line = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     sys.stdout.flush()
     sys.stderr.flush()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {*_ENDING, signal.SIGCHLD})
     child = os.fork()
     if not child:
-        ours.close()
-        _die_with(theirs)
+        line.close()
+        _die_with(childs_line)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        return Witness(theirs)
-    theirs.close()
-    sys.exit(_Supervisor(child, ours, report).run())
+        return Witness(childs_line)
+    childs_line.close()
+    sys.exit(_Supervisor(child, line, report).run())
 
 
 def _die_with(line: socket.socket) -> None:
-    """Have the kernel kill this process when the other end of *line* is closed."""
+    """Let the kernel kill this process when the other end of *line* is closed."""
     fcntl.fcntl(line, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(line, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(line, fcntl.F_SETFL, os.O_ASYNC)
@@ -145,7 +151,7 @@ class _Supervisor:
         self._child = child
         self._line = line
         self._report = report
-        self._told: dict[str, Any] = {}
+        self._reported: dict[str, Any] = {}
         self._block: Block | None = None
         self._begun = 0.0
         self._deadline: float | None = None
@@ -172,10 +178,10 @@ class _Supervisor:
             data, fds, _, _ = socket.recv_fds(self._line, _MOST, 2)
             if not data:
                 return
-            self._told |= json.loads(data)
+            self._reported |= json.loads(data)
             if fds:
                 self._begin(*fds)
-            if "ended" in self._told:
+            if "ended" in self._reported:
                 self._deadline = None
 
     def _begin(self, run: int, block: int | None = None) -> None:
@@ -183,9 +189,9 @@ class _Supervisor:
         self._block = None if block is None else Block.opened(block)
         with os.fdopen(run) as file:
             file.seek(0)
-            self._told |= json.load(file)
-        if self._told["timeout"] is not None:
-            self._deadline = self._begun + self._told["timeout"] + PATIENCE
+            self._reported |= json.load(file)
+        if self._reported["timeout"] is not None:
+            self._deadline = self._begun + self._reported["timeout"] + PATIENCE
 
     def _take_signals(self) -> None:
         info = signal.sigtimedwait({*_ENDING, signal.SIGCHLD}, _PAUSE)
@@ -206,17 +212,17 @@ class _Supervisor:
         self._deadline = soon if self._deadline is None else min(self._deadline, soon)
 
     def _look_at_vmm(self) -> None:
-        """If the VMM has ended, expect that its controller does."""
-        if "vmm" in self._told and self._deadline is None and not self._killed:
-            status = _status_of(self._told["vmm"])
+        """If the VMM has ended, expect its controller to end soon."""
+        if "vmm" in self._reported and self._deadline is None and not self._killed:
+            status = _status_of(self._reported["vmm"])
             if status is not None:
-                self._told["status"] = status
+                self._reported["status"] = status
                 self._expect_end()
 
     # The end
 
     def _ended(self, status: int) -> int:
-        if "names" not in self._told or "ended" in self._told:
+        if "names" not in self._reported or "ended" in self._reported:
             return status if status >= 0 else 128 - status
         if self._terminal is not None:
             with suppress(termios.error, OSError):
@@ -227,8 +233,8 @@ class _Supervisor:
         return result.exit_status
 
     def _end_vmm(self) -> None:
-        """Wait for a VMM that has outlived its controller; it goes on as the policy says."""
-        vmm = self._told.get("vmm", 0)
+        """Wait for a VMM that outlives its controller, and whose guest runs on under on_error."""
+        vmm = self._reported.get("vmm", 0)
         asked = False
         while vmm and _status_of(vmm) is None and Path(f"/proc/{vmm}").exists():
             info = signal.sigtimedwait(_ENDING, _PAUSE)
@@ -240,28 +246,28 @@ class _Supervisor:
     def _end_of(self, status: int) -> End:
         if self._killed:
             what = "a handler held Python's interpreter, so the process was killed"
-            if self._told.get("vmm"):
+            if self._reported.get("vmm"):
                 return End(EndKind.STOP, FAILED, what)
             if self._signal:
                 return End(EndKind.STOP, INTERRUPTED, f"interrupted; {what}")
-            detail = f"{self._told['timeout']:g} seconds are over; {what}"
+            detail = f"{self._reported['timeout']:g} seconds are over; {what}"
             return End(EndKind.TIMEOUT, TIMEOUT, detail)
         how = f"with status {status}" if status >= 0 else f"by {signal.Signals(-status).name}"
         return End(EndKind.ERROR, FAILED, f"a handler ended the process {how}")
 
     def _result(self, end: End) -> RunResult:
-        told = self._told
+        run = self._reported
         notes = []
         if self._block is None:
             summary = Summary()
-            notes.append("what the guest asked for was counted in Python, and is lost")
+            notes.append("the accesses were counted in Python, and the counts are lost")
         else:
-            summary = native_summary(self._block, Names(told["names"]))
+            summary = native_summary(self._block, Names(run["names"]))
         wall = time.monotonic() - self._begun
         return RunResult(
-            told["backend"],
-            told["image"],
-            told["policy"],
+            run["backend"],
+            run["image"],
+            run["policy"],
             end,
             summary,
             wall,
@@ -278,7 +284,7 @@ def _terminal_settings() -> list[Any] | None:
 
 
 def _status_of(pid: int) -> int | None:
-    """Return the wait status of a process that has ended and was not waited for; else None."""
+    """Return the wait status of a process that has ended and is a zombie; otherwise None."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -3,17 +3,19 @@
 Running a vCPU under a policy
 -----------------------------
 
-Whoever drives a guest runs its vCPUs through these. They answer every MSR access; other exits are
-the caller's.
+A driver of guests runs its vCPUs through these classes. They answer every MSR access, and leave all
+other exits to the driver. An access goes this way:
 
-1. The guest executes RDMSR or WRMSR, KVM gives it up, and KVM_RUN returns.
-2. The exit becomes an access, and the dispatcher returns an outcome.
-3. Where that says so, KVM itself is asked, as the host may. If KVM refuses, the access goes on with
-   the reason that it then has.
-4. The exit is answered and the access counted. It takes effect with the next KVM_RUN.
+1. The guest executes RDMSR or WRMSR, KVM gives the access up, and KVM_RUN returns.
+2. The exit becomes an Access, and the dispatcher returns its Outcome.
+3. If the outcome is to ask KVM itself, KVM_GET_MSRS or KVM_SET_MSRS does that, with the host's
+   rights. KVM may refuse, for a reason of its own. The access then gets that reason, for handlers,
+   log and summary, and the dispatcher decides once more.
+4. The exit is answered, and the access is counted. An answer only fills in the kvm_run page: KVM
+   completes the instruction at the next KVM_RUN, and until then RIP still points to it.
 
-Where C evaluates, it does all of that inside one call (native/c/access.c), and comes back for what
-takes Python.
+If C evaluates the policy, it does all of this within one call (native/c/access.c), and returns only
+when it needs Python.
 """
 
 from collections.abc import Callable
@@ -42,36 +44,36 @@ _REASONS: Final = {
     int(MsrExitReason.FILTER): Reason.FILTER,
 }
 
-# Half the price of the constructor that a NamedTuple gets; once an access.
+# Costs half as much as the constructor that NamedTuple generates; used for every access.
 _access: Callable[..., Access] = tuple.__new__
 
 Serve = Callable[[Exit], bool]
-"""Answers an exit that is no MSR access, and returns whether it has."""
+"""Answers an exit that is not an MSR access, and returns whether it has."""
 
 Stop = Callable[[Access, Outcome], None]
-"""Takes the access at which the policy stops the run."""
+"""Called with the access at which the policy stops the run."""
 
 
 class GuestVcpu(Protocol):
-    """A vCPU whose MSR accesses are answered."""
+    """A vCPU whose MSR accesses are answered under a policy."""
 
     @property
     def accesses(self) -> int:
-        """Return how many accesses have been answered."""
+        """Return the number of accesses answered so far."""
 
     def run(self, serve: Serve) -> Exit:
         """
-        Run the guest until an exit that neither a policy answers nor *serve*.
+        Run the guest until an exit that neither the policy nor *serve* answers.
 
         :raises IoctlError: if KVM refuses to run the vCPU.
         """
 
     def close(self) -> None:
-        """Let go of the vCPU, which is about to be closed."""
+        """Release the vCPU, which is about to be closed."""
 
 
 class NativeVcpu:
-    """A vCPU whose accesses C answers, and Python what C cannot."""
+    """A vCPU whose accesses C answers, with Python's help if it needs it."""
 
     def __init__(self, vcpu: Vcpu, backend: HostBackend, vm: NativeVm, stop: Stop) -> None:
         self._vcpu = vcpu
@@ -79,7 +81,7 @@ class NativeVcpu:
 
     @property
     def accesses(self) -> int:
-        """Return how many accesses have been answered."""
+        """Return the number of accesses answered so far."""
         return self._loop.exits
 
     def run(self, serve: Serve) -> Exit:
@@ -87,7 +89,7 @@ class NativeVcpu:
         return self._vcpu.run(serve, by=self._loop)
 
     def close(self) -> None:
-        """Let go of the vCPU's page."""
+        """Release the vCPU's page."""
         self._loop.close()
 
 
@@ -95,11 +97,12 @@ class PythonVcpu:
     """
     A vCPU whose accesses a dispatcher answers.
 
-    :ivar summary: what it asked for, and what it was answered.
+    :ivar summary: the summary of its accesses.
+    :ivar accesses: number of accesses answered so far.
     """
 
     def __init__(self, vcpu: Vcpu, dispatcher: Dispatcher, stop: Stop) -> None:
-        # An answered access is still pending until the vCPU goes on: RIP is at the instruction.
+        # RIP still points to the instruction when the access is counted (step 4 above).
         self.summary = Summary(rip=lambda: vcpu.get_regs().rip)
         self.accesses = 0
         self._vcpu = vcpu
@@ -114,7 +117,7 @@ class PythonVcpu:
         return self._vcpu.run(partial(self._serve, serve))
 
     def close(self) -> None:
-        """Do nothing: there is nothing to let go of."""
+        """Do nothing: there is nothing to release."""
 
     def _serve(self, serve: Serve, exit_: Exit) -> bool:
         kind = type(exit_)
@@ -160,12 +163,12 @@ class PythonVcpu:
     def _special(
         self, access: Access, exit_: Rdmsr | Wrmsr, outcome: Outcome
     ) -> tuple[Access, Outcome]:
-        """Do what takes more than an answer: ask KVM itself, or stop the run."""
+        """Handle an outcome that is not simply an answer: ask KVM itself, or stop the run."""
         if outcome.verdict is Verdict.KERNEL:
             access, outcome = self._ask_kvm(access, outcome)
         if outcome.verdict is Verdict.STOP:
             self._stop(access, outcome)
-            exit_.fault()  # the guest never sees this: but an exit must have an answer
+            exit_.fault()  # an exit must be answered; the guest never sees this
         elif outcome.verdict is _FAULT:
             exit_.fault()
         elif isinstance(exit_, Rdmsr):
@@ -184,6 +187,6 @@ class PythonVcpu:
         except MsrListError:
             reason = Reason.UNKNOWN
             if access.op == _WRITE and host_reads(self._vcpu, access.index):
-                reason = Reason.INVALID  # KVM knows it, so it is the value
+                reason = Reason.INVALID  # KVM can read the MSR, so it refused the value
             access = access._replace(reason=reason)
             return access, self._dispatcher.refused(access, outcome)

@@ -3,7 +3,7 @@
 Trace
 -----
 
-What is kept of a run: for now its :class:`Summary`.
+The record of a run. For now, that is its :class:`Summary`.
 """
 
 from kvmsr.trace.summary import MAX_ROWS, IndexCount, Row, Summary

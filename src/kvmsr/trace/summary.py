@@ -3,9 +3,11 @@
 The summary of a run
 --------------------
 
-Who asked for what, how often, and what it was told: a row for each MSR, direction, reason and rule.
+What the guest accessed, how often, and with what result: a row for each MSR, direction, reason and
+rule.
 
-A guest chooses the MSRs, so rows are limited; what finds none is counted together.
+The guest chooses the MSRs, so the number of rows is limited. Accesses that find no row are counted
+together.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -26,14 +28,19 @@ _VALUE, _DONE, _FAULT = Verdict.VALUE, Verdict.DONE, Verdict.FAULT
 
 class Row:
     """
-    What happened to one MSR, in one direction, for one reason, under one rule.
+    The accesses to one MSR in one direction, for one reason, under one rule.
 
-    :ivar values: how many reads got a value.
-    :ivar dones: how many writes were done.
-    :ivar faults: how many accesses got #GP.
-    :ivar stops: how many ended the run, without an answer.
-    :ivar first_value: the first value read or written; None if no read got one.
-    :ivar first_rip: where the guest was at the first access.
+    :ivar index: the MSR.
+    :ivar op: read or write.
+    :ivar reason: why KVM gave the accesses up.
+    :ivar rule: what decided them: where the rule was written, ``defaults.unknown``, or ``kernel``.
+    :ivar values: number of reads that returned a value.
+    :ivar dones: number of writes that were done.
+    :ivar faults: number of accesses that got #GP.
+    :ivar stops: number of accesses that ended the run, without an answer.
+    :ivar first_value: the first value read or written; None if no read returned one.
+    :ivar last_value: the last value read or written; None if no read returned one.
+    :ivar first_rip: the guest's RIP at the first access; None if it is not known.
     """
 
     __slots__ = (
@@ -62,11 +69,11 @@ class Row:
 
     @property
     def count(self) -> int:
-        """Return how many accesses there were."""
+        """Return the number of accesses."""
         return self.values + self.dones + self.faults + self.stops
 
     def add(self, other: "Row") -> None:
-        """Add what *other* counted, later, of the same."""
+        """Add the accesses that *other*, a row for the same key, counted later."""
         self.values += other.values
         self.dones += other.dones
         self.faults += other.faults
@@ -79,7 +86,7 @@ class Row:
             self.first_rip = other.first_rip
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the row as the JSON summary has it."""
+        """Return the row in the form of the JSON summary."""
         return {
             "index": f"{self.index:#x}",
             "name": catalog().name(self.index),
@@ -101,9 +108,9 @@ class Row:
 
 class IndexCount:
     """
-    Counts different MSRs, exactly as long as 16 MiB of bitmap do.
+    Counts distinct MSRs in at most 16 MiB of bitmaps.
 
-    :ivar exact: False if there were more than that could tell apart.
+    :ivar exact: False if the bitmaps were not enough, and some MSRs were not counted.
     """
 
     _PAGE_BITS: Final = 15
@@ -114,7 +121,7 @@ class IndexCount:
         self.exact = True
 
     def add(self, index: int) -> None:
-        """Count *index*, unless it was counted before."""
+        """Count *index*, unless it has been counted."""
         number, bit = index >> self._PAGE_BITS, index & (1 << self._PAGE_BITS) - 1
         page = self._pages.get(number)
         if page is None:
@@ -125,13 +132,18 @@ class IndexCount:
         page[bit >> 3] |= 1 << (bit & 7)
 
     def update(self, other: "IndexCount") -> None:
-        """Count what *other* counted."""
+        """Count the MSRs that *other* counted."""
         self.exact = self.exact and other.exact
-        for number, bits in other._pages.copy().items():  # somebody may still be counting
+        for number, bits in other._pages.copy().items():  # its thread may still be counting
             self.add_page(number, bits)
 
     def add_page(self, number: int, bits: bytes | bytearray) -> None:
-        """Count the MSRs from *number* * 32,768 on that are set in *bits*, the lowest first."""
+        """
+        Count the MSRs that are set in a bitmap.
+
+        :param number: page number; the page begins at MSR *number* * 32,768.
+        :param bits: 4096 bytes, the lowest MSR in bit 0 of the first one.
+        """
         page = self._pages.get(number)
         if page is not None:
             both = int.from_bytes(page, "little") | int.from_bytes(bits, "little")
@@ -149,11 +161,15 @@ class IndexCount:
 
 class Summary:
     """
-    Rows, and what found none. One thread writes it; :meth:`merged` joins those of several.
+    The rows of a run, and a count of the accesses that found no row.
 
-    :param rip: tells where the guest is, at the first access of a row.
-    :ivar others: how many accesses found no row, and of what kind; its *index* means nothing.
-    :ivar other_msrs: how many different MSRs those were.
+    Only one thread may write to a summary; :meth:`merged` adds up those of several threads.
+
+    :param max_rows: number of rows to keep.
+    :param rip: returns the guest's RIP; called at the first access of a row.
+    :ivar others: by direction, the accesses that found no row; *index*, *reason* and *rule* mean
+        nothing in it.
+    :ivar other_msrs: the distinct MSRs among them.
     """
 
     def __init__(
@@ -166,7 +182,7 @@ class Summary:
         self.other_msrs = IndexCount()
 
     def record(self, access: Access, outcome: Outcome) -> None:
-        """Count *access*, to which *outcome* happened."""
+        """Count *access*, which ended with *outcome*."""
         _, op, index, value, reason = access
         verdict, rule, answer = outcome
         key = (index, op, reason, rule)
@@ -186,7 +202,7 @@ class Summary:
             else:
                 row.stops += 1
             if op == _READ:
-                return  # which gave nothing
+                return  # the guest got no value
             row.last_value = value
         if row.first_value is None:
             row.first_value = value
@@ -199,12 +215,12 @@ class Summary:
         return row
 
     def add(self, row: Row) -> None:
-        """Count what *row* counted."""
+        """Count the accesses that *row* counted."""
         key = (row.index, row.op, row.reason, row.rule)
         (self._rows.get(key) or self._add(key)).add(row)
 
     def __iter__(self) -> Iterator[Row]:
-        """Yield the rows by MSR, reads before writes."""
+        """Yield the rows in order of their MSRs, reads before writes."""
         return iter(sorted(self._rows.values(), key=lambda r: (r.index, r.op, r.reason, r.rule)))
 
     def __len__(self) -> int:
@@ -215,7 +231,7 @@ class Summary:
         """Return the sum of *parts*."""
         total = cls(max_rows)
         for part in parts:
-            for row in part._rows.copy().values():  # its thread may still be at work
+            for row in part._rows.copy().values():  # its thread may still be counting
                 total.add(row)
             for op, row in part.others.items():
                 total.others[op].add(row)
@@ -223,7 +239,7 @@ class Summary:
         return total
 
     def totals(self) -> dict[str, int]:
-        """Return how many reads, writes and faults there were in all."""
+        """Return the total number of reads, writes and faults."""
         rows = [*self._rows.values(), *self.others.values()]
         return {
             "reads": sum(row.count for row in rows if row.op == Op.READ),
@@ -232,7 +248,7 @@ class Summary:
         }
 
     def rest(self) -> str:
-        """Return a line about what found no row, or "" if all did."""
+        """Return a line about the accesses that found no row, or "" if there are none."""
         accesses = sum(row.count for row in self.others.values())
         if not accesses:
             return ""
@@ -241,7 +257,7 @@ class Summary:
         return f"… and {counted(accesses, 'access', 'accesses')} to {least}{msrs}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return totals and rows as the JSON summary has them."""
+        """Return totals and rows in the form of the JSON summary."""
         accesses = sum(row.count for row in self.others.values())
         other = {
             "accesses": accesses,

@@ -1,4 +1,4 @@
-"""A dispatcher with one model behind some MSRs, and a clock to turn."""
+"""A dispatcher with one model behind some MSRs, and a clock that the test sets."""
 
 from kvmsr.dispatch import Dispatcher, Verdict
 from kvmsr.msr import catalog
@@ -40,7 +40,7 @@ class Rig:
         return FAULT if outcome.verdict is Verdict.FAULT else None
 
     def reborn(self, other):
-        """Give *other* this one's state, by way of JSON."""
+        """Restore this one's state into *other*, through JSON, and return *other*."""
         import json
 
         other.dispatcher.models.restore(json.loads(json.dumps(self.dispatcher.models.state())))

@@ -1,4 +1,4 @@
-"""MSR_CORE_THREAD_COUNT: threads and cores of a package, not of the machine."""
+"""MSR_CORE_THREAD_COUNT counts the threads and cores of one package, not of the whole machine."""
 
 import pytest
 

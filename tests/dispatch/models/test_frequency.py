@@ -1,4 +1,4 @@
-"""APERF, MPERF and what asks for a frequency: turbostat's arithmetic gives what was configured."""
+"""APERF, MPERF and the registers that request a frequency, checked with turbostat's arithmetic."""
 
 import pytest
 from hypothesis import given
@@ -12,7 +12,7 @@ ALL = [*PAIR, 0xCE, 0x1AD, 0x198, 0x199, 0x1B0, 0x770, 0x771, 0x773, 0x774, 0x77
 
 
 def busy_mhz(rig, seconds, base):
-    """Return what turbostat calls Bzy_MHz, and its Busy%."""
+    """Return turbostat's Bzy_MHz, and its Busy% as a fraction."""
     before = rig.read(0xE8), rig.read(0xE7)
     rig.seconds(seconds)
     aperf, mperf = rig.read(0xE8) - before[0], rig.read(0xE7) - before[1]
@@ -80,7 +80,7 @@ def test_hwp_is_enabled_once_and_rules_from_then_on():
     assert rig.write(0x770, 2) == FAULT
     assert rig.write(0x770, 1) is None
     assert rig.write(0x770, 0) is None
-    assert rig.read(0x770) == 1  # there is no way back but reset
+    assert rig.read(0x770) == 1  # only a reset disables it
     assert rig.read(0x771) == 40 | 20 << 8 | 8 << 16 | 8 << 24
     assert rig.read(0x774) == 8 | 40 << 8 | 0x80 << 24
     rig.write(0x774, 10 | 25 << 8 | 0x80 << 24)

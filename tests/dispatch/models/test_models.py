@@ -1,4 +1,4 @@
-"""Register models: how a user writes one, who shares it, and what keeps it honest."""
+"""Register models: writing one, sharing instances, and how a model's mistakes are reported."""
 
 import threading
 from typing import Annotated, Literal
@@ -19,7 +19,7 @@ UNIT, COUNTER, STATUS = 0x606, 0x611, 0x19C
 
 
 class Meter(RegisterModel):
-    """Counts a unit a microsecond, in a unit register's terms."""
+    """Counts *rate* units per microsecond."""
 
     class Parameters(RegisterModel.Parameters):
         rate: Annotated[int, Meta(ge=1, le=1000)] = 1
@@ -92,7 +92,7 @@ def test_declared_registers_keep_values_as_their_fields_say():
     assert d.handle(read(STATUS, vcpu=1)).value == 2  # the register has a scope of its own
 
 
-def test_rules_with_the_same_parameters_share_an_instance_a_unit():
+def test_rules_with_the_same_parameters_share_one_instance_per_unit():
     d = dispatcher(
         meter(UNIT), meter(COUNTER), meter(STATUS, rate=2), topology=Topology(1, 2), vcpus=5
     )
@@ -110,7 +110,7 @@ def test_state_survives_in_another_run():
     other.models.restore(d.models.state())
     assert other.handle(read(COUNTER)).value == 7
     assert other.handle(read(STATUS)).value == 0
-    with pytest.raises(PolicyError, match="another policy's models"):
+    with pytest.raises(PolicyError, match="another policy; models that differ: "):
         dispatcher().models.restore(d.models.state())
 
 
@@ -153,7 +153,7 @@ def test_what_a_model_does_wrong_is_a_failed_handler():
     assert not d.failures
 
 
-def test_a_model_that_cannot_be_set_up_is_told_before_the_guest_runs():
+def test_a_model_that_cannot_be_set_up_is_reported_before_the_guest_runs():
     with pytest.raises(PolicyError, match=r"rule\[0\]: model .*Broken cannot be set up: OSError"):
         dispatcher(broken("setup"))
 
@@ -210,7 +210,7 @@ def test_a_rule_is_held_to_the_msrs_that_its_model_has():
         Rule("0x606-0x611", read=Model(Meter))
 
 
-def test_what_is_no_model_is_told():
+def test_what_is_not_a_model_is_refused():
     with pytest.raises(PolicyError, match="no register model"):
         Model(int)
     with pytest.raises(PolicyError, match="there is no model 'meter'"):

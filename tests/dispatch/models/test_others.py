@@ -176,7 +176,7 @@ def crash(rig, control, *codes):
     rig.write(0x40000105, control)
 
 
-def test_a_stop_code_is_told():
+def test_a_stop_code_is_reported():
     rig = Rig("hyperv.crash", CRASH)
     assert rig.read(0x40000105) == 3 << 62
     crash(rig, 1 << 63, 0x7B, 0xFFFFF80312345678, 2, 3, 4)

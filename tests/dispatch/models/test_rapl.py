@@ -1,4 +1,4 @@
-"""RAPL: energy rises with the watts, wraps at 32 bits, and is told in the unit's terms."""
+"""RAPL: energy rises with the watts, wraps at 32 bits, and is counted in the unit's terms."""
 
 import time
 
@@ -108,7 +108,7 @@ def test_the_hosts_own_counters_wrap_and_add_up(tmp_path):
     assert source.joules("memory") == 0
 
 
-def test_a_host_without_counters_is_told_before_the_guest_runs(tmp_path):
+def test_a_host_without_counters_is_reported_before_the_guest_runs(tmp_path):
     with pytest.raises(FileNotFoundError, match="has no RAPL driver"):
         Powercap(tmp_path)
 

@@ -3,8 +3,8 @@
 Register models
 ---------------
 
-Behaviour behind one or more MSRs. A model is a class that declares its registers and its
-parameters, and says what reads and writes do where that is more than keeping a value::
+Behaviour behind one or more MSRs. A model is a class that declares its registers and parameters,
+and overrides reads and writes that do more than keep a value::
 
     class Fan(RegisterModel):
         \"\"\"A fan that turns as fast as the policy says.\"\"\"
@@ -17,8 +17,8 @@ parameters, and says what reads and writes do where that is more than keeping a 
         def read(self, register: Register, access: Access) -> int:
             return register.pack(rpm=self.parameters.rpm)
 
-A policy names it ``{ model = "module:Fan", rpm = 900 }``; those that come with kvmsr have names of
-their own, in :data:`kvmsr.policy.register_models.BUILT_IN`.
+A policy uses it as ``{ model = "module:Fan", rpm = 900 }``. The models that come with kvmsr have
+short names; :data:`kvmsr.policy.register_models.BUILT_IN` lists them.
 """
 
 from msgspec import Meta

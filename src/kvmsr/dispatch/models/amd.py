@@ -3,7 +3,7 @@
 AMD
 ---
 
-P-states, and the configuration registers that firmware and kernels touch while they start.
+P-states, and the configuration registers that firmware and kernels touch while they boot.
 
 (AMD PPR of family 17h, Core::X86::Msr: PStateCurLim, PStateCtl, PStateStat, PStateDef, HWCR.)
 """
@@ -19,15 +19,19 @@ from kvmsr.policy.topology import Scope
 
 __all__ = ("AmdBoot", "AmdPstates")
 
-_STEP: Final = 25  # MHz of a frequency ID at the divisor ID that stands for 1
-_ONE: Final = 8
+_STEP: Final = 25  # MHz per frequency ID, at a divisor of 1
+_ONE: Final = 8  # the divisor ID that means 1
 
 
 class AmdPstates(RegisterModel):
-    """The P-states of an AMD core, the fastest first; the guest's choice shows, and that is all."""
+    """
+    The P-states of an AMD core, the fastest first.
+
+    The state that the guest chooses shows in the status register, and has no other effect.
+    """
 
     class Parameters(RegisterModel.Parameters, frozen=True, kw_only=True):
-        """*mhz* of P0, P1 and so on: multiples of 25."""
+        """*mhz* lists the frequencies of P0, P1 and so on, in MHz: multiples of 25, up to 6375."""
 
         mhz: Annotated[
             tuple[Annotated[int, Meta(ge=_STEP, le=6375)], ...], Meta(min_length=1, max_length=8)
@@ -48,7 +52,7 @@ class AmdPstates(RegisterModel):
     )  # fmt: skip
 
     def read(self, register: Register, access: Access) -> int:
-        """Return limits, the state, or what a state means."""
+        """Return the limits, the current state, or a state's definition."""
         mhz = self.parameters.mhz
         if register is self.limit:
             return register.pack(slowest=len(mhz) - 1)
@@ -62,7 +66,7 @@ class AmdPstates(RegisterModel):
         return super().read(register, access)
 
     def write(self, register: Register, access: Access) -> None:
-        """Choose a state; one beyond the slowest is that."""
+        """Choose a state; a number beyond the slowest one chooses the slowest."""
         super().write(register, access)
         if register is self.control:
             slowest = len(self.parameters.mhz) - 1
@@ -71,14 +75,14 @@ class AmdPstates(RegisterModel):
 
 class AmdBoot(RegisterModel):
     """
-    Configuration registers that firmware and kernels read, change a bit of, and write back.
+    Configuration registers in which firmware and kernels change single bits.
 
-    HWCR (bit 24 says that the TSC counts at P0's frequency), NB_CFG, INT_PENDING_MSG, DE_CFG: they
-    keep what is written, and do nothing.
+    HWCR (bit 24: the TSC counts at P0's frequency), NB_CFG, INT_PENDING_MSG and DE_CFG keep what is
+    written, without any effect.
     """
 
     class Parameters(RegisterModel.Parameters, frozen=True, kw_only=True):
-        """*locked_smm* makes HWCR refuse to be changed in what SMM protects."""
+        """*locked_smm* sets HWCR's SmmLock bit, which then cannot be cleared."""
 
         locked_smm: bool = True
 
@@ -92,12 +96,12 @@ class AmdBoot(RegisterModel):
     de_cfg = Register("MSR_AMD64_DE_CFG", scope="core", serializing_lfence=Field(1, reset=1))
 
     def get(self, register: Register, access: Access) -> int:
-        """Return what a register holds."""
+        """Return the register's value."""
         value = super().get(register, access)
         return value | int(self.parameters.locked_smm) if register is self.hwcr else value
 
     def write(self, register: Register, access: Access) -> None:
-        """Keep what is written."""
+        """Keep the value; DE_CFG has no upper half, and faults if one is written."""
         if register is self.de_cfg and access.value >> 32:
             raise Fault
         super().write(register, access)

@@ -3,8 +3,7 @@
 The base of register models
 ---------------------------
 
-What every model has: its registers, its parameters, the place where it stands, and a value kept for
-each register.
+What every model has: registers, parameters, a site, and a stored value for each register.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,15 +25,15 @@ _WIDTH: Final = {scope: width for width, scope in enumerate(Scope)}
 @dataclass(frozen=True, slots=True)
 class Site:
     """
-    Where one instance of a model stands.
+    The part of a VM that one instance of a model serves.
 
     :ivar topology: which vCPUs share registers.
-    :ivar unit: the number, from 0, of the thread, core or package that it serves.
+    :ivar unit: number of the thread, core or package, from 0.
     :ivar vcpus: the vCPUs in that unit.
-    :ivar clock: gives the guest's time in nanoseconds, never less than before.
-    :ivar note: takes a line that the user shall read at the end of the run.
-    :ivar memory: gives so many bytes at an address of the guest's memory; None where there is none,
-        or nobody can read it.
+    :ivar clock: returns the guest's time in nanoseconds; it never goes backwards.
+    :ivar note: receives a line to show to the user at the end of the run.
+    :ivar memory: returns the given number of bytes at an address of the guest's memory, or None if
+        there is no memory or it cannot be read.
     """
 
     topology: Topology
@@ -47,16 +46,19 @@ class Site:
 
 class RegisterModel:
     """
-    Behaviour behind one or more MSRs; derive from it.
+    Base class of register models: behaviour behind one or more MSRs.
 
-    There is one instance for each unit of :attr:`scope` and each set of parameters, whatever rules
-    name it: a unit register and a counter that depend on each other meet in it. Its methods are
-    called one at a time, in the thread of the vCPU that waits for the answer.
+    There is one instance for each unit of :attr:`scope` and each set of parameters. All rules that
+    name the model with these parameters share it, so registers that depend on each other, such as
+    an energy counter and the register of its unit, can be in separate rules. An instance's methods
+    are called one at a time, in the thread of the vCPU that waits for the answer.
 
-    :cvar scope: what has an instance of its own; a register may have a narrower scope.
-    :cvar registers: the declared registers by MSR; made of the class's attributes.
-    :ivar parameters: what the policy says, as the class's ``Parameters`` declares it.
-    :ivar site: where this instance stands.
+    :cvar scope: the unit that has an instance of its own. A register may have a narrower scope.
+    :cvar registers: the declared registers by MSR, collected from the class's attributes.
+    :ivar parameters: the policy's parameters, an instance of the class's ``Parameters``.
+    :ivar site: the part of the VM that this instance serves.
+    :raises TypeError: from a subclass that declares an MSR twice, or a register whose scope is
+        wider than the model's.
     """
 
     @dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
@@ -64,8 +66,8 @@ class RegisterModel:
         """
         What a policy may set: annotated attributes with defaults. Subclasses are frozen, too.
 
-        Give ranges with msgspec's ``Meta`` and choices with ``Literal``. Check what must fit
-        together in ``__post_init__``, and raise ValueError where it does not.
+        Declare ranges with msgspec's ``Meta`` and choices with ``Literal``. Check parameters that
+        depend on each other in ``__post_init__``, and raise ValueError if they do not fit.
         """
 
     scope: ClassVar[Scope] = Scope.PACKAGE
@@ -82,7 +84,7 @@ class RegisterModel:
                 if isinstance(value, Register):
                     declared[name] = value
                 else:
-                    declared.pop(name, None)  # a subclass took it away
+                    declared.pop(name, None)  # a subclass removed it
         registers: dict[int, Register] = {}
         for register in declared.values():
             for index in register.indices:
@@ -106,11 +108,11 @@ class RegisterModel:
     # What a model overrides
 
     def setup(self) -> None:
-        """Prepare what the model keeps besides its registers; the guest has not begun yet."""
+        """Prepare whatever the model keeps besides register values, before the guest begins."""
 
     def read(self, register: Register, access: Access) -> int:
         """
-        Return what the guest reads, 0 to 2**64 - 1; by default what the register holds.
+        Return what the guest reads, 0 to 2**64 - 1. By default, that is the register's value.
 
         :raises Fault: for #GP(0).
         """
@@ -121,9 +123,9 @@ class RegisterModel:
 
     def write(self, register: Register, access: Access) -> None:
         """
-        Take what the guest writes; by default it is kept as the fields' kinds say.
+        Handle a write. By default, the value is kept according to the kinds of the fields.
 
-        :raises Fault: for #GP(0); the register must then be as before.
+        :raises Fault: for #GP(0). The register must then be left unchanged.
         """
         key = self._key(register, access)
         first = key not in self._written
@@ -134,7 +136,7 @@ class RegisterModel:
         self._written.add(key)
 
     def state(self) -> dict[str, Any]:
-        """Return what must survive a snapshot, as JSON knows it; extend it in a subclass."""
+        """Return what must survive a snapshot, as JSON types. A subclass adds its own to it."""
         return {
             "values": [[*key, value] for key, value in sorted(self._values.items())],
             "written": [list(key) for key in sorted(self._written)],
@@ -142,9 +144,10 @@ class RegisterModel:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """
-        Become what :meth:`state` told.
+        Restore a state returned by :meth:`state`.
 
-        The clock may have moved on or back since: keep differences in the state, not instants.
+        The clock may have jumped either way since then, so a state must contain time spans, not
+        points in time.
         """
         self._values = {(index, unit): value for index, unit, value in state["values"]}
         self._written = {(index, unit) for index, unit in state["written"]}
@@ -152,23 +155,23 @@ class RegisterModel:
     # What a model uses
 
     def get(self, register: Register, access: Access) -> int:
-        """Return what *register* holds for the MSR and the vCPU of *access*."""
+        """Return *register*'s value for the MSR and vCPU of *access*."""
         return self._values.get(self._key(register, access), register.reset)
 
     def set(self, register: Register, access: Access, value: int) -> None:
-        """Let *register* hold *value*, whatever its bits are for the guest."""
+        """Set *register*'s value for the MSR and vCPU of *access*, read-only bits included."""
         self._values[self._key(register, access)] = value & (1 << 64) - 1
 
     def was_written(self, register: Register, access: Access) -> bool:
-        """Tell whether the guest has written it, since reset."""
+        """Return whether the guest has written *register* since reset."""
         return self._key(register, access) in self._written
 
     def now(self) -> int:
-        """Return the guest's time in nanoseconds, never less than before."""
+        """Return the guest's time in nanoseconds. It never goes backwards."""
         return self.site.clock()
 
     def note(self, text: str) -> None:
-        """Tell the user *text*, one line, at the end of the run; the first 100 are kept."""
+        """Show *text*, one line, to the user at the end of the run. The first 100 are kept."""
         self.site.note(text)
 
     def _key(self, register: Register, access: Access) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 Energy sources
 --------------
 
-Where the joules come from that an energy counter shows.
+Sources of the energy that RAPL's counters show.
 """
 
 import time
@@ -14,7 +14,7 @@ from typing import Final, Protocol
 __all__ = ("DOMAINS", "ConstantWatts", "CpuTime", "Powercap", "Source")
 
 DOMAINS: Final = ("package", "cores", "graphics", "memory")
-"""What a counter may be of: Intel's PKG, PP0, PP1 and DRAM."""
+"""The domains that are counted: Intel's PKG, PP0, PP1 and DRAM."""
 
 _POWERCAP: Final = Path("/sys/class/powercap")
 _ZONES: Final = {"core": "cores", "uncore": "graphics", "dram": "memory"}
@@ -22,18 +22,18 @@ _NANO: Final = 1e-9
 
 
 class Source(Protocol):
-    """Tells how much energy has been used since it was made."""
+    """Measures energy from the moment it is created."""
 
     def joules(self, domain: str) -> float:
-        """Return the joules that *domain* has used, never less than before."""
+        """Return the joules that *domain* has used. They never decrease."""
 
 
 class ConstantWatts:
     """
-    Each domain uses the same power all the time.
+    Constant power in each domain.
 
-    :param watts: by domain; what is missing uses none.
-    :param now: gives the guest's time in nanoseconds.
+    :param watts: watts by domain; a missing domain uses none.
+    :param now: returns the guest's time in nanoseconds.
     """
 
     def __init__(self, watts: Mapping[str, float], now: Callable[[], int]) -> None:
@@ -42,18 +42,18 @@ class ConstantWatts:
         self._begin = now()
 
     def joules(self, domain: str) -> float:
-        """Return power times time."""
+        """Return the domain's watts times the seconds that have passed."""
         return self._watts.get(domain, 0.0) * (self._now() - self._begin) * _NANO
 
 
 class CpuTime:
     """
-    Package and cores use power while the process computes that runs the guest.
+    Power that package and cores use while this process, which runs the guest, uses CPU time.
 
-    :param watts: what one busy CPU uses.
-    :param idle: what each domain uses besides, all the time.
-    :param now: gives the guest's time in nanoseconds.
-    :param cpu_time: gives the CPU time used, in nanoseconds.
+    :param watts: watts of one busy CPU.
+    :param idle: watts that each domain uses at all times, in addition.
+    :param now: returns the guest's time in nanoseconds.
+    :param cpu_time: returns the CPU time used, in nanoseconds.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class CpuTime:
         self._begin = cpu_time()
 
     def joules(self, domain: str) -> float:
-        """Return what computing took, and what idling does."""
+        """Return the busy energy and the idle energy of *domain*."""
         busy = 0.0
         if domain in ("package", "cores"):
             busy = self._watts * (self._cpu_time() - self._begin) * _NANO
@@ -78,11 +78,11 @@ class CpuTime:
 
 class Powercap:
     """
-    The host's own counters, as Linux's powercap shows them: the sum of all packages.
+    The host's own counters, from Linux's powercap, summed over all packages.
 
     (Documentation/power/powercap/powercap.rst: ``energy_uj`` wraps at ``max_energy_range_uj``.)
 
-    :raises OSError: if there are none, or they may not be read; Linux lets root alone read them.
+    :raises OSError: if there are none, or they may not be read; by default only root may.
     """
 
     def __init__(self, folder: Path = _POWERCAP) -> None:
@@ -96,7 +96,7 @@ class Powercap:
             raise FileNotFoundError(f"{folder} shows no package: the host has no RAPL driver")
 
     def joules(self, domain: str) -> float:
-        """Return what the domain has used, of all packages."""
+        """Return the joules that *domain* has used, in all packages."""
         return sum(zone.joules() for zone in self._zones[domain])
 
 

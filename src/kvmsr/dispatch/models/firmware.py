@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What firmware leaves behind
----------------------------
+Firmware's registers
+--------------------
 
-Microcode, IA32_FEATURE_CONTROL, and the count of SMIs.
+Registers that firmware leaves behind: microcode, IA32_FEATURE_CONTROL, and the count of SMIs.
 """
 
 from collections.abc import Mapping
@@ -23,16 +23,16 @@ _Revision = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
 
 class IntelMicrocode(RegisterModel):
     """
-    Microcode of an Intel core: its revision, and the trigger that loads another.
+    The microcode of an Intel core: its revision, and the trigger that loads an update.
 
-    Software writes 0 to IA32_BIOS_SIGN_ID, executes CPUID, which puts the revision there, and reads
-    it (SDM volume 3, 10.11.7). No CPUID comes by here, so a read tells the revision whether there
-    was one or not. *updated* is the revision once an update was triggered; the update itself is
-    looked at by nobody.
+    Software writes 0 to IA32_BIOS_SIGN_ID, executes CPUID, which stores the revision there, and
+    reads the MSR (SDM volume 3, 10.11.7). A model does not see CPUID, so a read returns the
+    revision with or without it. The revision becomes *updated* once the guest triggers an update;
+    the update itself is not examined.
     """
 
     class Parameters(RegisterModel.Parameters, frozen=True, kw_only=True):
-        """Revisions as /proc/cpuinfo shows them."""
+        """Revisions, as /proc/cpuinfo shows them."""
 
         revision: _Revision = 0x1
         updated: _Revision | None = None
@@ -43,13 +43,13 @@ class IntelMicrocode(RegisterModel):
     signature = Register("IA32_BIOS_SIGN_ID")
 
     def read(self, register: Register, access: Access) -> int:
-        """Return the revision, in the upper half."""
+        """Return the revision, in bits 63:32."""
         given = self.parameters
         was = self.was_written(self.trigger, access._replace(index=self.trigger.indices[0]))
         return int(given.updated if was and given.updated is not None else given.revision) << 32
 
     def write(self, register: Register, access: Access) -> None:
-        """Take the 0 before a CPUID, or the address of an update."""
+        """Accept the 0 that software writes before CPUID, or the address of an update."""
         super().write(register, access)
         if register is self.trigger:
             self.note(f"the guest loads microcode from {access.value:#x} on vCPU {access.vcpu}")
@@ -57,13 +57,13 @@ class IntelMicrocode(RegisterModel):
 
 class AmdMicrocode(RegisterModel):
     """
-    Microcode of an AMD core: its patch level, and the loader.
+    The microcode of an AMD core: its patch level, and the register that loads a patch.
 
     (AMD PPR, Core::X86::Msr::PATCH_LEVEL: read-only; Linux's arch/x86/kernel/cpu/microcode/amd.c.)
     """
 
     class Parameters(RegisterModel.Parameters, frozen=True, kw_only=True):
-        """Levels as /proc/cpuinfo shows them."""
+        """Patch levels, as /proc/cpuinfo shows them; *updated* applies after a patch was loaded."""
 
         level: _Revision = 0x0100_0065
         updated: _Revision | None = None
@@ -80,7 +80,7 @@ class AmdMicrocode(RegisterModel):
         return int(given.updated if was and given.updated is not None else given.level)
 
     def write(self, register: Register, access: Access) -> None:
-        """Take the address of a patch."""
+        """Accept the address of a patch."""
         super().write(register, access)
         if register is self.loader:
             self.note(f"the guest loads microcode from {access.value:#x} on vCPU {access.vcpu}")
@@ -88,13 +88,13 @@ class AmdMicrocode(RegisterModel):
 
 class FeatureControl(RegisterModel):
     """
-    IA32_FEATURE_CONTROL: what firmware allows, and the lock that keeps it so until reset.
+    IA32_FEATURE_CONTROL: the features that firmware allows, and the lock that lasts until reset.
 
     (Intel SDM volume 4, table 2-2, MSR 3AH.)
     """
 
     class Parameters(RegisterModel.Parameters, frozen=True, kw_only=True):
-        """What firmware has done; *locked* is what firmware should leave."""
+        """What firmware has set. Proper firmware leaves the register *locked*."""
 
         locked: bool = True
         vmx: bool = False
@@ -111,7 +111,7 @@ class FeatureControl(RegisterModel):
     )  # fmt: skip
 
     def get(self, register: Register, access: Access) -> int:
-        """Return what it holds: at first, what firmware has put there."""
+        """Return the register's value: firmware's, until the guest writes another."""
         if self.was_written(register, access):
             return super().get(register, access)
         given = self.parameters
@@ -122,10 +122,10 @@ class FeatureControl(RegisterModel):
 
 
 class SmiCount(RegisterModel):
-    """MSR_SMI_COUNT: how many System Management Interrupts there were (SDM volume 4, MSR 34H)."""
+    """MSR_SMI_COUNT: the number of System Management Interrupts (SDM volume 4, MSR 34H)."""
 
     class Parameters(RegisterModel.Parameters, frozen=True, kw_only=True):
-        """*count* is how many the firmware's start took."""
+        """*count* is the number of SMIs before the guest began, *per_minute* those that follow."""
 
         count: _Revision = 0
         per_minute: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
@@ -135,7 +135,7 @@ class SmiCount(RegisterModel):
     smis = Register("MSR_SMI_COUNT", "ro", count=Field("0-31"))
 
     def setup(self) -> None:
-        """Count from now on."""
+        """Start to count."""
         self._begin = self.now()
 
     def read(self, register: Register, access: Access) -> int:
@@ -145,10 +145,10 @@ class SmiCount(RegisterModel):
         return register.pack(count=count & 0xFFFF_FFFF)
 
     def state(self) -> dict[str, Any]:
-        """Return how long it has counted."""
+        """Return the registers, and the nanoseconds since it started to count."""
         return super().state() | {"elapsed": self.now() - self._begin}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Count on from there."""
+        """Continue to count from there."""
         super().restore(state)
         self._begin = self.now() - state["elapsed"]

@@ -3,7 +3,7 @@
 Frequencies
 -----------
 
-What tells how fast a CPU runs and what asks for it: APERF and MPERF, ratios, P-states, HWP.
+Registers that report a CPU's frequency or request one: APERF and MPERF, ratios, P-states, HWP.
 
 (Intel SDM volume 3, 15.2 and 15.4; volume 4, tables 2-2 and 2-20; AMD APM volume 2, 17.3.)
 """
@@ -20,7 +20,7 @@ from kvmsr.policy.topology import Scope
 
 __all__ = ("AperfMperf", "Frequency")
 
-_BCLK: Final = 100  # MHz: what a ratio multiplies
+_BCLK: Final = 100  # MHz; a ratio is a multiple of it
 _U64: Final = (1 << 64) - 1
 _Mhz = Annotated[int, Meta(ge=_BCLK, le=25_500)]
 _Ratio = Annotated[int, Meta(ge=1, le=255)]
@@ -28,12 +28,14 @@ _Ratio = Annotated[int, Meta(ge=1, le=255)]
 
 class AperfMperf(RegisterModel):
     """
-    APERF and MPERF: while the thread is not idle, MPERF counts at the base frequency, and APERF at
-    the one that it really runs at. Only their ratio, and the time between, have a meaning.
+    APERF and MPERF, which count while the thread is not idle.
+
+    MPERF counts at the base frequency, APERF at the frequency that the thread really runs at. Only
+    the ratio of their differences between two reads has a meaning.
     """
 
     class Parameters(RegisterModel.Parameters, frozen=True, kw_only=True):
-        """*busy* is the share of time in which the thread is not idle."""
+        """*busy* is the share of time in which the thread is not idle, 0 to 1."""
 
         base_mhz: _Mhz = 2000
         mhz: _Mhz = 3000
@@ -47,17 +49,17 @@ class AperfMperf(RegisterModel):
     aperf_readonly = Register("MSR_AMD_APERF_READONLY", "ro")
 
     def setup(self) -> None:
-        """Begin to count."""
+        """Start to count."""
         self._last = self.now()
         self._counted = {"mperf": 0.0, "aperf": 0.0}
         self._offset = {"mperf": 0, "aperf": 0}
 
     def mhz(self) -> float:
-        """Return how fast the thread runs now."""
+        """Return the thread's present frequency, in MHz."""
         return float(self.parameters.mhz)
 
     def count(self) -> None:
-        """Bring the counters up to now; before anything changes how fast they count."""
+        """Bring the counters up to date. Call it before the frequency changes."""
         now = self.now()
         micros = (now - self._last) / 1000 * self.parameters.busy
         self._last = now
@@ -65,14 +67,14 @@ class AperfMperf(RegisterModel):
         self._counted["aperf"] += micros * self.mhz()
 
     def read(self, register: Register, access: Access) -> int:
-        """Return a counter; the read-only ones take no notice of writes to the others."""
+        """Return a counter. Writes to APERF and MPERF do not affect the read-only ones."""
         self.count()
         name = register.name.removesuffix("_readonly")
         offset = 0 if register.name.endswith("_readonly") else self._offset[name]
         return int(self._counted[name]) + offset & _U64
 
     def write(self, register: Register, access: Access) -> None:
-        """Count on from what is written."""
+        """Continue to count from the value written."""
         self.count()
         self._offset[register.name] = access.value - int(self._counted[register.name])
 
@@ -83,7 +85,7 @@ class AperfMperf(RegisterModel):
         return super().state() | counters
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Count on from there."""
+        """Continue to count from there."""
         super().restore(state)
         self._last = self.now()
         self._counted, self._offset = dict(state["counted"]), dict(state["offset"])
@@ -91,14 +93,14 @@ class AperfMperf(RegisterModel):
 
 class Frequency(AperfMperf):
     """
-    A thread of an Intel CPU whose frequency follows what the guest asks for.
+    A thread of an Intel CPU that runs at the frequency that the guest requests.
 
-    It runs at the ratio of IA32_PERF_CTL or, once HWP is enabled, at the one of IA32_HWP_REQUEST;
-    within *minimum* and the turbo ratio. APERF counts accordingly.
+    The ratio comes from IA32_PERF_CTL or, once HWP is enabled, from IA32_HWP_REQUEST, and is
+    limited to between *minimum* and the highest turbo ratio. APERF counts accordingly.
     """
 
     class Parameters(RegisterModel.Parameters, frozen=True, kw_only=True):
-        """Ratios are multiples of 100 MHz; *turbo* is for 1 busy core, 2, 3 … up to 8."""
+        """Ratios are multiples of 100 MHz; *turbo* has one for 1 busy core, 2, 3 … up to 8."""
 
         base: _Ratio = 20
         minimum: _Ratio = 8
@@ -108,7 +110,7 @@ class Frequency(AperfMperf):
 
         @property
         def base_mhz(self) -> int:
-            """What MPERF counts at."""
+            """Return the frequency at which MPERF counts, in MHz."""
             return self.base * _BCLK
 
         def __post_init__(self) -> None:
@@ -146,7 +148,7 @@ class Frequency(AperfMperf):
         return int(max(self.parameters.turbo))
 
     def _value(self, register: Register) -> int:
-        """Return what this thread's register holds."""
+        """Return the value of this thread's register."""
         vcpu = self.site.vcpus[0] if self.site.vcpus else 0
         key = Access(vcpu, "read", register.indices[0], 0, "unknown")  # type: ignore[arg-type]
         if register is self.request and not self.was_written(register, key):
@@ -171,11 +173,11 @@ class Frequency(AperfMperf):
         return max(int(given.minimum), min(asked, self._highest()))
 
     def mhz(self) -> float:
-        """Return how fast the thread runs now."""
+        """Return the thread's present frequency, in MHz."""
         return float(self.ratio() * _BCLK)
 
     def read(self, register: Register, access: Access) -> int:
-        """Return what the guest reads."""
+        """Return a register's value; HWP's registers fault until HWP is enabled."""
         given = self.parameters
         if register.name in self._needs_hwp and not self._value(self.enable):
             raise Fault
@@ -200,7 +202,7 @@ class Frequency(AperfMperf):
         return self.get(register, access)
 
     def write(self, register: Register, access: Access) -> None:
-        """Take what the guest asks for."""
+        """Accept a request; HWP's registers fault until HWP is enabled."""
         if register in (self.mperf, self.aperf):
             super().write(register, access)
             return

@@ -3,10 +3,10 @@
 Hyper-V
 -------
 
-The registers by which a crashing guest says why.
+The registers in which a crashing guest reports why.
 
 (Hyper-V TLFS, "Guest Crash Enlightenment Interface": HV_X64_MSR_CRASH_P0 to P4 and CRASH_CTL. The
-guest has them if CPUID leaf 0x40000003 says so: EDX bit 10.)
+guest uses them if bit 10 of CPUID leaf 0x40000003's EDX is set.)
 """
 
 from typing import Final
@@ -24,10 +24,10 @@ _LONGEST: Final = 4096
 
 class Crash(RegisterModel):
     """
-    A Windows guest's stop code and parameters, or a Linux guest's, reach the summary.
+    Notes the stop code and parameters of a Windows or Linux guest that crashes.
 
-    With CRASH_MESSAGE the last two parameters are the address and the length of a text in the
-    guest's memory; it is shown where the memory can be read.
+    With CRASH_MESSAGE, the last two parameters are the address and the length of a text in the
+    guest's memory. It is part of the note if the memory can be read.
     """
 
     scope = Scope.VM
@@ -36,18 +36,18 @@ class Crash(RegisterModel):
     control = Register("HV_X64_MSR_CRASH_CTL")
 
     def read(self, register: Register, access: Access) -> int:
-        """Return a parameter, or what can be done."""
+        """Return a parameter, or the supported notifications."""
         if register is self.control:
             return _NOTIFY | _MESSAGE
         return super().read(register, access)
 
     def write(self, register: Register, access: Access) -> None:
-        """Take a parameter; or the word that they are all there."""
+        """Keep a parameter, or note the crash when the guest notifies."""
         super().write(register, access)
         if register is self.control and access.value & _NOTIFY:
-            self._tell(access)
+            self._note_crash(access)
 
-    def _tell(self, access: Access) -> None:
+    def _note_crash(self, access: Access) -> None:
         codes = [
             self.get(self.parameters_, access._replace(index=index))
             for index in self.parameters_.indices

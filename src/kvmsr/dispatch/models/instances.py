@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The models of a run
--------------------
+Model instances
+---------------
 
-One instance for each model, set of parameters and unit of its scope.
+Make the register models of a run: one instance for each model, set of parameters, and unit of the
+model's scope.
 """
 
 import threading
@@ -28,14 +29,17 @@ _Key = tuple[tuple[ModelClass, bytes], int]
 
 class Instances:
     """
-    The instances of register models; threads of several vCPUs may use them at once.
+    The register models of a run.
+
+    The threads of several vCPUs may use them at once.
 
     :param topology: which vCPUs share registers.
-    :param vcpus: how many vCPUs there are.
-    :param clock: gives the guest's time in nanoseconds; by default the host's monotonic clock.
-    :param memory: gives so many bytes at an address of the guest's memory; None: there is none.
-    :ivar vcpus: how many vCPUs there are.
-    :ivar notes: what models want the user to know, a line each; the first 100.
+    :param vcpus: number of vCPUs.
+    :param clock: returns the guest's time in nanoseconds; by default the host's monotonic clock.
+    :param memory: returns the given number of bytes at an address of the guest's memory, or None
+        if there is no memory.
+    :ivar vcpus: number of vCPUs.
+    :ivar notes: the first 100 lines that models want to show to the user.
     """
 
     def __init__(
@@ -56,10 +60,10 @@ class Instances:
 
     def prepare(self, action: Model, where: str) -> None:
         """
-        Make the instances for *action*, so that what is wrong shows before the guest runs.
+        Make the instances for *action* now, to report errors before the guest runs.
 
-        :param where: the rule that names it.
-        :raises PolicyError: if the model does not take its parameters or its place.
+        :param where: where the rule that names the model was written.
+        :raises PolicyError: if the model cannot be set up.
         """
         for vcpu in range(self.vcpus):
             try:
@@ -72,7 +76,7 @@ class Instances:
                 ) from error
 
     def handler(self, action: Model) -> Callable[[Access], int | None]:
-        """Return a function that answers accesses as *action* says, as a handler does."""
+        """Return a handler that lets *action*'s model answer accesses."""
         registers = action.cls.registers
         scope = action.cls.scope
         unit_of = self._topology.unit
@@ -98,7 +102,7 @@ class Instances:
         return answer
 
     def state(self) -> dict[str, Any]:
-        """Return what the models keep, as JSON knows it."""
+        """Return the state of all models, as JSON types."""
         states = {}
         for key, (model, lock) in self._found.copy().items():
             with lock:
@@ -107,21 +111,23 @@ class Instances:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """
-        Give the models what :meth:`state` told.
+        Restore a state returned by :meth:`state`.
 
-        :raises PolicyError: if those are not the models of this policy.
+        :raises PolicyError: if it belongs to another policy's models.
         """
         names = {name: key for key, name in self._names.items()}
         if set(state) != set(names):
             odd = ", ".join(sorted(set(state) ^ set(names)))
-            raise PolicyError(f"this is the state of another policy's models: {odd}")
+            raise PolicyError(
+                f"this state was saved under another policy; models that differ: {odd}"
+            )
         for name, kept in state.items():
             model, lock = self._found[names[name]]
             with lock:
                 model.restore(kept)
 
     def inherit(self, other: "Instances") -> None:
-        """Give the models what those of another policy keep, where both have the same."""
+        """Copy the state of the models that *other*, another policy's instances, has in common."""
         names = {name: key for key, name in self._names.items()}
         for name, kept in other.state().items():
             if name in names:
@@ -141,7 +147,8 @@ class Instances:
                 found = self._found[key] = cls(action.parameters, site), threading.Lock()
                 name = f"{action.name} {action.key[1].decode()} {cls.scope} {unit}"
                 same = sum(other.startswith(name) for other in self._names.values())
-                self._names[key] = f"{name} ({same})" if same else name  # of two mine.py, say
+                # Two modules in different folders may have the same name.
+                self._names[key] = f"{name} ({same})" if same else name
         return found
 
     def _note(self, text: str) -> None:

@@ -3,9 +3,9 @@
 Machine check
 -------------
 
-Banks that report hardware errors, and a way to put one there.
+Banks that report hardware errors, and errors to inject into them.
 
-(Intel SDM volume 3, chapter 16: 16.3.2 has the banks; AMD APM volume 2, chapter 9.)
+(Intel SDM volume 3, chapter 16, banks in 16.3.2; AMD APM volume 2, chapter 9.)
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ _CTL, _STATUS, _ADDR, _MISC = range(4)
 
 
 class _Injection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """An error that *bank* reports from *after* seconds on; VALID is set in any case."""
+    """An error that *bank* reports *after* seconds from the start; VALID is always set."""
 
     status: _U64
     bank: Annotated[int, Meta(ge=0, lt=_BANKS)] = 0
@@ -41,13 +41,13 @@ class MachineCheck(RegisterModel):
     """
     The machine-check banks of a thread.
 
-    An error that is put in shows when the guest polls its banks, as kernels do for corrected
-    errors; no machine-check exception is raised. A bank that holds a valid error when another comes
-    keeps the first, and tells of an overflow.
+    The guest sees an injected error when it polls its banks, as kernels do for corrected errors; no
+    machine-check exception is raised. A bank that already has a valid error when another one comes
+    keeps the first and sets OVER.
     """
 
     class Parameters(RegisterModel.Parameters, frozen=True, kw_only=True):
-        """*inject* is tables with *bank*, *status*, *addr*, *misc* and *after*, in seconds."""
+        """*inject* lists errors: *bank*, *status*, *addr*, *misc*, and *after* in seconds."""
 
         banks: Annotated[int, Meta(ge=1, le=_BANKS)] = 10
         inject: Annotated[tuple[_Injection, ...], Meta(max_length=1000)] = ()
@@ -70,13 +70,13 @@ class MachineCheck(RegisterModel):
     )
 
     def setup(self) -> None:
-        """Errors come when their time has."""
+        """Sort the errors by their time."""
         self._begin = self.now()
         self._done = 0
         self._coming = sorted(self.parameters.inject, key=lambda error: error.after)
 
     def _inject(self, access: Access) -> None:
-        """Put in what is due."""
+        """Inject the errors that are due."""
         seconds = (self.now() - self._begin) / 1e9
         while self._done < len(self._coming) and self._coming[self._done].after <= seconds:
             error = self._coming[self._done]
@@ -94,17 +94,17 @@ class MachineCheck(RegisterModel):
         self.set(self.banks, access._replace(index=index), value)
 
     def read(self, register: Register, access: Access) -> int:
-        """Return what a bank holds, or what there is."""
+        """Return a register's value, after injecting what is due."""
         self._inject(access)
         if register is self.cap:
-            return int(self.parameters.banks) | 1 << 8  # and there is an IA32_MCG_CTL
+            return int(self.parameters.banks) | 1 << 8  # MCG_CTL_P: IA32_MCG_CTL exists
         self._check_bank(register, access)
         if register is self.control and not self.was_written(register, access):
             return (1 << 64) - 1
         return super().read(register, access)
 
     def write(self, register: Register, access: Access) -> None:
-        """Take what the guest writes: to a status, nothing but 0."""
+        """Keep the value; a status register accepts only 0."""
         self._inject(access)
         self._check_bank(register, access)
         if register is self.banks and access.index % 4 == _STATUS and access.value:
@@ -112,7 +112,7 @@ class MachineCheck(RegisterModel):
         super().write(register, access)
 
     def _check_bank(self, register: Register, access: Access) -> None:
-        """Refuse a bank that there is not."""
+        """Raise Fault if *access* is to a bank that does not exist."""
         number = -1
         if register is self.banks:
             number = register.number(access.index) // 4
@@ -122,11 +122,11 @@ class MachineCheck(RegisterModel):
             raise Fault
 
     def state(self) -> dict[str, Any]:
-        """Return the registers, and which errors have come."""
+        """Return the registers, the elapsed time, and the number of errors injected."""
         return super().state() | {"elapsed": self.now() - self._begin, "done": self._done}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Continue from there."""
         super().restore(state)
         self._begin = self.now() - state["elapsed"]
         self._done = state["done"]

@@ -3,9 +3,9 @@
 Mitigations
 -----------
 
-IA32_SPEC_CTRL and IA32_ARCH_CAPABILITIES: what a CPU suffers from, and what may be switched.
+IA32_SPEC_CTRL and IA32_ARCH_CAPABILITIES: the vulnerabilities of a CPU, and its switches.
 
-(Intel SDM volume 4, MSRs 48H and 10AH; the sets of CPU models are what those CPUs report.)
+(Intel SDM volume 4, MSRs 48H and 10AH. The flags of a CPU model are those that such CPUs report.)
 """
 
 from typing import Final, Literal
@@ -41,13 +41,13 @@ _MODELS: Final[dict[str, tuple[str, ...]]] = {
 
 class Mitigations(RegisterModel):
     """
-    What a CPU model says of speculation.
+    What a CPU model reports about speculation.
 
-    The guest believes it; whether it is true of the CPU that it runs on is the owner's to know.
+    The guest believes it. Whether it is true of the CPU that the guest runs on is not checked.
     """
 
     class Parameters(RegisterModel.Parameters, frozen=True, kw_only=True):
-        """*cpu* is a set of flags, to which *flags* are added."""
+        """*cpu* names a set of flags; *flags* are added to it."""
 
         cpu: Literal[
             "none", "skylake-server", "cascadelake-server", "icelake-server", "sapphire-rapids"
@@ -62,7 +62,7 @@ class Mitigations(RegisterModel):
     capabilities = Register("IA32_ARCH_CAPABILITIES", "ro")
 
     def read(self, register: Register, access: Access) -> int:
-        """Return the flags, or what is switched on."""
+        """Return the flags, or the switches that are on."""
         if register is self.capabilities:
             flags = {*_MODELS[self.parameters.cpu], *self.parameters.flags}
             return sum(1 << _BITS[flag] for flag in flags)

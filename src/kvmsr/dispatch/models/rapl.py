@@ -3,11 +3,11 @@
 RAPL
 ----
 
-Energy counters of Intel's and AMD's: 32 bits, in units that a register of its own tells.
+Intel's and AMD's energy counters: 32 bits, in the unit that another register defines.
 
 (Intel SDM volume 3, 15.10 "Platform specific power management support"; AMD PPR, Core::X86::Msr::
-RAPL_PWR_UNIT and its neighbours. The names of the units are the power of two by which a watt, a
-joule or a second is divided.)
+RAPL_PWR_UNIT and its neighbours. A unit is the power of two by which a watt, a joule or a second is
+divided.)
 """
 
 from collections.abc import Mapping
@@ -28,15 +28,15 @@ _Watts = Annotated[float, Meta(ge=0, le=10_000)]
 
 class _Rapl(RegisterModel):
     """
-    What both vendors have: a source of energy, and counters in its unit.
+    What both vendors have in common: a source of energy, and counters of it.
 
-    *source* is where the energy comes from: ``constant`` (the watts that the other parameters say),
-    ``cpu-time`` (*watts* while this process computes, and the others as idle power all the time) or
-    ``powercap`` (the host's own counters, where they may be read).
+    *source* selects where the energy comes from: ``constant`` (the watts of the other parameters),
+    ``cpu-time`` (*watts* while this process uses CPU time, and the others as idle power at all
+    times) or ``powercap`` (the host's own counters, if they may be read).
     """
 
     class Parameters(RegisterModel.Parameters, frozen=True, kw_only=True):
-        """Watts are of the whole package."""
+        """Watts are for the whole package; an energy unit is 1/2**energy_unit joules."""
 
         source: Literal["constant", "cpu-time", "powercap"] = "constant"
         watts: _Watts = 15.0
@@ -47,7 +47,7 @@ class _Rapl(RegisterModel):
         energy_unit: Annotated[int, Meta(ge=1, le=31)] = 14
 
     def setup(self) -> None:
-        """Make the source."""
+        """Make the energy source."""
         self._source = self._make_source()
         self._before = dict.fromkeys(("package", "cores", "graphics", "memory"), 0.0)
 
@@ -63,11 +63,11 @@ class _Rapl(RegisterModel):
         return ConstantWatts({"package": given.watts, "cores": cores} | others, self.now)
 
     def joules(self, domain: str) -> float:
-        """Return what a domain has used since the guest's start."""
+        """Return the joules that *domain* has used since the guest began."""
         return self._before[domain] + self._source.joules(domain)
 
     def counter(self, joules: float) -> int:
-        """Return a counter's value."""
+        """Return *joules* as the value of a 32-bit counter."""
         return int(joules * 2**self.parameters.energy_unit) & 0xFFFF_FFFF
 
     def state(self) -> dict[str, Any]:
@@ -77,14 +77,14 @@ class _Rapl(RegisterModel):
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Count on from there."""
+        """Continue to count from there."""
         super().restore(state)
         self._source = self._make_source()
         self._before = dict(state["joules"])
 
 
 class IntelRapl(_Rapl):
-    """RAPL of an Intel package: energy of package, cores, graphics and memory, and power limits."""
+    """RAPL of an Intel package: the energy of package, cores, graphics, memory; power limits."""
 
     class Parameters(_Rapl.Parameters, frozen=True, kw_only=True):
         """*tdp* and the limits are in watts."""
@@ -114,7 +114,7 @@ class IntelRapl(_Rapl):
     memory = Register("MSR_DRAM_ENERGY_STATUS", "ro")
 
     def read(self, register: Register, access: Access) -> int:
-        """Return energy in units, and units."""
+        """Return an energy counter, the units, the limits, or the package's power."""
         given = self.parameters
         if register is self.unit:
             return register.pack(register.reset, energy=given.energy_unit)
@@ -132,17 +132,17 @@ class IntelRapl(_Rapl):
         return register.pack(power1=eighths, enable1=1, window1=0x6E, lock=lock)
 
     def write(self, register: Register, access: Access) -> None:
-        """Take a limit, unless they are locked; it limits nothing."""
+        """Keep a power limit unless it is locked. It has no effect."""
         if register is self.limit and not self.was_written(register, access):
             self.set(register, access, self.read(register, access))
         super().write(register, access)
 
 
 class AmdRapl(_Rapl):
-    """RAPL of an AMD package: energy of the package, and of each core."""
+    """RAPL of an AMD package: the energy of the package and of each core."""
 
     class Parameters(_Rapl.Parameters, frozen=True, kw_only=True):
-        """As Intel's, with AMD's usual unit."""
+        """The common parameters, with AMD's usual unit."""
 
         energy_unit: Annotated[int, Meta(ge=1, le=31)] = 16
 
@@ -156,7 +156,7 @@ class AmdRapl(_Rapl):
     core = Register("MSR_AMD_CORE_ENERGY_STATUS", "ro", scope="core")
 
     def read(self, register: Register, access: Access) -> int:
-        """Return energy in units: of a core, its share of all cores'."""
+        """Return the units or an energy counter. All cores get equal shares of their energy."""
         if register is self.unit:
             return register.pack(register.reset, energy=self.parameters.energy_unit)
         if register is self.package:

@@ -3,8 +3,8 @@
 Temperatures
 ------------
 
-Digital thermal sensors of core and package: how far below the maximum, thresholds, and log bits
-that stay until they are cleared.
+The digital thermal sensors of core and package: degrees below the maximum, thresholds, and log bits
+that stay set until they are cleared.
 
 (Intel SDM volume 3, 15.8.2 and 15.8.5; volume 4, MSR_TEMPERATURE_TARGET.)
 """
@@ -27,21 +27,22 @@ _Celsius = Annotated[float, Meta(ge=-40, le=150)]
 _Point = tuple[Annotated[float, Meta(ge=0)], _Celsius]
 _Curve = Annotated[tuple[_Point, ...], Meta(min_length=1, max_length=1000)]
 _EVENTS: Final = (0, 2, 4, 6, 8)
-"""Where the status bits are, each below its log: hot, PROCHOT, critical, two thresholds."""
+"""The status bits, each one below its log bit: hot, PROCHOT, critical, two thresholds."""
 _CRITICAL_ABOVE: Final = 5
 _READOUT: Final = 16
 
 
 class Thermal(RegisterModel):
     """
-    The sensors of a package, whose temperature is constant or follows a curve.
+    The sensors of a package whose temperature is constant or follows a curve.
 
-    A curve is points of seconds since the start and degrees, straight lines in between, and the
-    last one holds on. What was crossed between two looks shows in the log bits.
+    A curve is a list of points, each of seconds since the start and degrees Celsius. The
+    temperature is interpolated between them, and stays at the last one. If it crosses a threshold
+    between two reads, the log bits show that.
     """
 
     class Parameters(RegisterModel.Parameters, frozen=True, kw_only=True):
-        """*maximum* is TjMax, where the CPU throttles."""
+        """*maximum* is TjMax, at which the CPU throttles; all are in degrees Celsius."""
 
         celsius: _Celsius | _Curve = 45.0
         maximum: Annotated[int, Meta(ge=50, le=127)] = 100
@@ -66,12 +67,12 @@ class Thermal(RegisterModel):
     status = Register(["IA32_THERM_STATUS", "IA32_PACKAGE_THERM_STATUS"], others="ro")
 
     def setup(self) -> None:
-        """The guest's start is the curve's."""
+        """Start the curve when the guest begins."""
         self._begin = self._last = self.now()
         self._logs: dict[int, int] = {}
 
     def celsius(self, at: int) -> float:
-        """Return the temperature at a time of the clock."""
+        """Return the temperature at *at*, nanoseconds of the guest's clock."""
         given = self.parameters.celsius
         if not isinstance(given, tuple):
             return float(given)
@@ -83,7 +84,7 @@ class Thermal(RegisterModel):
         return float(c0 + (c1 - c0) * (seconds - t0) / (t1 - t0))
 
     def _states(self, access: Access, celsius: float) -> int:
-        """Return the status bits at a temperature."""
+        """Return the status bits at the temperature *celsius*."""
         thresholds = self.interrupt.unpack(self._interrupt(access))
         limit = self.parameters.maximum - self._offset(access)
         bits = 0
@@ -114,8 +115,8 @@ class Thermal(RegisterModel):
         value = self.get(register, access._replace(index=index))
         return register.unpack(value)["offset"]
 
-    def _look(self, access: Access) -> None:
-        """Note in the logs of both sensors what has happened since the last look."""
+    def _update_logs(self, access: Access) -> None:
+        """Set the log bits of both sensors for what has happened since the last update."""
         now = self.now()
         moments = {self._last, now}
         if isinstance(self.parameters.celsius, tuple):
@@ -127,29 +128,29 @@ class Thermal(RegisterModel):
             logs = self._logs.get(index, seen[0] << 1)
             for before, after in pairwise(seen):
                 logs |= (after & ~before) << 1
-                # A threshold is an event whichever way it is crossed.
+                # A threshold is logged when it is crossed in either direction.
                 logs |= ((after ^ before) & 0x140) << 1
             self._logs[index] = logs
         self._last = now
 
     def read(self, register: Register, access: Access) -> int:
-        """Return target, thresholds, or what the sensor says."""
+        """Return the target, the thresholds, or a sensor's status."""
         given = self.parameters
         if register is self.target:
             return register.pack(target=int(given.maximum), offset=self._offset(access))
         if register is self.interrupt:
             return self.get(register, access)
-        self._look(access)
+        self._update_logs(access)
         celsius = self.celsius(self._last)
         below = min(max(round(given.maximum - celsius), 0), 0x7F)
         value: int = self._states(access, celsius) | self._logs[access.index] | below << _READOUT
         if access.index == self.status.indices[0]:
-            value |= 1 << 27 | 1 << 31  # a resolution of a degree; the reading is valid
+            value |= 1 << 27 | 1 << 31  # resolution: one degree; the reading is valid
         return value
 
     def write(self, register: Register, access: Access) -> None:
-        """Take thresholds; clear the log bits that are written 0."""
-        self._look(access)
+        """Keep thresholds; clear the log bits to which 0 is written."""
+        self._update_logs(access)
         if register is self.status:
             self._logs[access.index] &= access.value
             return
@@ -157,17 +158,17 @@ class Thermal(RegisterModel):
             self.set(register, access, self.read(register, access))
         super().write(register, access)
         if register is self.interrupt:
-            # What is beyond a threshold that has just been set was not crossed.
+            # A temperature beyond a threshold that has just been set has not crossed it.
             self._last = self.now()
 
     def state(self) -> dict[str, Any]:
-        """Return registers, logs, and where on its curve the temperature is."""
+        """Return the registers, the logs, and the position on the curve."""
         logs = [[index, bits] for index, bits in sorted(self._logs.items())]
         elapsed = {"elapsed": self.now() - self._begin, "unseen": self.now() - self._last}
         return super().state() | {"logs": logs} | elapsed
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Continue from there."""
         super().restore(state)
         self._begin = self.now() - state["elapsed"]
         self._last = self.now() - state["unseen"]

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The way of one access: out of the kvm_run page, through the plan, and back into the page. */
+/* One access, step by step: out of the kvm_run page, through the plan, and back into the page. */
 #include <linux/kvm.h>
 
 #include "core.h"
@@ -21,10 +21,13 @@ void kvmsr_take_access(struct kvmsr_cpu *cpu)
 	a->reason = run->msr.reason & KVM_MSR_EXIT_REASON_FILTER ? KVMSR_FILTER :
 		    run->msr.reason & KVM_MSR_EXIT_REASON_INVAL	 ? KVMSR_INVALID :
 								   KVMSR_UNKNOWN;
-	a->theirs = a->denied = 0;
+	a->vmm_reasons = a->denied = 0;
 }
 
-/* Have KVM answer, whatever the filter says; where it refuses, the plan has the last word. */
+/*
+ * Let KVM answer, by KVM_GET_MSRS or KVM_SET_MSRS, which ignore the filter. If KVM refuses, the
+ * plan decides after all.
+ */
 static void ask_kvm(struct kvmsr_cpu *cpu, const struct kvmsr_table *table)
 {
 	struct kvmsr_access *a = &cpu->access;
@@ -39,17 +42,17 @@ static void ask_kvm(struct kvmsr_cpu *cpu, const struct kvmsr_table *table)
 	uint8_t reason = KVMSR_UNKNOWN;
 
 	if (a->op && kvmsr_one_msr(cpu->fd, KVM_GET_MSRS, a->index, &value))
-		reason = KVMSR_INVALID; /* KVM knows it, so it is the value */
+		reason = KVMSR_INVALID; /* KVM can read the MSR, so it refused the value */
 	kvmsr_refused(cpu, table, a, reason, o);
 }
 
-/* Find out what shall happen to cpu->access: cpu->outcome. */
+/* Decide cpu->access, and put the result into cpu->outcome. */
 void kvmsr_decide(struct kvmsr_cpu *cpu)
 {
 	const struct kvmsr_table *table = kvmsr_enter(cpu);
 
 	if (!table) {
-		cpu->outcome = (struct kvmsr_outcome){ .verdict = KVMSR_THEIRS };
+		cpu->outcome = (struct kvmsr_outcome){ .verdict = KVMSR_TO_VMM };
 		return;
 	}
 	kvmsr_evaluate(cpu, table, &cpu->access, &cpu->outcome);
@@ -59,7 +62,7 @@ void kvmsr_decide(struct kvmsr_cpu *cpu)
 	kvmsr_leave(cpu);
 }
 
-/* Give the guest cpu->outcome, and count it. It takes effect with the next KVM_RUN. */
+/* Answer the exit with cpu->outcome, and count it. The guest sees it after the next KVM_RUN. */
 void kvmsr_answer(struct kvmsr_cpu *cpu)
 {
 	struct kvm_run *run = cpu->run;
@@ -68,7 +71,7 @@ void kvmsr_answer(struct kvmsr_cpu *cpu)
 	run->msr.error = o->verdict == KVMSR_FAULT || o->verdict == KVMSR_STOP;
 	if (o->verdict == KVMSR_VALUE)
 		run->msr.data = o->value;
-	/* Nobody shall take it for an exit that still waits: KVM need not write this field. */
+	/* If KVM_RUN fails, KVM may leave this field alone: it must not look like an open exit. */
 	run->exit_reason = KVM_EXIT_INTR;
 	cpu->shared->exits++;
 	kvmsr_record(cpu, &cpu->access, o);

@@ -1,5 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The way of one access under a VMM: answered here, by Python in the controller, or the VMM's own. */
+/*
+ * Answer an access of a VMM's guest: here, by Python in the controller, or by the VMM itself.
+ *
+ * The VMM called ioctl(KVM_RUN). If KVM returns an MSR exit, kvmsr_run_on() answers it and calls
+ * KVM_RUN again, so the VMM only sees the exits that are its own.
+ *
+ * Python's answer may take long, and the VMM must be able to get its thread back meanwhile: it
+ * kicks vCPUs by a signal, or by setting immediate_exit. Then KVM_RUN returns EINTR to the VMM, as
+ * it does from KVM, with the access still `pending`. KVM has not completed the instruction either,
+ * so the next KVM_RUN on this vCPU must come here first, and wait on for the same answer.
+ */
 #include <errno.h>
 
 #include "shim.h"
@@ -7,7 +17,7 @@
 #define SLICE_MS 10
 #define PATIENCE 100 /* slices */
 
-static int alone; /* the controller has died: nobody is asked any more */
+static int alone; /* the controller has died, so questions cannot be asked any more */
 
 static const uint32_t kvm_reason[] = {
 	[KVMSR_UNKNOWN] = KVM_MSR_EXIT_REASON_UNKNOWN,
@@ -15,15 +25,15 @@ static const uint32_t kvm_reason[] = {
 	[KVMSR_FILTER] = KVM_MSR_EXIT_REASON_FILTER,
 };
 
-/* What would have become of this access without us? */
+/* Note what would have become of the access without kvmsr. */
 static void ask_wish(const struct kvmsr_wish *wish, struct kvmsr_access *a)
 {
 	int denies = kvmsr_denies(&wish->filter, a->index, a->op);
 
-	a->theirs = 0;
+	a->vmm_reasons = 0;
 	for (int reason = 0; reason < 3; reason++)
 		if (wish->reasons & kvm_reason[reason] && (reason != KVMSR_FILTER || denies))
-			a->theirs |= 1 << reason;
+			a->vmm_reasons |= 1 << reason;
 	a->denied = denies && !(wish->reasons & KVM_MSR_EXIT_REASON_FILTER);
 }
 
@@ -49,9 +59,12 @@ static void give_up(struct vcpu *vcpu)
 }
 
 /*
- * Wait for Python's answer; return 0 if it is there. Else the VMM is to get EINTR: the access stays
- * unanswered inside KVM, so the next KVM_RUN has to come here first. A signal that comes between
- * looking and waiting would be missed: so no wait is long.
+ * Wait for Python's answer. Return 0 if it is in cpu->outcome, or -EINTR if the VMM wants its
+ * thread back. A signal that comes after kicked() has looked and before the wait begins does not
+ * interrupt the wait, so each wait is short.
+ *
+ * SLICES limits the wait, in units of SLICE_MS; 0 is no limit. With PATIENT, kicks are ignored. If
+ * the limit is reached or the controller has died, the policy's on_error answers.
  */
 static int await(struct vcpu *vcpu, int slices, int patient)
 {
@@ -74,7 +87,10 @@ static int await(struct vcpu *vcpu, int slices, int patient)
 	return 0;
 }
 
-/* Answer the MSR exit in the page; 0: run on; 1: it is the VMM's; -EINTR: it has to wait. */
+/*
+ * Answer the MSR exit in the kvm_run page. Return 0 to run on, 1 to hand the exit to the VMM, or
+ * -EINTR if it has to wait.
+ */
 static int answer(struct vcpu *vcpu)
 {
 	struct kvmsr_cpu *cpu = &vcpu->cpu;
@@ -84,7 +100,7 @@ static int answer(struct vcpu *vcpu)
 		if (unlikely(vcpu->vm->asked))
 			ask_wish(&vcpu->vm->wish, &cpu->access);
 		kvmsr_decide(cpu);
-		if (cpu->outcome.verdict == KVMSR_THEIRS) {
+		if (cpu->outcome.verdict == KVMSR_TO_VMM) {
 			cpu->run->msr.reason = kvm_reason[cpu->access.reason];
 			return 1;
 		}
@@ -114,7 +130,7 @@ int kvmsr_run_on(struct vcpu *vcpu, int fd, void *argument)
 		int result = answer(vcpu);
 
 		if (result < 0) {
-			vcpu->cpu.run->exit_reason = KVM_EXIT_INTR; /* as KVM_RUN leaves it */
+			vcpu->cpu.run->exit_reason = KVM_EXIT_INTR; /* as KVM does */
 			return failed(result);
 		}
 		if (result)
@@ -132,8 +148,9 @@ int kvmsr_run_on(struct vcpu *vcpu, int fd, void *argument)
 }
 
 /*
- * The VMM is about to write the vCPU's state. An access that still waits in KVM would be finished
- * on top of the new state: finish it now.
+ * Complete a pending access, because the VMM is about to set the vCPU's state. Later, KVM would
+ * complete it on top of the new state: it would advance RIP and, for a read, write RAX and RDX.
+ * KVM_RUN with immediate_exit completes the instruction and does not run the guest.
  */
 void kvmsr_finish(struct vcpu *vcpu)
 {

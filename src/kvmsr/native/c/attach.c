@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The shared memory, which the controller has handed down, and the controller itself. */
+/* The shared block, inherited from the controller, and whether the controller is alive. */
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -18,7 +18,7 @@ pthread_mutex_t kvmsr_changing = PTHREAD_MUTEX_INITIALIZER;
 
 static int controller, life = -1;
 
-/* The VMM's own ioctl, which other preloaded libraries may have. */
+/* Call the next ioctl: the C library's, or that of another preloaded library. */
 int kvmsr_call(int fd, unsigned long request, void *argument)
 {
 	static int (*real)(int, unsigned long, ...);
@@ -32,7 +32,7 @@ int kvmsr_call(int fd, unsigned long request, void *argument)
 	return result < 0 ? failed(result) : result;
 }
 
-/* Return the shared memory that FD holds; NULL: it holds something else. */
+/* Map the block that FD refers to. Return NULL if FD is something else. */
 static struct kvmsr_block *block_in(int fd)
 {
 	struct stat stat;
@@ -50,7 +50,10 @@ static struct kvmsr_block *block_in(int fd)
 	return NULL;
 }
 
-/* Find the shared memory, once: by the descriptor handed down, or the controller's own. */
+/*
+ * Map the block, once: by the inherited descriptor or, if the VMM has closed it, by the
+ * controller's own descriptor.
+ */
 void kvmsr_attach(void)
 {
 	static int tried;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The shared memory: making and checking it, and replacing the policy in it. */
+/* The shared block: making it, checking it, and replacing the policy in it. */
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -19,7 +19,7 @@ size_t kvmsr_block_size(uint32_t max_vcpus)
 	return sizeof(struct kvmsr_block) + (size_t)max_vcpus * sizeof(struct kvmsr_vcpu);
 }
 
-/* BLOCK is fresh memory, all zeros. */
+/* Make a block in BLOCK, new memory that is all zeros. */
 void kvmsr_block_make(struct kvmsr_block *block, uint32_t max_vcpus)
 {
 	block->version = KVMSR_VERSION;
@@ -31,11 +31,11 @@ void kvmsr_block_make(struct kvmsr_block *block, uint32_t max_vcpus)
 const char *kvmsr_block_check(const struct kvmsr_block *block, size_t size)
 {
 	if (size < sizeof(*block) || block->magic != KVMSR_BLOCK_MAGIC)
-		return "this is no memory of kvmsr's";
+		return "this is not kvmsr's shared memory";
 	if (block->version != KVMSR_VERSION)
-		return "the memory is of another version of kvmsr";
+		return "the shared memory is of another version of kvmsr";
 	if (block->size != size || kvmsr_block_size(block->max_vcpus) != size)
-		return "the memory has another size than it says";
+		return "the shared memory does not have the size that it declares";
 	return NULL;
 }
 
@@ -101,11 +101,11 @@ static int fits(uint32_t offset, uint64_t count, size_t size, uint64_t total)
 static const char *check_rule(const struct kvmsr_table *t, const struct kvmsr_rule *r)
 {
 	if (r->action >= KVMSR_ACTIONS || r->log >= KVMSR_LOGS || r->scope >= KVMSR_SCOPES)
-		return "a rule does what nobody knows";
+		return "a rule has an unknown action, log or scope";
 	if (r->bits != KVMSR_NONE && r->bits >= t->n_bits)
-		return "a rule's bits are not there";
+		return "a rule's bits are missing";
 	if (r->vcpus > t->n_vcpus || r->n_vcpus > t->n_vcpus - r->vcpus)
-		return "a rule's vCPUs are not there";
+		return "a rule's vCPUs are missing";
 	if (r->when & KVMSR_WHEN_COUNT && (r->counter >= t->n_counters || !r->every))
 		return "a rule cannot count its matches";
 	return NULL;
@@ -124,7 +124,7 @@ static const char *check_segments(const struct kvmsr_table *t, int op)
 		if (i && firsts[i] <= firsts[i - 1])
 			return "the segments are out of order";
 		if (s->steps > t->n_steps || s->n_steps > t->n_steps - s->steps)
-			return "a segment's rules are not there";
+			return "a segment's rules are missing";
 	}
 	return NULL;
 }
@@ -132,29 +132,29 @@ static const char *check_segments(const struct kvmsr_table *t, int op)
 const char *kvmsr_table_check(const struct kvmsr_table *t, size_t room)
 {
 	if (room < sizeof(*t) || t->magic != KVMSR_TABLE_MAGIC || t->version != KVMSR_VERSION)
-		return "this is no table of this version";
+		return "this is not a table of this version";
 	uint64_t size = t->size;
 
 	if (size > room || size < sizeof(*t))
-		return "the table has another size than it says";
+		return "the table does not have the size that it declares";
 	for (int op = 0; op < 2; op++)
 		if (!fits(t->firsts[op], t->n_segments[op], sizeof(uint32_t), size) ||
 		    !fits(t->segments[op], t->n_segments[op], sizeof(struct kvmsr_segment), size))
-			return "the segments lie outside";
+			return "the segments are outside the table";
 	if (!fits(t->steps, t->n_steps, sizeof(uint32_t), size) ||
 	    !fits(t->rules, t->n_rules, sizeof(struct kvmsr_rule), size) ||
 	    !fits(t->bits, t->n_bits, sizeof(struct kvmsr_bits), size) ||
 	    !fits(t->vcpus, t->n_vcpus, sizeof(uint32_t), size) ||
 	    !fits(t->counters, t->n_counters, sizeof(uint64_t), size))
-		return "a part lies outside";
+		return "an array is outside the table";
 	if (t->n_rules < KVMSR_DEFAULTS || !t->threads_per_core)
-		return "the defaults are not there";
+		return "the defaults are missing";
 	const uint32_t *steps = kvmsr_part(t, t->steps);
 	const struct kvmsr_rule *rules = kvmsr_part(t, t->rules);
 
 	for (uint32_t i = 0; i < t->n_steps; i++)
 		if (steps[i] >= t->n_rules)
-			return "a segment asks for a rule that is not there";
+			return "a segment names a rule that does not exist";
 	for (uint32_t i = 0; i < t->n_rules; i++) {
 		const char *wrong = check_rule(t, &rules[i]);
 
@@ -162,12 +162,12 @@ const char *kvmsr_table_check(const struct kvmsr_table *t, size_t room)
 			return wrong;
 	}
 	if (t->n_ranges > KVMSR_MAX_RANGES)
-		return "there are more filter ranges than KVM takes";
+		return "there are more filter ranges than KVM accepts";
 	for (uint32_t i = 0; i < t->n_ranges; i++) {
 		const struct kvmsr_range *r = &t->ranges[i];
 
 		if (r->count > 0x3000 || !fits(r->bitmap, (r->count + 7) / 8, 1, size))
-			return "a filter range's bitmap lies outside";
+			return "a filter range's bitmap is outside the table";
 	}
 	for (int op = 0; op < 2; op++) {
 		const char *wrong = check_segments(t, op);
@@ -179,8 +179,17 @@ const char *kvmsr_table_check(const struct kvmsr_table *t, size_t room)
 }
 
 /*
- * Let TABLE hold from now on. Whoever reads the other table may go on; the one that is written to
- * has been out of use since the last replacement, and a reader needs no longer than a microsecond.
+ * Put TABLE in force, while guests run. Return NULL, or why that failed.
+ *
+ * The block has room for two tables, and the new one overwrites the one that is not active. vCPUs
+ * that are reading the active table finish their access with it. A vCPU that is still reading the
+ * other one began before the last replacement; a reader needs microseconds, so this hardly ever
+ * waits.
+ *
+ * A reader (kvmsr_enter) first announces in `reading` which table it is about to use, and then
+ * checks that this table is still active. The writer makes the other table active, and only at the
+ * next replacement looks at `reading`. All of this is sequentially consistent, so either the writer
+ * sees the announcement and waits, or the reader sees that the table has changed and starts again.
  */
 const char *kvmsr_install(struct kvmsr_block *block, const void *table, size_t size)
 {
@@ -196,7 +205,7 @@ const char *kvmsr_install(struct kvmsr_block *block, const void *table, size_t s
 	for (uint32_t i = 0; i < block->n_vcpus && i < block->max_vcpus; i++)
 		while (__atomic_load_n(&block->vcpus[i].reading, __ATOMIC_SEQ_CST) == to + 1)
 			if (kvmsr_now_ns() > deadline)
-				return "a vCPU has not let go of the policy before the last";
+				return "a vCPU is still using the policy before the last";
 	if (!block->begun_ns)
 		block->begun_ns = kvmsr_now_ns();
 	memcpy(block->tables[to], table, size);
@@ -205,7 +214,7 @@ const char *kvmsr_install(struct kvmsr_block *block, const void *table, size_t s
 	return NULL;
 }
 
-/* Return the table that holds, and keep it from being overwritten; NULL: there is none. */
+/* Return the table in force and keep it from being overwritten; NULL if there is none. */
 const struct kvmsr_table *kvmsr_enter(struct kvmsr_cpu *cpu)
 {
 	struct kvmsr_block *block = cpu->block;

@@ -1,11 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The memory that a run shares: between the threads of `kvmsr run`, and under `kvmsr exec` between
- * the controller and the VMM. Its size is fixed when it is made; most of it is never touched, and
- * what is not touched takes no memory.
+ * The block: the memory that a run shares, between the vCPU threads of `kvmsr run`, or between the
+ * controller and the VMM of `kvmsr exec`.
  *
- * Who writes what: the controller the tables; a vCPU's thread its own vCPU record; all of them the
- * shadows and the set of other MSRs, without a lock.
+ * Its size is fixed when it is made and has room for the worst case. Most pages are never touched,
+ * and a page that is not touched uses no memory.
+ *
+ * Each part has its own writers, and hardly any needs a lock:
+ *
+ * - The controller writes the tables. There are two, so that it can replace one while vCPUs read
+ *   the other (kvmsr_install and kvmsr_enter in block.c).
+ * - The thread that runs a vCPU writes that vCPU's record, and others read it. Its counters only
+ *   grow, a row is valid once `used` is set, and events go through a ring buffer with one writer,
+ *   who moves `head`, and one reader, who moves `tail`.
+ * - A question to Python and its answer change hands by the question's state: see upcall.c.
+ * - All vCPUs write the shadows and the set of other MSRs, with atomic operations. A shadow is
+ *   locked while its value changes, for a few instructions: see shadow.c.
+ *
+ * Under `kvmsr exec` the VMM can write anything into this memory, at any time. The controller must
+ * not trust what it finds here: it copies questions and events, and checks the copy.
  */
 #ifndef KVMSR_BLOCK_H
 #define KVMSR_BLOCK_H
@@ -24,17 +37,17 @@
 #define KVMSR_MARKS (1u << 12)
 #define KVMSR_MAX_VMS 512u /* as many as shadows tell apart */
 
-/* Which MSRs found no row: a bit for each, in pages that are taken as they are needed. */
+/* The MSRs that found no row: a bit for each, in pages that are allocated on demand. */
 #define KVMSR_PAGE_BITS 15
 #define KVMSR_PAGES 4096u
 struct kvmsr_others {
-	uint32_t n_pages; /* more than KVMSR_PAGES: some were not counted */
+	uint32_t n_pages; /* more than KVMSR_PAGES: some MSRs were not counted */
 	uint32_t pad;
-	uint16_t page_of[1u << (32 - KVMSR_PAGE_BITS)]; /* plus 1; 0 is none */
+	uint16_t page_of[1u << (32 - KVMSR_PAGE_BITS)]; /* the page's number plus 1; 0: none */
 	uint64_t pages[KVMSR_PAGES][(1u << KVMSR_PAGE_BITS) / 64];
 };
 
-/* What was written to one MSR of one holder. */
+/* The value of one shadowed MSR of one holder. */
 struct kvmsr_shadow {
 	uint64_t key; /* 0: free */
 	uint64_t value;
@@ -46,16 +59,16 @@ struct kvmsr_shadow {
 struct kvmsr_row {
 	uint32_t index, name;
 	uint8_t op, reason, used;
-	uint8_t has; /* 1: the values; 2: first_rip */
+	uint8_t has; /* which fields are valid; 1: first_value and last_value, 2: first_rip */
 	uint32_t pad;
 	uint64_t values, dones, faults, stops;
 	uint64_t first_value, last_value, first_rip;
 };
 
-/* An access as it is logged or traced. */
+/* An access to be logged or traced. */
 struct kvmsr_event {
 	uint64_t time_ns; /* CLOCK_MONOTONIC */
-	uint64_t value; /* what was read or written */
+	uint64_t value; /* read or written */
 	uint32_t index, name, rule, serial;
 	uint8_t op, reason, verdict;
 	uint8_t log;
@@ -64,15 +77,12 @@ struct kvmsr_event {
 
 enum kvmsr_asked { KVMSR_IDLE, KVMSR_ASKED, KVMSR_ANSWERED };
 
-/*
- * A question to Python, and its answer. Questions have numbers: an answer that comes when its
- * question has been given up is nobody's.
- */
+/* A question to Python, and its answer; see upcall.c. */
 struct kvmsr_upcall {
 	uint32_t state; /* the question's number * 4 + enum kvmsr_asked; a futex */
-	uint32_t serial; /* of the table whose rule it is */
+	uint32_t serial; /* of the table that has the rule */
 	struct kvmsr_access access;
-	struct kvmsr_outcome outcome; /* which rule wants to know */
+	struct kvmsr_outcome outcome; /* the rule that asks */
 	struct kvmsr_outcome answer;
 };
 
@@ -82,15 +92,15 @@ struct kvmsr_vcpu {
 	uint32_t taken; /* whether a vCPU has it, or had */
 	uint32_t vm, id; /* the VM's number in this run, the vCPU's in the VM */
 	uint32_t pid; /* of the process that runs it */
-	uint32_t reading; /* which table is being read, plus 1; 0: none */
+	uint32_t reading; /* the number of the table being read, plus 1; 0: none */
 	uint32_t n_rows;
-	uint64_t exits; /* how many accesses were answered here */
+	uint64_t exits; /* number of accesses answered */
 	struct kvmsr_upcall upcall;
 	uint64_t head __attribute__((aligned(64))); /* events written */
 	uint64_t dropped; /* events that found no room */
 	uint64_t tail __attribute__((aligned(64))); /* events read */
-	uint64_t marks[KVMSR_MARKS]; /* what was logged once, as far as it is remembered */
-	struct kvmsr_row others[2]; /* by op: what found no row */
+	uint64_t marks[KVMSR_MARKS]; /* what was logged "once"; may forget */
+	struct kvmsr_row others[2]; /* by op: the accesses that found no row */
 	struct kvmsr_row rows[KVMSR_ROW_SLOTS];
 	struct kvmsr_event events[KVMSR_EVENTS];
 };
@@ -112,7 +122,7 @@ struct kvmsr_block {
 	uint32_t missed; /* VMs that go without the policy */
 	uint32_t trace; /* whether every access is an event, or only what is logged */
 	uint32_t lossless; /* whether a vCPU waits for room for its events */
-	uint32_t lost_ranges; /* filter ranges of the plan that the VMM's own left no room for */
+	uint32_t lost_ranges; /* the plan's filter ranges for which the VMM's own left no room */
 	uint32_t failed; /* errno, if KVM refused the plan */
 	uint32_t n_shadows;
 	uint64_t begun_ns; /* CLOCK_MONOTONIC: when counters began to count */

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A vCPU as its own process sees it, and all functions that the core's files have for each other.
- * build.py gives this header, block.h and table.h to Python as they stand, so what they say is said
- * once: see there for the few forms that they keep to.
+ * A vCPU as its own process sees it, and the functions that the core's files share.
  *
- * Who calls whom, from the ground up: kvm, block, shadow, upcall; evaluate and record; access; loop,
- * and beside it the shim.
+ * build.py passes this header, block.h and table.h to cffi, so that Python gets every declaration
+ * from here. It describes the few forms that declarations must have.
+ *
+ * Calls go upwards only, in this order: kvm, block, shadow, upcall; evaluate and record; access;
+ * and at the top loop or, beside it, the shim.
  */
 #ifndef KVMSR_CORE_H
 #define KVMSR_CORE_H
@@ -19,15 +20,15 @@ struct kvmsr_cpu {
 	struct kvmsr_block *block;
 	struct kvmsr_vcpu *shared;
 	struct kvm_run *run;
-	int fd; /* of the vCPU; -1: there is no KVM, and rip and time_ns say where and when the guest is */
+	int fd; /* of the vCPU; -1: there is no KVM, and rip and time_ns stand in for the guest's */
 	int vm_fd;
 	uint64_t rip, time_ns;
 	struct kvmsr_access access; /* the last one */
-	struct kvmsr_outcome outcome;
-	uint32_t serial; /* of the table that outcome is from */
-	uint32_t question; /* the number of the last one, times 4 */
-	int waits; /* for Python to fill in outcome */
-	int events; /* what is to be logged becomes an event */
+	struct kvmsr_outcome outcome; /* of that access */
+	uint32_t serial; /* of the table that decided it */
+	uint32_t question; /* the number of the last question, times 4 */
+	int waits; /* Python has to fill in the outcome */
+	int events; /* accesses to be logged become events */
 };
 
 /* block.c */

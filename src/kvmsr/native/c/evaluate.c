@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What shall happen to an access: the same as kvmsr.dispatch.Dispatcher says. */
+/*
+ * Decide accesses, exactly as kvmsr.dispatch.Dispatcher does; the comment on top of dispatcher.py
+ * explains how. tests/native/test_differential.py compares the two.
+ */
 #include "core.h"
 
 static const struct kvmsr_segment *find(const struct kvmsr_table *t, int op, uint32_t index)
@@ -27,7 +30,7 @@ static int among(const struct kvmsr_table *t, const struct kvmsr_rule *r, uint32
 	return 0;
 }
 
-/* Does the rule hold? Counting its matches comes last: only where all else holds is one counted. */
+/* Does the rule hold? The count comes last, because only an access that meets all else counts. */
 static int holds(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, const struct kvmsr_rule *r,
 		 const struct kvmsr_access *a)
 {
@@ -54,13 +57,16 @@ static int holds(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, const struc
 	return 1;
 }
 
-/* Is it the first time, as far as that is remembered? Whoever logs it remembers exactly. */
+/*
+ * Is this the first such access? This memory is small and may forget, and then an access is passed
+ * on for logging again; the log itself remembers exactly.
+ */
 static int unmarked(struct kvmsr_cpu *cpu, uint32_t name, const struct kvmsr_access *a)
 {
 	uint64_t mark = (uint64_t)name << 33 | (uint64_t)a->op << 32 | a->index;
 	uint64_t *place = &cpu->shared->marks[(mark * 0x9e3779b97f4a7c15u >> 40) % KVMSR_MARKS];
 
-	mark = ~mark; /* 0 is none */
+	mark = ~mark; /* an empty place is 0 */
 	if (*place == mark)
 		return 0;
 	*place = mark;
@@ -102,7 +108,7 @@ static void shadow(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, const str
 	}
 }
 
-/* A counter is kept as what it would have been at the beginning of time. */
+/* What is stored of a counter is the value it had when the guest began. */
 static void counter(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, const struct kvmsr_rule *r,
 		    const struct kvmsr_access *a, struct kvmsr_outcome *o)
 {
@@ -151,19 +157,19 @@ static void act(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, uint32_t num
 	o->log = wants_log(cpu, t, r, a, o->verdict);
 }
 
-/* No rule decides, or the one that does says that KVM shall: NUMBER is its, or KVMSR_NONE. */
+/* No rule decides, NUMBER being KVMSR_NONE, or rule NUMBER leaves the access to KVM. */
 static void unruled(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, uint32_t number,
 		    const struct kvmsr_access *a, struct kvmsr_outcome *o)
 {
 	const struct kvmsr_rule *rules = kvmsr_part(t, t->rules);
-	int theirs = a->theirs >> a->reason & 1;
+	int to_vmm = a->vmm_reasons >> a->reason & 1;
 
-	if (!theirs && a->reason != KVMSR_FILTER) {
+	if (!to_vmm && a->reason != KVMSR_FILTER) {
 		act(cpu, t, (a->reason == KVMSR_INVALID ? KVMSR_DEFAULT_INVALID : 0) + a->op, a, o);
 		return;
 	}
-	/* What its VMM denies without asking for the exit gets #GP, as without us. */
-	o->verdict = theirs ? KVMSR_THEIRS : a->denied ? KVMSR_FAULT : KVMSR_KERNEL;
+	/* An access that the VMM denies without asking for the exit gets #GP, as it would from KVM. */
+	o->verdict = to_vmm ? KVMSR_TO_VMM : a->denied ? KVMSR_FAULT : KVMSR_KERNEL;
 	o->rule = number;
 	o->name = number == KVMSR_NONE ? KVMSR_UNRULED : rules[number].name;
 	o->value = 0;
@@ -177,10 +183,7 @@ void kvmsr_evaluate(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, struct k
 	const struct kvmsr_rule *rules = kvmsr_part(t, t->rules);
 	const uint32_t *steps = (const uint32_t *)kvmsr_part(t, t->steps) + s->steps;
 
-	/*
-	 * Of an MSR that KVM does not know it says so; but with ignore_msrs it would claim that it
-	 * does, so the filter denies it.
-	 */
+	/* With ignore_msrs KVM pretends to know every MSR, so the filter denies the unknown ones. */
 	if (s->swallowed && a->reason == KVMSR_FILTER)
 		a->reason = KVMSR_UNKNOWN;
 	for (uint32_t i = 0; i < s->n_steps; i++) {
@@ -197,7 +200,10 @@ void kvmsr_evaluate(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, struct k
 	unruled(cpu, t, KVMSR_NONE, a, o);
 }
 
-/* The access was passed on to KVM, as OUTCOME says, and KVM refused it: from now on for REASON. */
+/*
+ * Decide an access that *o passed on to KVM and that KVM refused for REASON, which becomes the
+ * access's reason.
+ */
 void kvmsr_refused(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, struct kvmsr_access *a,
 		   uint8_t reason, struct kvmsr_outcome *o)
 {
@@ -212,7 +218,7 @@ void kvmsr_refused(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, struct kv
 
 		if (!r->when || steps[i] == passed)
 			break;
-		/* The others have been asked already, and would count the access twice. */
+		/* The other rules have already been tried, and would count the access twice. */
 		if (r->when & KVMSR_WHEN_REASON && !(r->reasons >> KVMSR_FILTER & 1) &&
 		    holds(cpu, t, r, a)) {
 			if (r->action == KVMSR_ACT_KERNEL)
@@ -225,11 +231,11 @@ void kvmsr_refused(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, struct kv
 	unruled(cpu, t, passed, a, o);
 }
 
-/* Python did not answer: do what the policy has for that. */
+/* Decide an access that Python did not answer: as a handler's failure. */
 void kvmsr_failed(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, const struct kvmsr_access *a,
 		  struct kvmsr_outcome *o)
 {
 	act(cpu, t, KVMSR_ON_ERROR + a->op, a, o);
-	if (o->verdict == KVMSR_STOP) /* nobody is there who could stop the run */
+	if (o->verdict == KVMSR_STOP) /* without Python, nothing could stop the run */
 		o->verdict = KVMSR_FAULT;
 }

@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* KVM's ioctls, as far as an access needs them. */
+/* The KVM ioctls that answering an access needs. */
 #include <errno.h>
 #include <linux/kvm.h>
 #include <sys/syscall.h>
 
 #include "core.h"
 
-/* ioctl(2) without errno; it is the shim's own, so it must not come back to the shim. */
+/*
+ * ioctl(2) as a system call. It returns a negative errno, and does not go through the C library's
+ * ioctl: the shim interposes that, and would call itself.
+ */
 long kvmsr_ioctl(int fd, unsigned long request, void *argument)
 {
 	long result;
@@ -27,7 +30,7 @@ uint64_t kvmsr_rip(const struct kvmsr_cpu *cpu)
 	return regs.rip;
 }
 
-/* Read or write one MSR as the host; return 0 if KVM refuses. */
+/* Read or write one MSR as the host does. Return 0 if KVM refuses. */
 int kvmsr_one_msr(int fd, unsigned long request, uint32_t index, uint64_t *value)
 {
 	struct {

@@ -1,13 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The run loop of our own machine: KVM_RUN, until there is something that Python has to do. */
+/* The run loop of kvmsr's own machine: KVM_RUN until Python has something to do. */
 #include <linux/kvm.h>
 
 #include "core.h"
 
 /*
- * Return KVMSR_EXIT: the page holds an exit that is no MSR's; KVMSR_ASK: cpu->outcome is to be
- * filled in by Python, and then this to be called again; KVMSR_LOG: cpu->access has been answered
- * and may have to be logged; or a negative errno.
+ * Run the vCPU, and return why it stopped:
+ *
+ * - KVMSR_EXIT: the kvm_run page has an exit that is not an MSR access.
+ * - KVMSR_ASK: Python has to fill in cpu->outcome, and call this again.
+ * - KVMSR_LOG: cpu->access has been answered, and may have to be logged.
+ * - A negative errno: KVM_RUN failed.
  */
 int kvmsr_run(struct kvmsr_cpu *cpu)
 {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The merged filter denies what either side denies. Where one bit has to serve reads and writes,
- * and they differ, it denies both: such an exit is sorted out when it comes.
+ * Merge two filters, the plan's and the VMM's. The merged filter denies whatever either of them
+ * denies. If one bit has to serve both reads and writes and they differ, it denies both; the exits
+ * that nobody wanted go back to KVM when they come.
  */
 #include <string.h>
 
@@ -22,7 +23,7 @@ int kvmsr_denies(const struct kvm_msr_filter *filter, uint32_t index, int op)
 	return filter->flags & KVM_MSR_FILTER_DEFAULT_DENY;
 }
 
-/* Return the filter of the plan; its bitmaps stay in TABLE. */
+/* Set *filter to the plan's filter. Its bitmaps stay in TABLE. */
 void kvmsr_plan_filter(const struct kvmsr_table *table, struct kvm_msr_filter *filter)
 {
 	memset(filter, 0, sizeof(*filter));
@@ -37,7 +38,7 @@ void kvmsr_plan_filter(const struct kvmsr_table *table, struct kvm_msr_filter *f
 	}
 }
 
-/* Add RANGE, as far as OTHER allows the same. */
+/* Add RANGE of the filter OWN as range N, and deny in it what OTHER denies, too. */
 static void add(struct kvmsr_merged *merged, int n, const struct kvm_msr_filter_range *range,
 		const struct kvm_msr_filter *own, const struct kvm_msr_filter *other)
 {
@@ -61,9 +62,10 @@ static void add(struct kvmsr_merged *merged, int n, const struct kvm_msr_filter_
 }
 
 /*
- * Merge the plan's filter and the VMM's. Where one of them denies by default, what is outside its
- * own ranges is denied whatever the other says, so its ranges alone matter; else all do, and if
- * they are too many the VMM's go first. Return how many of the plan's found no room.
+ * Merge the plan's filter and the VMM's. If one of them denies by default, everything outside its
+ * ranges is denied whatever the other says, so only its own ranges are needed. Otherwise all ranges
+ * are, and if there are too many, the VMM's take precedence. Return how many of the plan's ranges
+ * found no room.
  */
 uint32_t kvmsr_merge(const struct kvm_msr_filter *plan, const struct kvm_msr_filter *wish,
 		     struct kvmsr_merged *merged)

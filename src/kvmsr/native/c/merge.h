@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One filter for two: what the plan and the VMM want to see of a VM. */
+/* One filter that serves both the plan and the VMM. */
 #ifndef KVMSR_MERGE_H
 #define KVMSR_MERGE_H
 
@@ -9,9 +9,9 @@
 
 #define KVMSR_MAX_BITMAP (0x3000 / 8)
 
-/* What the VMM itself asked of a VM. */
+/* The MSR exits that the VMM itself asked for. */
 struct kvmsr_wish {
-	uint32_t reasons; /* of KVM_CAP_X86_USER_SPACE_MSR */
+	uint32_t reasons; /* for KVM_CAP_X86_USER_SPACE_MSR */
 	struct kvm_msr_filter filter;
 	uint8_t bitmaps[KVMSR_MAX_RANGES][KVMSR_MAX_BITMAP];
 };

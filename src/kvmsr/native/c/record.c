@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What came of accesses: the rows of the summary, and events. One thread writes a vCPU's. */
+/* Record accesses: in the rows of the summary, and as events. One thread writes a vCPU's record. */
 #include "core.h"
 
 static void count_other(struct kvmsr_block *block, uint32_t index)
@@ -16,7 +16,7 @@ static void count_other(struct kvmsr_block *block, uint32_t index)
 		fresh = __atomic_add_fetch(&others->n_pages, 1, __ATOMIC_RELAXED);
 		if (fresh > KVMSR_PAGES)
 			return;
-		/* Where another vCPU was faster a page is lost, which does no harm. */
+		/* If another vCPU has just taken one, this page is lost, which does no harm. */
 		if (__atomic_compare_exchange_n(slot, &page, fresh, 0, __ATOMIC_ACQ_REL,
 						__ATOMIC_ACQUIRE))
 			page = fresh;
@@ -82,7 +82,7 @@ void kvmsr_record(struct kvmsr_cpu *cpu, const struct kvmsr_access *a,
 		row->stops++;
 	}
 	if (a->op == KVMSR_READ && o->verdict != KVMSR_VALUE)
-		return; /* it gave nothing */
+		return; /* the guest got no value */
 	row->last_value = value;
 	if (!(row->has & 1)) {
 		row->first_value = value;
@@ -90,7 +90,7 @@ void kvmsr_record(struct kvmsr_cpu *cpu, const struct kvmsr_access *a,
 	}
 }
 
-/* Report the last access to the controller; where there is no room it is counted. */
+/* Report the last access to the controller. If there is no room, count it as dropped. */
 void kvmsr_event(struct kvmsr_cpu *cpu)
 {
 	struct kvmsr_vcpu *vcpu = cpu->shared;
@@ -125,7 +125,7 @@ int kvmsr_next_event(struct kvmsr_vcpu *vcpu, struct kvmsr_event *event)
 
 	if (tail == head)
 		return 0;
-	if (head - tail > KVMSR_EVENTS) /* somebody wrote nonsense */
+	if (head - tail > KVMSR_EVENTS) /* the VMM wrote nonsense here */
 		tail = head - KVMSR_EVENTS;
 	*event = vcpu->events[tail % KVMSR_EVENTS];
 	__atomic_store_n(&vcpu->tail, tail + 1, __ATOMIC_RELEASE);

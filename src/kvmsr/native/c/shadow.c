@@ -1,14 +1,28 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What guests have written to shadowed MSRs: a hash table that only grows, up to its limit. A place
- * in it is taken by writing its key, once; from then on it changes under its own lock alone.
+ * The values of shadowed MSRs: a hash table that several vCPUs, threads or processes, use at once.
+ *
+ * The table only grows, up to its limit, and an entry never moves. Its key is the VM, the scope and
+ * unit that hold the register, and the MSR (kvmsr_holder); bit 63 is set in every key, so that 0
+ * means free. A vCPU takes a free entry by a compare-and-exchange of its key. If two vCPUs want the
+ * same key, both probe the same entries in the same order, so the one that loses finds the key of
+ * the other there. Since no key is ever removed, a search ends at the first free entry.
+ *
+ * A vCPU adds 1 to n_shadows before it takes an entry, and subtracts it again if the limit has been
+ * reached or another vCPU took the entry. So there are never more entries than the limit; close to
+ * it, a write may be refused because of a 1 that is about to be subtracted.
+ *
+ * `state` says what the value means: until HAS is set, the register has its reset value. To change
+ * a register, a vCPU reads, computes and writes, so it locks the entry with BUSY. Others spin; the
+ * lock is held for a few instructions. A plain read needs no lock, because the value is a single
+ * word.
  */
 #include "core.h"
 
 enum {
-	BUSY = 1, /* somebody changes it */
-	HAS = 2, /* there is a value; without it the register is as at reset */
-	WRITTEN = 4, /* the guest has written it: its `once` bits are read-only */
+	BUSY = 1, /* locked */
+	HAS = 2, /* has a value; without it, the register has its reset value */
+	WRITTEN = 4, /* the guest has written it, so its `once` bits are read-only now */
 };
 
 static uint64_t hash(uint64_t key)
@@ -17,7 +31,7 @@ static uint64_t hash(uint64_t key)
 	return key ^ key >> 32;
 }
 
-/* Return the holder of a register in the upper half of a key: VM, scope, unit. */
+/* Return the upper half of a key, which identifies the register's holder: VM, scope, unit. */
 uint64_t kvmsr_holder(const struct kvmsr_table *table, uint32_t vm, uint32_t vcpu, uint8_t scope)
 {
 	uint32_t unit = vcpu;
@@ -31,7 +45,7 @@ uint64_t kvmsr_holder(const struct kvmsr_table *table, uint32_t vm, uint32_t vcp
 	       (uint64_t)(unit & 0xfffff) << 32;
 }
 
-/* Return the shadow of KEY; without MAKE, or where there is no room, NULL if it is not there. */
+/* Return the shadow of KEY. If there is none, make one if MAKE is set; NULL if there is no room. */
 struct kvmsr_shadow *kvmsr_shadow_at(struct kvmsr_block *block, uint64_t key, int make)
 {
 	for (uint32_t i = hash(key) % KVMSR_SHADOW_SLOTS, n = 0; n < KVMSR_SHADOW_SLOTS;
@@ -55,7 +69,7 @@ struct kvmsr_shadow *kvmsr_shadow_at(struct kvmsr_block *block, uint64_t key, in
 						__ATOMIC_ACQUIRE))
 			return s;
 		__atomic_fetch_sub(&block->n_shadows, 1, __ATOMIC_RELAXED);
-		if (found == key) /* another vCPU was faster */
+		if (found == key) /* another vCPU has just made it */
 			return s;
 	}
 	return NULL;
@@ -87,7 +101,7 @@ uint64_t kvmsr_shadow_read(struct kvmsr_block *block, uint64_t key, uint64_t res
 	return __atomic_load_n(&s->value, __ATOMIC_RELAXED);
 }
 
-/* Set a shadow; return 0 if there is no room. */
+/* Set a shadow's value. Return 0 if there is no room. */
 int kvmsr_shadow_write(struct kvmsr_block *block, uint64_t key, uint64_t value)
 {
 	struct kvmsr_shadow *s = kvmsr_shadow_at(block, key, 1);
@@ -101,7 +115,7 @@ int kvmsr_shadow_write(struct kvmsr_block *block, uint64_t key, uint64_t value)
 	return 1;
 }
 
-/* Read a register and clear its rc bits; return 0 if there is no room. */
+/* Read a register and clear its rc bits. Return 0 if there is no room. */
 int kvmsr_shadow_read_bits(struct kvmsr_block *block, uint64_t key, uint64_t reset,
 			   const struct kvmsr_bits *bits, uint64_t *value)
 {
@@ -126,7 +140,7 @@ int kvmsr_shadow_read_bits(struct kvmsr_block *block, uint64_t key, uint64_t res
 	return 1;
 }
 
-/* Write a register as its bits say; return 0, and change nothing, if that faults. */
+/* Write a register under the rules of its bits. If that faults, change nothing and return 0. */
 int kvmsr_shadow_write_bits(struct kvmsr_block *block, uint64_t key, uint64_t value, uint64_t reset,
 			    const struct kvmsr_bits *bits)
 {
@@ -134,7 +148,7 @@ int kvmsr_shadow_write_bits(struct kvmsr_block *block, uint64_t key, uint64_t va
 	uint32_t state = 0;
 	uint64_t old = reset;
 
-	/* A write that faults must not take a place, so first look what it would do. */
+	/* A write that faults must not take an entry, so check that first. */
 	if (s) {
 		state = lock(s);
 		if (state & HAS)
@@ -150,7 +164,7 @@ int kvmsr_shadow_write_bits(struct kvmsr_block *block, uint64_t key, uint64_t va
 		if (!s)
 			return 0;
 		state = lock(s);
-		if (state & HAS) { /* another vCPU was faster: look again */
+		if (state & HAS) { /* another vCPU has just written it: start again */
 			unlock(s, state);
 			return kvmsr_shadow_write_bits(block, key, value, reset, bits);
 		}
@@ -167,7 +181,7 @@ int kvmsr_shadow_write_bits(struct kvmsr_block *block, uint64_t key, uint64_t va
 	return 1;
 }
 
-/* Put back what a snapshot holds. */
+/* Restore a shadow from a snapshot. */
 void kvmsr_shadow_put(struct kvmsr_block *block, uint64_t key, uint64_t value, int written)
 {
 	struct kvmsr_shadow *s = kvmsr_shadow_at(block, key, 1);
@@ -179,7 +193,7 @@ void kvmsr_shadow_put(struct kvmsr_block *block, uint64_t key, uint64_t value, i
 	}
 }
 
-/* Forget what a VM has written; the places stay its own. */
+/* Reset all shadows of a VM. It keeps their entries. */
 void kvmsr_shadow_forget(struct kvmsr_block *block, uint32_t vm)
 {
 	for (uint32_t i = 0; block->n_shadows && i < KVMSR_SHADOW_SLOTS; i++) {

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The ioctl that stands between a VMM and KVM. */
+/* The ioctl that is interposed between a VMM and KVM. */
 #include <errno.h>
 #include <stdarg.h>
 #include <sys/ioctl.h>
 
 #include "shim.h"
 
-/* What is rare: everything but KVM_RUN. */
+/* Handle any request but KVM_RUN; these are rare. */
 static __attribute__((noinline)) int other(int fd, unsigned long request, void *argument)
 {
 	const struct descriptor *d = kvmsr_descriptor(fd);
@@ -76,7 +76,7 @@ __attribute__((visibility("default"))) int ioctl(int fd, unsigned long request, 
 	void *argument = va_arg(list, void *);
 
 	va_end(list);
-	/* A request has 32 bits: some callers have them sign-extended. */
+	/* A request has 32 bits, and some callers sign-extend them. */
 	if (unlikely((uint32_t)request != KVM_RUN))
 		return other(fd, (uint32_t)request, argument);
 	const struct descriptor *d = kvmsr_descriptor(fd);

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The shim of kvmsr exec, preloaded into a VMM: what its files have in common.
+ * The shim of kvmsr exec, a library that is preloaded into a VMM: what its files share.
  *
  * Who calls whom, from the ground up: attach (the shared memory, and whether the controller lives),
  * descriptors and vmm (the VMM's VMs and vCPUs), answer (the way of one access), shim (the interposed ioctl).
  *
- * It must never make things worse than they were without it: it prints nothing and ends nothing, and
- * where something goes wrong it lets everything through.
+ * The shim must never make things worse than they are without it. It prints nothing, never ends
+ * the process, and if something goes wrong, it lets every ioctl through unchanged.
  */
 #ifndef KVMSR_SHIM_H
 #define KVMSR_SHIM_H
@@ -21,7 +21,7 @@
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
-/* Fail as an ioctl does, for ERROR, a negative errno. */
+/* Fail as ioctl(2) does; ERROR is a negative errno. */
 static inline int failed(long error)
 {
 	errno = -error;
@@ -59,7 +59,7 @@ struct descriptor {
 };
 
 /* attach.c */
-extern struct kvmsr_block *kvmsr_block; /* NULL: nothing is to be done */
+extern struct kvmsr_block *kvmsr_block; /* NULL: the shim does nothing */
 void kvmsr_attach(void);
 int kvmsr_controller_lives(void);
 int kvmsr_call(int fd, unsigned long request, void *argument);

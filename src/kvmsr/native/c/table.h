@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The plan as C reads it: one run of bytes without pointers, so that it can lie in shared memory.
- * kvmsr.native.table writes it, and evaluate.c answers accesses by it.
+ * The plan as C reads it: a sequence of bytes without pointers, so that it can be in shared memory.
+ * kvmsr.native.table writes it, and evaluate.c reads it.
  */
 #ifndef KVMSR_TABLE_H
 #define KVMSR_TABLE_H
@@ -11,7 +11,7 @@
 
 #define KVMSR_TABLE_MAGIC 0x4c42544bu /* "KTBL" */
 #define KVMSR_NONE 0xffffffffu
-#define KVMSR_UNRULED 0u /* the name of whoever passes an access to KVM without a rule */
+#define KVMSR_UNRULED 0u /* the name to record if an access goes to KVM without a rule */
 #define KVMSR_MAX_RANGES 16
 
 enum kvmsr_op { KVMSR_READ, KVMSR_WRITE };
@@ -24,7 +24,7 @@ enum kvmsr_action {
 	KVMSR_ACT_SHADOW,
 	KVMSR_ACT_KERNEL,
 	KVMSR_ACT_STOP,
-	KVMSR_ACT_UPCALL, /* Python knows */
+	KVMSR_ACT_UPCALL, /* ask Python */
 	KVMSR_ACT_COUNTER,
 	KVMSR_ACTIONS,
 };
@@ -34,9 +34,9 @@ enum kvmsr_verdict {
 	KVMSR_DONE,
 	KVMSR_FAULT,
 	KVMSR_STOP,
-	KVMSR_KERNEL, /* KVM is to be asked */
-	KVMSR_UPCALL, /* Python is to be asked */
-	KVMSR_THEIRS, /* it is the VMM's */
+	KVMSR_KERNEL, /* ask KVM */
+	KVMSR_UPCALL, /* ask Python */
+	KVMSR_TO_VMM, /* hand the exit to the VMM, which asked for it */
 };
 
 enum kvmsr_log {
@@ -67,49 +67,49 @@ struct kvmsr_bits {
 
 /* One rule in one direction. */
 struct kvmsr_rule {
-	uint64_t value; /* what reads give; of a shadow or counter, what it holds at first */
+	uint64_t value; /* that reads return; for a shadow or counter, its value at reset */
 	uint64_t hz; /* of a counter */
 	uint64_t when_value, when_mask;
 	uint64_t rip_first, rip_last;
-	uint64_t after, every; /* which matches hold: number after, and each every-th from there */
-	uint32_t name; /* who says so, for the summary: a number that Python gave it */
-	uint32_t bits; /* its number in the table's bits, or KVMSR_NONE */
-	uint32_t vcpus, n_vcpus; /* the vCPUs that it holds for, in the table's vcpus */
-	uint32_t counter; /* the number of its matches in the table's counters */
+	uint64_t after, every; /* holds for match number `after`, and every `every`-th after that */
+	uint32_t name; /* number of the rule's name in the summary, see kvmsr.native.table.Names */
+	uint32_t bits; /* index into the table's bits, or KVMSR_NONE */
+	uint32_t vcpus, n_vcpus; /* the vCPUs that it holds for: part of the table's vcpus */
+	uint32_t counter; /* index of its match count in the table's counters */
 	uint8_t action, scope, log, when;
-	uint8_t reasons; /* a bit for each, under KVMSR_WHEN_REASON */
+	uint8_t reasons; /* a bit for each, with KVMSR_WHEN_REASON */
 };
 
-/* MSRs from table.firsts[i] on, up to the next one's. */
+/* The MSRs from table.firsts[i] up to, but not including, table.firsts[i + 1]. */
 struct kvmsr_segment {
-	uint32_t steps, n_steps; /* the rules to try in turn: their numbers are in table.steps */
-	uint32_t swallowed; /* KVM does not know these MSRs, the filter denies them all the same */
+	uint32_t steps, n_steps; /* the rules to try in order: part of table.steps */
+	uint32_t swallowed; /* unknown to KVM; denied because ignore_msrs would swallow accesses */
 };
 
 struct kvmsr_range {
-	uint32_t flags, base, count; /* KVM_MSR_FILTER_READ and WRITE */
-	uint32_t bitmap; /* where its (count + 7) / 8 bytes lie in the table; 1 lets through */
+	uint32_t flags, base, count; /* flags: KVM_MSR_FILTER_READ and KVM_MSR_FILTER_WRITE */
+	uint32_t bitmap; /* offset of its (count + 7) / 8 bytes; a set bit allows the access */
 };
 
-/* Arrays are found by their offset in bytes from the start of the table, each a multiple of 8. */
+/* Arrays are given as offsets in bytes from the start of the table, multiples of 8. */
 struct kvmsr_table {
 	uint32_t magic, version;
 	uint64_t size;
-	uint32_t serial; /* which policy of the run this is */
-	uint32_t logs; /* whether anybody takes log lines */
+	uint32_t serial; /* number of the policy in this run */
+	uint32_t logs; /* whether log lines are written at all */
 	uint32_t threads_per_core, cores_per_package; /* 0: one package */
 	uint32_t n_segments[2], firsts[2], segments[2]; /* by op */
 	uint32_t steps, n_steps;
-	uint32_t rules, n_rules; /* the first six are the defaults, see below */
+	uint32_t rules, n_rules; /* the first KVMSR_DEFAULTS are the defaults */
 	uint32_t bits, n_bits;
 	uint32_t vcpus, n_vcpus;
-	uint32_t counters, n_counters; /* uint64_t: how often each rule that counts has matched */
-	uint32_t reasons; /* a bit for each KVM_MSR_EXIT_REASON that the plan wants to see */
+	uint32_t counters, n_counters; /* uint64_t: number of matches of each rule that counts */
+	uint32_t reasons; /* the KVM_MSR_EXIT_REASON_* that the plan needs */
 	uint32_t default_deny, n_ranges, pad;
 	struct kvmsr_range ranges[KVMSR_MAX_RANGES];
 };
 
-/* The numbers of the default rules: these, and one more for writes. */
+/* The numbers of the default rules for reads; those for writes follow each of them. */
 enum {
 	KVMSR_DEFAULT_UNKNOWN = 0,
 	KVMSR_DEFAULT_INVALID = 2,
@@ -118,19 +118,19 @@ enum {
 };
 
 struct kvmsr_access {
-	uint64_t value; /* what is written */
+	uint64_t value; /* written; 0 for a read */
 	uint32_t vcpu, index;
 	uint8_t op, reason;
-	uint8_t theirs; /* a bit for each reason for which the VMM itself asked for this MSR */
-	uint8_t denied; /* the VMM's own filter denies it, and the VMM did not ask to see that */
+	uint8_t vmm_reasons; /* a bit for each reason for which the VMM wants this access itself */
+	uint8_t denied; /* by the VMM's own filter, and the VMM did not ask for the exit */
 };
 
 struct kvmsr_outcome {
-	uint64_t value; /* what a read gives */
-	uint32_t rule; /* the rule's number in the table, or KVMSR_NONE */
-	uint32_t name;
+	uint64_t value; /* that a read returns */
+	uint32_t rule; /* the number of the rule that decided, or KVMSR_NONE */
+	uint32_t name; /* of that rule, as a number */
 	uint8_t verdict;
-	uint8_t log; /* Python may want to log it */
+	uint8_t log; /* whether Python may have to log it */
 };
 
 static inline const void *kvmsr_part(const struct kvmsr_table *table, uint32_t offset)

@@ -1,5 +1,37 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Questions of a vCPU to Python in another process, and the answers. */
+/*
+ * Questions of a vCPU to Python in another process, and their answers.
+ *
+ * Some accesses need Python: a handler, a register model, the host's MSRs. Under `kvmsr exec` the
+ * vCPU is in the VMM's process and Python in the controller's, so the question goes through the
+ * shared block. Each vCPU has one struct kvmsr_upcall, because a vCPU waits for one access at a
+ * time; and the controller has one thread for each vCPU, which answers its questions in order.
+ *
+ * Everything hangs on one word, `state`: the number of the question times 4, plus
+ *
+ *     KVMSR_IDLE      nothing is asked
+ *     KVMSR_ASKED     the vCPU has written the question and waits
+ *     KVMSR_ANSWERED  the controller has written the answer
+ *
+ * The word is a futex, and both sides sleep on it: the vCPU's thread while its question is ASKED,
+ * the controller's thread while it is not. Each side writes its fields first and then the state
+ * (release); the other reads the state (acquire) and then the fields. So a side that sees ASKED
+ * sees the whole question, and a side that sees ANSWERED sees the whole answer.
+ *
+ * The vCPU may give its question up: if the controller has died, or if the VMM is about to set the
+ * vCPU's state and Python has not answered for a second. It may then ask the next question while
+ * Python is still busy with the old one. This is why questions are numbered. The controller puts
+ * its answer in place with a compare-and-exchange from exactly the state that it read with the
+ * question. If the vCPU has given that question up, the number or the state differs, the exchange
+ * fails, and the late answer is dropped. The fields of the answer have been overwritten by then,
+ * but nobody reads them before the state says ANSWERED, and the only thread that could set it is
+ * the one that has just failed; it goes on to answer the new question. Numbers repeat only after
+ * 2**30 questions.
+ *
+ * Every wait has a limit, in milliseconds, because not everything that ends it wakes the futex. The
+ * vCPU has to notice that the controller has died or that the VMM wants its thread back (answer.c),
+ * and the controller's thread that it was closed (attach/questions.py).
+ */
 #include <errno.h>
 #include <linux/futex.h>
 #include <sys/syscall.h>
@@ -13,7 +45,7 @@ void kvmsr_wake(uint32_t *word)
 	syscall(SYS_futex, word, FUTEX_WAKE, 1 << 30, NULL, NULL, 0);
 }
 
-/* Wait while WORD is FOUND: 0, -EINTR for a signal, or -ETIMEDOUT. */
+/* Sleep while WORD is FOUND. Return 0 if it may have changed, -EINTR by a signal, or -ETIMEDOUT. */
 static int await_change(uint32_t *word, uint32_t found, unsigned int milliseconds)
 {
 	struct timespec time = { milliseconds / 1000, milliseconds % 1000 * 1000000l };
@@ -23,7 +55,7 @@ static int await_change(uint32_t *word, uint32_t found, unsigned int millisecond
 	return errno == EINTR ? -EINTR : -ETIMEDOUT;
 }
 
-/* Ask what shall happen to cpu->access; cpu->outcome says which rule wants to know. */
+/* Ask Python about cpu->access, for the rule in cpu->outcome. */
 void kvmsr_ask(struct kvmsr_cpu *cpu)
 {
 	struct kvmsr_upcall *upcall = &cpu->shared->upcall;
@@ -36,7 +68,7 @@ void kvmsr_ask(struct kvmsr_cpu *cpu)
 	kvmsr_wake(&upcall->state);
 }
 
-/* Wait for the answer, which goes to cpu->outcome: 0; -EINTR for a signal; or -ETIMEDOUT. */
+/* Wait for the answer. Return 0 if it is in cpu->outcome, -EINTR for a signal, or -ETIMEDOUT. */
 int kvmsr_await_answer(struct kvmsr_cpu *cpu, unsigned int milliseconds)
 {
 	struct kvmsr_upcall *upcall = &cpu->shared->upcall;
@@ -52,13 +84,13 @@ int kvmsr_await_answer(struct kvmsr_cpu *cpu, unsigned int milliseconds)
 	return 0;
 }
 
-/* Nobody waits for the answer any more. */
+/* Stop waiting for the answer. */
 void kvmsr_give_up(struct kvmsr_cpu *cpu)
 {
 	__atomic_store_n(&cpu->shared->upcall.state, cpu->question | KVMSR_IDLE, __ATOMIC_RELEASE);
 }
 
-/* Wait for a question, and return what kvmsr_give_answer wants to know of it; 0: there is none. */
+/* Wait for a question. Return the value that kvmsr_give_answer needs, or 0 if none came. */
 uint32_t kvmsr_await_question(struct kvmsr_vcpu *vcpu, unsigned int milliseconds)
 {
 	uint32_t state = __atomic_load_n(&vcpu->upcall.state, __ATOMIC_ACQUIRE);
@@ -70,7 +102,7 @@ uint32_t kvmsr_await_question(struct kvmsr_vcpu *vcpu, unsigned int milliseconds
 	return (state & 3) == KVMSR_ASKED ? state : 0;
 }
 
-/* Answer; return 0 if nobody waits for it any more. */
+/* Answer a question. Return 0 if the vCPU has given it up. */
 int kvmsr_give_answer(struct kvmsr_vcpu *vcpu, uint32_t question, uint8_t verdict, uint64_t value,
 		      uint32_t name)
 {

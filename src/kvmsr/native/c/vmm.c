@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The VMM's VMs and vCPUs, and what they get of the plan. */
+/* The VMM's VMs and vCPUs, and the plan's exit reasons and filter in each VM. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,7 +11,7 @@
 
 static struct vm *vms;
 
-/* Give the VM what plan and VMM want to see, together. The lock is held. */
+/* Set the VM's exit reasons and filter to what plan and VMM need together. The lock is held. */
 static int put_plan(struct vm *vm)
 {
 	static struct kvmsr_merged merged;
@@ -141,7 +141,7 @@ void kvmsr_new_vcpu(int vm_fd, int fd, uint32_t id)
 	pthread_mutex_unlock(&kvmsr_changing);
 }
 
-/* The VMM asks for MSR exits itself. KVM has taken it, so it is right. */
+/* The VMM has asked for MSR exits itself. KVM has accepted CAP, so it is valid. */
 void kvmsr_new_reasons(int fd, const struct kvm_enable_cap *cap)
 {
 	pthread_mutex_lock(&kvmsr_changing);
