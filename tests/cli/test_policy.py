@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from kvmsr.cli import cli
+from kvmsr.cli._parameters import MsrIndex
 from kvmsr.cli.policy import command
 from kvmsr.policy.file import load_policy
 from tests.cli.test_cli import LIST, kvmsr
@@ -199,6 +200,27 @@ def test_explain_knows_what_kvm_does(words, piece):
     assert piece in in_process("policy", "explain", *words)
 
 
+MSRS = ("IA32_PAT", "0x35", "0x1b0", "0xc0010015", "0xe2", "0x3a", "0x4b564d04", "0x150")
+
+
+@pytest.mark.parametrize("profile", ["linux-6.18-amd", "linux-6.1-intel", "pvm"])
+@pytest.mark.parametrize("switch", ["", ",ignore_msrs"])
+def test_explain_knows_what_a_soft_profile_does(profile, switch):
+    profile += switch
+    append = " ".join(f"{MsrIndex().convert(name, None, None):x}" for name in MSRS)
+    words = ["run", LIST, "--backend", "soft", "--soft-profile", profile, "--append", append]
+    told, _ = kvmsr(*words, "--json", "--serial", "/dev/null")
+    reasons = {row["index"]: row["reason"] for row in json.loads(told)["accesses"]}
+    for name in MSRS:
+        out = in_process("policy", "explain", name, "--soft-profile", profile, "--json")
+        explained = json.loads(out)
+        assert explained["kernel"].startswith(f"{profile} (soft): it ")
+        given_up = [case["reason"] for case in explained["cases"]]
+        reason = reasons.get(explained["index"])
+        assert reason in given_up
+        assert given_up[0] == reason or reason == "invalid"
+
+
 def test_filter_shows_what_kvm_gets(file):
     out = in_process("policy", "filter", file)
     assert "range 0: 0x277-0x277, reads and writes: denies 1 of 1 MSRs" in out
@@ -223,6 +245,8 @@ def test_schema_and_presets():
         (["explain", "1", "--write", "x"], 2, "is no number"),
         (["explain", "1", "--vcpu", "-1"], 2, "vcpu"),
         (["explain", "1", "--count", "0"], 2, "count"),
+        (["explain", "1", "--soft-profile", "linus"], 2, "no soft profile is called 'linus'"),
+        (["explain", "1", "--soft-profile", "pvm", "--ignore-msrs"], 2, "NAME,ignore_msrs=1"),
         (["explain", "1", "--policy", "nope.toml"], 3, "cannot read the policy"),
         (["show", "preset:qiet"], 3, "did you mean 'quiet'"),
         (["presets", "qiet"], 3, "did you mean 'quiet'"),

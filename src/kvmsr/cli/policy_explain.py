@@ -6,14 +6,21 @@ kvmsr policy explain
 What happens to an access under a policy, and why.
 """
 
+from dataclasses import replace
+
 import click
 
+from kvmsr import backend as backends
 from kvmsr.cli._output import echo, print_json
 from kvmsr.cli._parameters import MsrIndex, Number, PolicyFile
 from kvmsr.cli._policies import IGNORE_MSRS, IMPORT, JSON, facts, load_unrun
 from kvmsr.dispatch import Explanation, explain
+from kvmsr.errors import UsageError
+from kvmsr.kvm import Kvm
+from kvmsr.msr import X2APIC
 from kvmsr.policy import Op, Policy
-from kvmsr.policy.plan import compile_policy
+from kvmsr.policy.plan import Plan, compile_policy
+from kvmsr.session.fitting import host_reads, plan_for
 
 __all__ = ("explain_",)
 
@@ -30,6 +37,13 @@ __all__ = ("explain_",)
 )
 @IMPORT
 @IGNORE_MSRS
+@click.option(
+    "--soft-profile",
+    "profile",
+    metavar="NAME",
+    help="For the soft backend with this profile: whether that kernel handles the MSR, and has"
+    " ignore_msrs. By default for any KVM, and this host's ignore_msrs.",
+)
 @JSON
 def explain_(
     msr: int,
@@ -41,6 +55,7 @@ def explain_(
     count: int,
     importing: bool,
     ignoring: bool | None,
+    profile: str | None,
     as_json: bool,
 ) -> None:
     """
@@ -51,9 +66,20 @@ def explain_(
     depends on what KVM says, each case is listed. No handler or model is run.
     """
     policy = load_unrun(file, importing=importing) if file else Policy()
-    plan = compile_policy(policy, facts(ignoring))
     op = Op.READ if value is None else Op.WRITE
-    explanation = explain(plan, op, msr, value=value or 0, vcpu=vcpu, cpl=cpl, rip=rip, count=count)
+    if profile is None:
+        plan, handled = compile_policy(policy, facts(ignoring)), None
+    elif ignoring is not None:
+        raise UsageError(
+            "--ignore-msrs is up to the profile: write --soft-profile NAME,ignore_msrs=1"
+        )
+    else:
+        plan, handled = _on_soft(profile, policy, op, msr)
+    explanation = explain(
+        plan, op, msr, value=value or 0, vcpu=vcpu, cpl=cpl, rip=rip, count=count, handled=handled
+    )
+    if profile is not None:
+        explanation = replace(explanation, kernel=f"{profile} (soft): {explanation.kernel}")
     if as_json:
         print_json(explanation.as_dict())
         return
@@ -61,6 +87,20 @@ def explain_(
     name = f" ({explanation.name})" if explanation.name else ""
     echo(f"{what} MSR {msr:#x}{name} on vCPU {vcpu}")
     _print(explanation)
+
+
+def _on_soft(profile: str, policy: Policy, op: Op, msr: int) -> tuple[Plan, bool | None]:
+    """Return the plan on a soft KVM, and whether that handles the MSR, if it can be known."""
+    with Kvm(backends.open("soft", profile=profile)) as kvm:
+        plan = plan_for(policy, kvm)
+    # With ignore_msrs it would claim to know every MSR.
+    soft = backends.open("soft", profile=f"{profile},ignore_msrs=0")
+    with Kvm(soft) as kvm, kvm.create_vm() as vm, vm.create_vcpu(0) as vcpu:
+        reads = host_reads(vcpu, msr)
+    asked_in_vain = X2APIC[0] <= msr <= X2APIC[1] or (
+        op is Op.WRITE and not reads and plan.segment(op, msr).known  # it may be write-only
+    )
+    return plan, None if asked_in_vain else reads
 
 
 def _print(explanation: Explanation) -> None:

@@ -182,6 +182,7 @@ def explain(
     cpl: int = 0,
     rip: int | None = None,
     count: int = 1,
+    handled: bool | None = None,
 ) -> Explanation:
     """
     Return what happens to the first access to an MSR under *plan*, and why.
@@ -189,15 +190,17 @@ def explain(
     :param value: what is written.
     :param rip: where the guest is; None if that is not known: then conditions on RIP hold.
     :param count: which match it is, from 1, for rules that count.
+    :param handled: whether the KVM in question handles the MSR in this direction, if that is known;
+        else the plan's facts say whether some KVM may.
     """
-    kernel = _kernel(plan, op, index)
+    kernel = _kernel(plan, op, index, handled)
     says = filter_says(plan.filter, op, index)
     if cpl != 0:
         text = f"#GP(0), by KVM itself: the CPL is {cpl}; nobody is asked"
         cases: tuple[Case, ...] = (Case(None, (), "kernel", Effect.FAULT, None, text),)
     else:
         access = Access(vcpu, op, index, value if op == Op.WRITE else 0, Reason.FILTER)
-        cases = tuple(_Asker(plan, access, rip, count).cases(denied=says.denied))
+        cases = tuple(_Asker(plan, access, rip, count).cases(says.denied, handled))
     return Explanation(op, index, catalog().name(index), says, kernel, cases)
 
 
@@ -218,8 +221,14 @@ def filter_says(filter_: Filter, op: Op, index: int) -> FilterSays:
     return FilterSays(denied, number, one.base, bit, text)
 
 
-def _kernel(plan: Plan, op: Op, index: int) -> str:
+def _kernel(plan: Plan, op: Op, index: int, handled: bool | None) -> str:
     what = "reads" if op == Op.READ else "writes"
+    if handled is not None:
+        if handled:
+            return f"it handles {what}; those that it refuses, it gives up as invalid"
+        if plan.kernel.ignore_msrs:
+            return f"it does not handle {what}, and kvm.ignore_msrs=1 would swallow them"
+        return f"it does not handle {what}: they come to user space as unknown"
     if plan.segment(op, index).known:
         entry = catalog().get(index)
         more = f". {entry.kvm.rstrip('.')}" if entry is not None and entry.kvm else ""
@@ -244,22 +253,23 @@ class _Asker:
         self._fresh = self._dispatcher.state()
         self._fresh["conditions"] = dict.fromkeys(self._fresh["conditions"], count - 1)
 
-    def cases(self, *, denied: bool) -> Iterator[Case]:
+    def cases(self, denied: bool, handled: bool | None) -> Iterator[Case]:
         """Yield the ways in which the access may end, the likely one first."""
         segment = self._plan.segment(self._access.op, self._access.index)
+        reasons = (Reason.UNKNOWN,) if handled is False else (Reason.INVALID, Reason.UNKNOWN)
         if denied:
             first = self._case(self._dispatcher.restated(self._access).reason)
             yield first
             if first.effect is Effect.KERNEL:  # KVM is asked, and may refuse
-                for reason in (Reason.INVALID, Reason.UNKNOWN):
+                for reason in reasons:
                     yield self._case(reason, Outcome(Verdict.KERNEL, first.rule))
-        elif segment.known:
+        elif segment.known and (handled is not False or self._plan.kernel.ignore_msrs):
             yield Case(None, (), "kernel", Effect.KERNEL, None, "what KVM answers")
-            for reason in (Reason.INVALID, Reason.UNKNOWN):
+            for reason in reasons:
                 yield self._case(reason)
         else:
-            yield self._case(Reason.UNKNOWN)
-            yield self._case(Reason.INVALID)  # a KVM newer than what is known of it
+            for reason in reversed(reasons):  # invalid on a KVM newer than what is known of it
+                yield self._case(reason)
 
     def _case(self, reason: Reason, passed: Outcome | None = None) -> Case:
         """
