@@ -60,7 +60,7 @@ def test_check_tells_errors_and_lints_with_file_line_and_key(file, tmp_path):
     lines = out.splitlines()
     assert lines[0] == f"{file}: 2 rules, 1 of KVM's 16 filter ranges, 0 lints"
     assert lines[1] == f"error: {bad}:3: rule[0].raed: unknown key; did you mean 'read'? [invalid]"
-    assert lines[2].startswith(f"lint: {odd}:4: rule[0].write: some hosts' KVM")
+    assert lines[2].startswith(f"lint: {odd}:4: rule[0].write: on some hosts, KVM completes")
     assert lines[2].endswith("[tsc-deadline]")
     told = json.loads(in_process("policy", "check", bad, odd, "--json", status=3))
     assert told["ok"] is False
@@ -133,7 +133,7 @@ def test_check_and_a_run_name_the_same_lines(tmp_path):
     told, _ = kvmsr("run", "--backend", "soft", LIST, "--policy", file, "--json", "--serial", "-")
     notes = json.loads(told)["notes"]
     assert [line.removeprefix("lint: ") for line in lints] == [n for n in notes if "[tsc" in n]
-    assert lints[0].startswith(f"lint: {file}:4: rule[0].write: some hosts' KVM does")
+    assert lints[0].startswith(f"lint: {file}:4: rule[0].write: on some hosts, KVM completes")
 
 
 def test_check_tells_what_does_not_fit(tmp_path):
