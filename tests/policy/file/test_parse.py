@@ -153,7 +153,12 @@ WRONG = [
     ("[[rule]]\nmsr = 1\nwrite = { value = 1 }", 3, "rule[0].write", "can only be read"),
     ("[[rule]]\nmsr = 1\nread = 'shadow'\nreset = -4", 4, "rule[0].reset", "64 bits"),
     ("[[rule]]\nmsr = 1\nread = { python = 'nope' }", 3, "rule[0].read", "module:function"),
-    ("[[rule]]\nmsr = 1\nread = { python = 'no_mod:f' }", 3, "rule[0].read", "cannot be imported"),
+    (
+        "[[rule]]\nmsr = 1\nread = { python = 'no_mod:f' }",
+        3,
+        "rule[0].read",
+        "cannot import module",
+    ),
     ("[[rule]]\nmsr = 1\nread = { python = 'os:nope' }", 3, "rule[0].read", "no function 'nope'"),
     ("[[rule]]\nmsr = 1\nread = { python = 'os:sep' }", 3, "rule[0].read", "no function 'sep'"),
     ("[defaults]\nunknown = 'kernel'", 2, "defaults.unknown", "not an action here"),
@@ -200,7 +205,7 @@ WRONG = [
         "rule[0].read",
         "register model: derive",
     ),
-    ("[[rule]]\nmsr = 1\nread = { model = 'no_mod:C' }", 3, "rule[0].read", "be imported"),
+    ("[[rule]]\nmsr = 1\nread = { model = 'no_mod:C' }", 3, "rule[0].read", "cannot import module"),
     ("a =", 1, "", "invalid TOML"),
     ("\n\nx = 'open", 3, "", "invalid TOML"),
     ("[a]\n[a]\n", 2, "", "invalid TOML"),
@@ -313,7 +318,7 @@ def test_many_levels_of_two_are_read_at_once(tmp_path):
 def test_a_chain_of_extends_has_an_end(tmp_path):
     for n in range(100):
         write(tmp_path, **{f"p{n}": f"[policy]\nextends = ['p{n + 1}.toml']"})
-    with pytest.raises(PolicyError, match="more than 64 policies that extend one another"):
+    with pytest.raises(PolicyError, match="extends more than 64 levels deep"):
         load_policy(tmp_path / "p0.toml")
 
 
@@ -443,7 +448,7 @@ def test_a_module_that_exits_is_refused(tmp_path):
 
 @pytest.mark.parametrize("much", ["9" * 5000, "[" * 3000 + "]" * 3000, "{a=" * 3000 + "}" * 3000])
 def test_what_python_cannot_read_is_refused(much):
-    with pytest.raises(PolicyError, match="policy:2: this is more than can be read"):
+    with pytest.raises(PolicyError, match=r"policy:2: (a number of more than|too deeply nested)"):
         parse_policy(f"b = [1]\na = {much}\nc = 2\n")
 
 
@@ -492,7 +497,7 @@ def test_whatever_a_module_does_is_told(text, tmp_path):
     (tmp_path / "handlers.py").write_text(text)
     (tmp_path / "p.toml").write_text(RULE)
     with pytest.raises(
-        PolicyError, match=r"p\.toml:3: rule\[0\]\.read: module 'handlers'"
+        PolicyError, match=r"p\.toml:3: rule\[0\]\.read: .*module 'handlers'"
     ) as caught:
         load_policy(tmp_path / "p.toml")
     assert len(str(caught.value)) < 700
@@ -526,5 +531,5 @@ def test_a_package_without_the_module_is_told(tmp_path):
     (tmp_path / "handlers").mkdir()
     (tmp_path / "handlers" / "__init__.py").write_text("")
     (tmp_path / "p.toml").write_text(RULE.replace("handlers:", "handlers.nope:"))
-    with pytest.raises(PolicyError, match=r"module 'handlers\.nope' cannot be imported"):
+    with pytest.raises(PolicyError, match=r"cannot import module 'handlers\.nope'"):
         load_policy(tmp_path / "p.toml")
