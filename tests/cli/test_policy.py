@@ -171,10 +171,10 @@ def test_explain_tells_rule_filter_kernel_and_guest(file):
     out, _ = kvmsr("policy", "explain", "IA32_PAT", "--policy", file, "--write", "0x106")
     assert out.splitlines() == [
         "write of 0x106 to MSR 0x277 (IA32_PAT) on vCPU 0",
-        "  KVM:     some KVMs handle writes; what they do not, they give up as unknown or invalid."
+        "  KVM:     some KVMs handle writes; others hand them over as unknown or invalid."
         " Keeps it; mainline refuses undefined types",
         "  filter:  range 0 (0x277-0x277), bit 0 is 0: denied",
-        "  it comes to user space (filter): the guest sees #GP(0): reserved bits 0x100 change",
+        "  comes to user space (filter): the guest sees #GP(0): reserved bits 0x100 would change",
         "    p.toml:1 write = ignore: skipped: the vCPU is 0 (when vcpu = [1])",
         "    p.toml:7 write = shadow: decides",
     ]
@@ -191,8 +191,8 @@ def test_explain_tells_rule_filter_kernel_and_guest(file):
     [
         (["0x802"], "never filtered"),
         (["0x35"], "no KVM handles reads"),
-        (["0x10"], "if KVM completes it: the guest sees what KVM answers"),
-        (["5", "--cpl", "3"], "by KVM itself: the CPL is 3"),
+        (["0x10"], "if KVM completes it: the guest sees KVM's answer"),
+        (["5", "--cpl", "3"], "from KVM itself, as the CPL is 3"),
         (["0x35", "--ignore-msrs"], "would swallow them"),
     ],
 )
@@ -214,11 +214,13 @@ def test_explain_knows_what_a_soft_profile_does(profile, switch):
     for name in MSRS:
         out = in_process("policy", "explain", name, "--soft-profile", profile, "--json")
         explained = json.loads(out)
-        assert explained["kernel"].startswith(f"{profile} (soft): it ")
-        given_up = [case["reason"] for case in explained["cases"]]
+        assert explained["kernel"].startswith(
+            (f"{profile} (soft): handles", f"{profile} (soft): does not")
+        )
+        handed_over = [case["reason"] for case in explained["cases"]]
         reason = reasons.get(explained["index"])
-        assert reason in given_up
-        assert given_up[0] == reason or reason == "invalid"
+        assert reason in handed_over
+        assert handed_over[0] == reason or reason == "invalid"
 
 
 def test_filter_shows_what_kvm_gets(file):
@@ -232,7 +234,7 @@ def test_filter_shows_what_kvm_gets(file):
 def test_schema_and_presets():
     assert json.loads(in_process("policy", "schema"))["title"] == "kvmsr policy"
     assert "preset:quiet: " in in_process("policy", "presets")
-    assert in_process("policy", "presets", "quiet").startswith("# What the host-global")
+    assert in_process("policy", "presets", "quiet").startswith("# What kvm.ignore_msrs=1 does")
     names = [p["name"] for p in json.loads(in_process("policy", "presets", "--json"))["presets"]]
     assert names == ["linux", "macos", "power-meter", "quiet", "strict", "windows"]
 

@@ -4,7 +4,7 @@ Output
 ------
 
 What commands print. Names and messages from policies, handlers and guests go through here, so that
-each stays in its line or cell.
+each of them stays within its line or table cell.
 """
 
 import json

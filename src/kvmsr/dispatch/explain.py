@@ -3,14 +3,15 @@
 Explanations
 ------------
 
-What happens to an access under a plan, and why: which rule, which filter range and bit, what KVM
-itself does, what the guest sees.
+Explains what happens to an access under a plan: what KVM itself does, the range and bit of the
+filter, the rule that decides, and what the guest sees.
 
-An access may end in more than one way, for nobody knows what KVM says to it before KVM is asked. So
-an explanation has *cases*, one for each way in which KVM can give the access up.
+How KVM reacts to an access is only known once it happens. So an explanation has *cases*, one for
+each reason for which KVM can hand the access over.
 
-Nothing is decided here. A dispatcher, the code that answers guests, is asked rule by rule, and only
-words are added. It is an inert one: no function, model or register of the host's is called.
+Nothing is decided here. This module asks a dispatcher, the code that answers guests, rule by rule,
+and only adds the words. The dispatcher is an inert one, which does not call functions, models or
+the host's registers.
 """
 
 import enum
@@ -43,8 +44,8 @@ class Effect(enum.StrEnum):
     """
     What the guest sees.
 
-    ``kernel`` is what KVM itself answers, ``code`` what a function, a model or the host's register
-    makes of it.
+    ``kernel`` stands for KVM's own answer, and ``code`` for that of a function, a model, a counter
+    or the host's register.
     """
 
     VALUE = "value"
@@ -60,11 +61,11 @@ class FilterSays:
     """
     What the filter decides.
 
-    :ivar denied: whether the access is denied, and so comes to user space.
-    :ivar range: the number of the range that decides, from 0; None where none holds the MSR.
-    :ivar base: where that range begins.
-    :ivar bit: the bit in it that decides.
-    :ivar text: the same for people.
+    :ivar denied: whether the access is denied, and therefore comes to user space.
+    :ivar range: the number of the range that decides, from 0; None if no range covers the MSR.
+    :ivar base: the first MSR of that range.
+    :ivar bit: the number of the bit that decides.
+    :ivar text: the same in words.
     """
 
     denied: bool
@@ -77,9 +78,9 @@ class FilterSays:
 @dataclass(frozen=True, slots=True)
 class Tried:
     """
-    A rule that was tried.
+    A rule that is tried.
 
-    :ivar skipped: why it does not hold, or "" for the one that does.
+    :ivar skipped: why it does not hold; "" for the rule that decides.
     """
 
     where: str
@@ -91,14 +92,14 @@ class Tried:
 @dataclass(frozen=True, slots=True)
 class Case:
     """
-    One way in which the access may come out.
+    One way in which the access can end.
 
-    :ivar reason: for which reason KVM gives it up; None if KVM completes it.
+    :ivar reason: the reason for which KVM hands it over; None if KVM completes it.
     :ivar steps: the rules that are tried, in turn.
-    :ivar rule: who decides: where the rule was written, ``defaults.unknown``, or ``kernel``.
+    :ivar rule: what decides: the rule's position, ``defaults.unknown`` or the like, or ``kernel``.
     :ivar effect: what the guest sees.
-    :ivar value: what a read gives, where that can be told.
-    :ivar text: the same for people.
+    :ivar value: the value that a read returns, if it is known.
+    :ivar text: the same in words.
     """
 
     reason: Reason | None
@@ -112,10 +113,10 @@ class Case:
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """
-    What becomes of an access.
+    What happens to an access.
 
-    :ivar kernel: what KVM itself would do, for people.
-    :ivar cases: the ways in which it may come out; the first is the likely one.
+    :ivar kernel: what KVM itself would do, in words.
+    :ivar cases: the ways in which it can end; the most likely one is the first.
     """
 
     op: Op
@@ -126,7 +127,7 @@ class Explanation:
     cases: tuple[Case, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the explanation as JSON has it."""
+        """Return the explanation in its JSON form."""
         says = self.filter
         return {
             "schema": 1,
@@ -185,18 +186,18 @@ def explain(
     handled: bool | None = None,
 ) -> Explanation:
     """
-    Return what happens to the first access to an MSR under *plan*, and why.
+    Explain what happens to the first access to an MSR under *plan*.
 
-    :param value: what is written.
-    :param rip: where the guest is; None if that is not known: then conditions on RIP hold.
-    :param count: which match it is, from 1, for rules that count.
-    :param handled: whether the KVM in question handles the MSR in this direction, if that is known;
-        else the plan's facts say whether some KVM may.
+    :param value: the value written.
+    :param rip: the RIP; None if it is not known, and then all conditions on RIP hold.
+    :param count: the number of the match, from 1, for rules that count.
+    :param handled: whether the KVM in question handles *op* on the MSR; None if it is not known,
+        and then the plan's facts about any KVM apply.
     """
     kernel = _kernel(plan, op, index, handled)
     says = filter_says(plan.filter, op, index)
     if cpl != 0:
-        text = f"#GP(0), by KVM itself: the CPL is {cpl}; nobody is asked"
+        text = f"#GP(0), from KVM itself, as the CPL is {cpl}"
         cases: tuple[Case, ...] = (Case(None, (), "kernel", Effect.FAULT, None, text),)
     else:
         access = Access(vcpu, op, index, value if op == Op.WRITE else 0, Reason.FILTER)
@@ -205,14 +206,14 @@ def explain(
 
 
 def filter_says(filter_: Filter, op: Op, index: int) -> FilterSays:
-    """Return what KVM decides by *filter_*, in words, too."""
+    """Return what KVM decides by *filter_*, also in words."""
     denied, number = filter_.decide(op, index)
     word = "denied" if denied else "allowed"
     if X2APIC[0] <= index <= X2APIC[1]:
         text = f"x2APIC registers (0x800-0x8ff) are never filtered: {word}"
         return FilterSays(denied, None, None, None, text)
     if number is None:
-        none = "there is no filter" if not filter_.ranges else "no range holds it"
+        none = "there is no filter" if not filter_.ranges else "no range covers it"
         return FilterSays(denied, None, None, None, f"{none}: {word} by default")
     one = filter_.ranges[number]
     bit = index - one.base
@@ -225,46 +226,44 @@ def _kernel(plan: Plan, op: Op, index: int, handled: bool | None) -> str:
     what = "reads" if op == Op.READ else "writes"
     if handled is not None:
         if handled:
-            return f"it handles {what}; those that it refuses, it gives up as invalid"
+            return f"handles {what}; hands those that it rejects over as invalid"
         if plan.kernel.ignore_msrs:
-            return f"it does not handle {what}, and kvm.ignore_msrs=1 would swallow them"
-        return f"it does not handle {what}: they come to user space as unknown"
+            return f"does not handle {what}, and kvm.ignore_msrs=1 would swallow them"
+        return f"does not handle {what}: they come to user space as unknown"
     if plan.segment(op, index).known:
         entry = catalog().get(index)
         more = f". {entry.kvm.rstrip('.')}" if entry is not None and entry.kvm else ""
-        return (
-            f"some KVMs handle {what}; what they do not, they give up as unknown or invalid{more}"
-        )
+        return f"some KVMs handle {what}; others hand them over as unknown or invalid{more}"
     if plan.kernel.ignore_msrs:
         return f"no KVM handles {what}, and kvm.ignore_msrs=1 would swallow them"
     return f"no KVM handles {what}: they come to user space as unknown"
 
 
 class _Asker:
-    """Asks a dispatcher about one access; every case begins with a guest that has done nothing."""
+    """Asks a dispatcher about one access; for each case, it starts from a fresh state."""
 
     def __init__(self, plan: Plan, access: Access, rip: int | None, count: int) -> None:
         self._plan = plan
         self._access = access
         self._rip = rip
         self._count = count
-        self._rule: Rule | None = None  # the one that is asked just then
+        self._rule: Rule | None = None  # the one being tried
         self._dispatcher = Dispatcher(plan, clock=lambda: 0, rip=self._where, inert=True)
         self._fresh = self._dispatcher.state()
         self._fresh["conditions"] = dict.fromkeys(self._fresh["conditions"], count - 1)
 
     def cases(self, denied: bool, handled: bool | None) -> Iterator[Case]:
-        """Yield the ways in which the access may end, the likely one first."""
+        """Yield the ways in which the access can end, the most likely one first."""
         segment = self._plan.segment(self._access.op, self._access.index)
         reasons = (Reason.UNKNOWN,) if handled is False else (Reason.INVALID, Reason.UNKNOWN)
         if denied:
             first = self._case(self._dispatcher.restated(self._access).reason)
             yield first
-            if first.effect is Effect.KERNEL:  # KVM is asked, and may refuse
+            if first.effect is Effect.KERNEL:  # KVM is asked, and may reject it
                 for reason in reasons:
                     yield self._case(reason, Outcome(Verdict.KERNEL, first.rule))
         elif segment.known and (handled is not False or self._plan.kernel.ignore_msrs):
-            yield Case(None, (), "kernel", Effect.KERNEL, None, "what KVM answers")
+            yield Case(None, (), "kernel", Effect.KERNEL, None, "KVM's answer")
             for reason in reasons:
                 yield self._case(reason)
         else:
@@ -273,9 +272,9 @@ class _Asker:
 
     def _case(self, reason: Reason, passed: Outcome | None = None) -> Case:
         """
-        Return how the access ends if KVM gives it up for *reason*.
+        Return how the access ends if KVM hands it over for *reason*.
 
-        :param passed: the outcome that passed it on to KVM, which refused it for *reason*.
+        :param passed: the outcome that passed it on to KVM, which rejected it for *reason*.
         """
         dispatcher, access = self._dispatcher, self._access._replace(reason=reason)
         dispatcher.restore(self._fresh)
@@ -290,8 +289,8 @@ class _Asker:
             if skipped:
                 continue
             if isinstance(action, (Python, Model, Host)):
-                does = "what it gives" if access.op == Op.READ else "what it makes of the write"
-                text, where = f"{does}: {action}", step.rule.where
+                what = "the answer of" if access.op == Op.READ else "the write handled by"
+                text, where = f"{what} {action}", step.rule.where
                 return Case(reason, tuple(tried), where, Effect.CODE, None, text)
             return self._ended(access, step.act(access), step.rule, tuple(tried))
         return self._ended(access, dispatcher.unruled(access), None, tuple(tried))
@@ -301,19 +300,19 @@ class _Asker:
     ) -> Case:
         verdict, where, _ = outcome
         if rule is not None and rule.where != where:
-            rule = None  # it says kernel, and a default had the last word
+            rule = None  # its action is kernel, and a default decides
         effect, value = _EFFECTS[verdict], None
         if verdict is Verdict.VALUE:
             value = outcome.value
             if rule is not None and isinstance(rule.read, Counter):
-                effect, value = Effect.CODE, None  # it depends on the time
+                effect, value = Effect.CODE, None  # the value depends on the time
         text = self._text(access, outcome, rule)
         return Case(access.reason, tried, where, effect, value, text)
 
     # Words
 
     def _where(self, vcpu: int) -> int:
-        """Return RIP; where it is not known, one for which the rule that is asked holds."""
+        """Return the RIP; if it is not known, one for which the rule being tried holds."""
         if self._rip is not None:
             return self._rip
         when = self._rule and self._rule.when
@@ -336,7 +335,7 @@ class _Asker:
         """Return what the guest sees."""
         verdict = outcome.verdict
         if verdict is Verdict.KERNEL:
-            return f"what KVM answers, by KVM_{'GET' if access.op == Op.READ else 'SET'}_MSRS"
+            return f"KVM's answer, by KVM_{'GET' if access.op == Op.READ else 'SET'}_MSRS"
         if verdict is Verdict.STOP:
             return "nothing more: the run stops"
         default = outcome.rule.removeprefix("defaults.")
@@ -355,16 +354,16 @@ class _Asker:
 
 def _value_text(action: Action | None, value: int) -> str:
     if isinstance(action, Counter):
-        return f"what has been counted, {action.hz:,} a second, at first from {value:#x}"
+        return f"a counter that starts at {value:#x} and counts {action.hz:,} times a second"
     if action is Plain.SHADOW:
-        return f"the value last written, at first {value:#x}"
+        return f"the value last written, initially {value:#x}"
     return f"the value {value:#x}"
 
 
 def _hit(rule: Rule, value: int) -> str:
-    """Return why a write of *value* to a shadow that holds its reset value faults."""
+    """Return why a write of *value* faults if the shadow register holds its reset value."""
     if rule.bits is None:
         return ""
     if rule.reset & rule.bits.lock:
         return ": a lock bit is set"
-    return f": reserved bits {(rule.reset ^ value) & rule.bits.fault:#x} change"
+    return f": reserved bits {(rule.reset ^ value) & rule.bits.fault:#x} would change"
