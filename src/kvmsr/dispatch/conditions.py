@@ -3,7 +3,7 @@
 Conditions at run time
 ----------------------
 
-Tests whether a rule holds for an access, and if not, which key fails; and counts its matches.
+Whether a rule holds for an access, and if not, for which key; and how often it has matched.
 """
 
 import copy
@@ -17,8 +17,8 @@ __all__ = ("Conditions", "Test")
 
 Test = Callable[[Access], str]
 """
-Returns the key of the condition that fails for an access, or "" if the rule holds. The key for
-*after* and *every* is ``count``: the test counts accesses for which all other keys hold.
+Returns the key of the condition that fails for an access (``rip`` say, or ``count`` for *after* and
+*every*), or "" if the rule holds. An access for which all else holds is counted.
 """
 
 

@@ -55,8 +55,8 @@ class Step(NamedTuple):
     """
     A rule, prepared for one direction.
 
-    :ivar fails: returns the key of the rule's condition that fails for an access; "" if it holds.
-    :ivar act: performs the rule's action, and logs it.
+    :ivar fails: returns which key of the rule's condition fails for an access; "" if it holds.
+    :ivar act: does the rule's action, and logs it.
     """
 
     rule: Rule
@@ -75,8 +75,8 @@ class Dispatcher:
     :param host: the host's registers, for ``host`` actions.
     :param memory: gives so many bytes of the guest's memory, for the models that look there; None
         where there is none.
-    :param inert: do not set up or call functions, models and the host's registers; an access that
-        one of them would answer is a bug.
+    :param inert: leave functions, models and the host's registers alone: they are neither set up
+        nor called, and an access that they are to answer must not come.
     :param log: takes accesses that policies want told: the access, its outcome, and a line.
     :ivar plan: the plan.
     :ivar conditions: the rules' conditions.
@@ -156,14 +156,14 @@ class Dispatcher:
         return self._defaults[access.reason](access)
 
     def steps(self, op: Op, index: int) -> tuple[Step, ...]:
-        """Return the rules to try for an access, in turn."""
+        """Return the rules that an access is tried against, in turn."""
         return tuple(self._by_rule[id(rule), op] for rule in self.plan.segment(op, index).rules)
 
     def steps_refused(self, op: Op, index: int, passed: Outcome) -> Iterator[Step]:
         """
-        Yield the rules to try after KVM has rejected an access that was passed on to it.
+        Yield the rules to try when KVM has refused an access that was passed on to it.
 
-        These are the rules before the one that passed it on that wait for KVM to reject it. The
+        Those are the rules that wait for just that, in front of the one that passed it on. The
         others have been tried already, and would count the access twice.
         """
         for step in self.steps(op, index):
@@ -175,7 +175,7 @@ class Dispatcher:
                 yield step
 
     def unruled(self, access: Access, rule: str = "kernel") -> Outcome:
-        """Return the outcome if no rule holds, or if the one that does has the action *kernel*."""
+        """Return what happens where no rule holds, or where the one that holds says ``kernel``."""
         if access.reason == _FILTER:  # for another rule's sake, or by a default-deny filter
             return Outcome(Verdict.KERNEL, rule)
         return self._defaults[access.reason](access)

@@ -3,15 +3,14 @@
 Explanations
 ------------
 
-Explains what happens to an access under a plan: what KVM itself does, the range and bit of the
-filter, the rule that decides, and what the guest sees.
+What happens to an access under a plan, and why: which rule, which filter range and bit, what KVM
+itself does, what the guest sees.
 
-How KVM reacts to an access is only known once it happens. So an explanation has *cases*, one for
-each reason for which KVM can hand the access over.
+An access may end in more than one way, for nobody knows what KVM says to it before KVM is asked. So
+an explanation has *cases*, one for each way in which KVM can give the access up.
 
-Nothing is decided here. This module asks a dispatcher, the code that answers guests, rule by rule,
-and only adds the words. The dispatcher is an inert one, which does not call functions, models or
-the host's registers.
+Nothing is decided here. A dispatcher, the code that answers guests, is asked rule by rule, and only
+words are added. It is an inert one: no function, model or register of the host's is called.
 """
 
 import enum
@@ -44,8 +43,8 @@ class Effect(enum.StrEnum):
     """
     What the guest sees.
 
-    ``kernel`` stands for KVM's own answer, and ``code`` for that of a function, a model, a counter
-    or the host's register.
+    ``kernel`` is what KVM itself answers, ``code`` what a function, a model or the host's register
+    makes of it.
     """
 
     VALUE = "value"
@@ -61,11 +60,11 @@ class FilterSays:
     """
     What the filter decides.
 
-    :ivar denied: whether the access is denied, and therefore comes to user space.
-    :ivar range: the number of the range that decides, from 0; None if no range covers the MSR.
-    :ivar base: the first MSR of that range.
-    :ivar bit: the number of the bit that decides.
-    :ivar text: the same in words.
+    :ivar denied: whether the access is denied, and so comes to user space.
+    :ivar range: the number of the range that decides, from 0; None where none holds the MSR.
+    :ivar base: where that range begins.
+    :ivar bit: the bit in it that decides.
+    :ivar text: the same for people.
     """
 
     denied: bool
@@ -78,9 +77,9 @@ class FilterSays:
 @dataclass(frozen=True, slots=True)
 class Tried:
     """
-    A rule that is tried.
+    A rule that was tried.
 
-    :ivar skipped: why it does not hold; "" for the rule that decides.
+    :ivar skipped: why it does not hold, or "" for the one that does.
     """
 
     where: str
@@ -92,14 +91,14 @@ class Tried:
 @dataclass(frozen=True, slots=True)
 class Case:
     """
-    One way in which the access can end.
+    One way in which the access may come out.
 
-    :ivar reason: the reason for which KVM hands it over; None if KVM completes it.
+    :ivar reason: for which reason KVM gives it up; None if KVM completes it.
     :ivar steps: the rules that are tried, in turn.
-    :ivar rule: what decides: the rule's position, ``defaults.unknown`` or the like, or ``kernel``.
+    :ivar rule: who decides: where the rule was written, ``defaults.unknown``, or ``kernel``.
     :ivar effect: what the guest sees.
-    :ivar value: the value that a read returns, if it is known.
-    :ivar text: the same in words.
+    :ivar value: what a read gives, where that can be told.
+    :ivar text: the same for people.
     """
 
     reason: Reason | None
@@ -113,10 +112,10 @@ class Case:
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """
-    What happens to an access.
+    What becomes of an access.
 
-    :ivar kernel: what KVM itself would do, in words.
-    :ivar cases: the ways in which it can end; the most likely one is the first.
+    :ivar kernel: what KVM itself would do, for people.
+    :ivar cases: the ways in which it may come out; the first is the likely one.
     """
 
     op: Op
@@ -127,7 +126,7 @@ class Explanation:
     cases: tuple[Case, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the explanation in its JSON form."""
+        """Return the explanation as JSON has it."""
         says = self.filter
         return {
             "schema": 1,
@@ -186,11 +185,11 @@ def explain(
     handled: bool | None = None,
 ) -> Explanation:
     """
-    Explain what happens to the first access to an MSR under *plan*.
+    Return what happens to the first access to an MSR under *plan*, and why.
 
-    :param value: the value written.
-    :param rip: the RIP; None if it is not known, and then all conditions on RIP hold.
-    :param count: the number of the match, from 1, for rules that count.
+    :param value: what is written.
+    :param rip: where the guest is; None if that is not known: then conditions on RIP hold.
+    :param count: which match it is, from 1, for rules that count.
     :param handled: whether the KVM in question handles *op* on the MSR; None if it is not known,
         and then the plan's facts about any KVM apply.
     """
@@ -206,7 +205,7 @@ def explain(
 
 
 def filter_says(filter_: Filter, op: Op, index: int) -> FilterSays:
-    """Return what KVM decides by *filter_*, also in words."""
+    """Return what KVM decides by *filter_*, in words, too."""
     denied, number = filter_.decide(op, index)
     word = "denied" if denied else "allowed"
     if X2APIC[0] <= index <= X2APIC[1]:
@@ -240,26 +239,26 @@ def _kernel(plan: Plan, op: Op, index: int, handled: bool | None) -> str:
 
 
 class _Asker:
-    """Asks a dispatcher about one access; for each case, it starts from a fresh state."""
+    """Asks a dispatcher about one access; every case begins with a guest that has done nothing."""
 
     def __init__(self, plan: Plan, access: Access, rip: int | None, count: int) -> None:
         self._plan = plan
         self._access = access
         self._rip = rip
         self._count = count
-        self._rule: Rule | None = None  # the one being tried
+        self._rule: Rule | None = None  # the one that is asked just then
         self._dispatcher = Dispatcher(plan, clock=lambda: 0, rip=self._where, inert=True)
         self._fresh = self._dispatcher.state()
         self._fresh["conditions"] = dict.fromkeys(self._fresh["conditions"], count - 1)
 
     def cases(self, denied: bool, handled: bool | None) -> Iterator[Case]:
-        """Yield the ways in which the access can end, the most likely one first."""
+        """Yield the ways in which the access may end, the likely one first."""
         segment = self._plan.segment(self._access.op, self._access.index)
         reasons = (Reason.UNKNOWN,) if handled is False else (Reason.INVALID, Reason.UNKNOWN)
         if denied:
             first = self._case(self._dispatcher.restated(self._access).reason)
             yield first
-            if first.effect is Effect.KERNEL:  # KVM is asked, and may reject it
+            if first.effect is Effect.KERNEL:  # KVM is asked, and may refuse
                 for reason in reasons:
                     yield self._case(reason, Outcome(Verdict.KERNEL, first.rule))
         elif segment.known and (handled is not False or self._plan.kernel.ignore_msrs):
@@ -267,14 +266,14 @@ class _Asker:
             for reason in reasons:
                 yield self._case(reason)
         else:
-            for reason in reversed(reasons):  # invalid on a KVM newer than what is known of it
+            for reason in reversed(reasons):  # invalid: from a KVM newer than the catalog
                 yield self._case(reason)
 
     def _case(self, reason: Reason, passed: Outcome | None = None) -> Case:
         """
-        Return how the access ends if KVM hands it over for *reason*.
+        Return how the access ends if KVM gives it up for *reason*.
 
-        :param passed: the outcome that passed it on to KVM, which rejected it for *reason*.
+        :param passed: the outcome that passed it on to KVM, which refused it for *reason*.
         """
         dispatcher, access = self._dispatcher, self._access._replace(reason=reason)
         dispatcher.restore(self._fresh)
@@ -300,19 +299,19 @@ class _Asker:
     ) -> Case:
         verdict, where, _ = outcome
         if rule is not None and rule.where != where:
-            rule = None  # its action is kernel, and a default decides
+            rule = None  # it says kernel, and a default had the last word
         effect, value = _EFFECTS[verdict], None
         if verdict is Verdict.VALUE:
             value = outcome.value
             if rule is not None and isinstance(rule.read, Counter):
-                effect, value = Effect.CODE, None  # the value depends on the time
+                effect, value = Effect.CODE, None  # it depends on the time
         text = self._text(access, outcome, rule)
         return Case(access.reason, tried, where, effect, value, text)
 
     # Words
 
     def _where(self, vcpu: int) -> int:
-        """Return the RIP; if it is not known, one for which the rule being tried holds."""
+        """Return RIP; where it is not known, one for which the rule that is asked holds."""
         if self._rip is not None:
             return self._rip
         when = self._rule and self._rule.when
@@ -361,7 +360,7 @@ def _value_text(action: Action | None, value: int) -> str:
 
 
 def _hit(rule: Rule, value: int) -> str:
-    """Return why a write of *value* faults if the shadow register holds its reset value."""
+    """Return why a write of *value* to a shadow that holds its reset value faults."""
     if rule.bits is None:
         return ""
     if rule.reset & rule.bits.lock:

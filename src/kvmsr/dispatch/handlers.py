@@ -3,7 +3,7 @@
 Handlers at run time
 --------------------
 
-Calls the functions that answer accesses, and checks their answers.
+Calls the functions that answer accesses, and holds them to what they may answer.
 """
 
 import errno
@@ -26,24 +26,24 @@ _U64: Final = (1 << 64) - 1
 _MAX_FAILURES: Final = 32
 _MAX_TRACEBACK: Final = 16_000
 
-# Used for every access, and looking up a member of an enum costs more than using it.
+# On the way of every access; looking a member up in its enumeration costs more than using it.
 _READ, _WRITE = Op.READ, Op.WRITE
 _VALUE, _DONE, _FAULT = Verdict.VALUE, Verdict.DONE, Verdict.FAULT
 
-# Half the cost of a NamedTuple's own constructor.
+# Half the price of the constructor that a NamedTuple gets.
 _outcome: Callable[..., Outcome] = tuple.__new__
 
 
 @dataclass(frozen=True, slots=True)
 class HandlerFailure:
     """
-    A handler that raised an exception, or returned something that is not an answer.
+    A handler that raised, or returned something that is not an answer.
 
-    :ivar handler: the name of the handler.
-    :ivar rule: the position of its rule.
-    :ivar access: the access that it was called for.
+    :ivar handler: its name.
+    :ivar rule: where the rule that names it was written.
+    :ivar access: the access that it was to answer.
     :ivar message: what went wrong, in one line.
-    :ivar traceback: the last 16,000 characters of Python's traceback; "" if it did not raise.
+    :ivar traceback: Python's traceback, the last 16,000 characters of it; "" if it did not raise.
     """
 
     handler: str
@@ -55,11 +55,11 @@ class HandlerFailure:
 
 class Handlers:
     """
-    Calls handlers, and records their failures. Threads of several vCPUs may do so at once.
+    Calls handlers, and records what goes wrong in them; threads of several vCPUs may do so at once.
 
-    :param on_error: what the guest gets if a handler fails.
+    :param on_error: what the guest gets where a handler fails.
     :ivar failures: the first 32 failures.
-    :ivar failure_count: the number of failures.
+    :ivar failure_count: how many there were.
     """
 
     def __init__(self, on_error: Plain) -> None:
@@ -70,10 +70,10 @@ class Handlers:
 
     def act(self, function: Handler, name: str, rule: str) -> Callable[[Access], Outcome]:
         """
-        Return a function that lets *function* answer an access.
+        Return what has *function* answer an access.
 
-        :param name: what messages call it.
-        :param rule: the position of its rule.
+        :param name: how messages call it.
+        :param rule: where the rule that names it was written.
         """
         done, fault = Outcome(_DONE, rule), Outcome(_FAULT, rule)
 
@@ -83,8 +83,8 @@ class Handlers:
             except Fault:
                 return fault
             except KeyboardInterrupt:
-                raise  # not a failure of the handler
-            except BaseException as error:  # even SystemExit, which would end the vCPU's thread
+                raise  # it is not the handler's
+            except BaseException as error:  # also SystemExit: it would end the vCPU's thread
                 return self._failed(
                     name, rule, access, f"raised {error_text(error)}", _trace(error)
                 )
@@ -97,7 +97,7 @@ class Handlers:
                 value = operator.index(answer)  # type: ignore[arg-type]
             except KeyboardInterrupt:
                 raise
-            except BaseException:  # __index__ can be anybody's code
+            except BaseException:  # whatever somebody's __index__ does
                 message = f"returned {shown(answer)}; a handler of reads returns an integer"
                 return self._failed(name, rule, access, message)
             if not 0 <= value <= _U64:
@@ -121,7 +121,7 @@ def host_handler(host: HostMsrs | None, action: Host, rule: str) -> Handler:
     """
     Return a handler that reads and writes the host's registers.
 
-    :raises UsageError: if *host* is None.
+    :raises UsageError: if there are none.
     """
     if host is None:
         raise UsageError(f"{rule} asks for the host's registers: give Dispatcher(host=…)")
@@ -142,5 +142,5 @@ def host_handler(host: HostMsrs | None, action: Host, rule: str) -> Handler:
 
 
 def _trace(error: BaseException) -> str:
-    """Return the traceback, or the end of a long one."""
+    """Return the traceback; of a long one the end."""
     return "".join(traceback.format_exception(error))[-_MAX_TRACEBACK:]
