@@ -13,7 +13,6 @@ import click
 
 from kvmsr.cli._output import echo
 from kvmsr.cli._parameters import PolicyFile
-from kvmsr.kvm.kernel_module import ignore_msrs
 from kvmsr.policy import Policy
 from kvmsr.policy.file import load_policy
 from kvmsr.policy.file.finder import Finder
@@ -44,7 +43,11 @@ IGNORE_MSRS: Final = click.option(
 
 def facts(ignoring: bool | None) -> KernelFacts:
     """Return the facts about any KVM; ignore_msrs is that of this host if *ignoring* is None."""
-    return KernelFacts(ignore_msrs=bool(ignore_msrs() if ignoring is None else ignoring))
+    if ignoring is None:
+        from kvmsr.kvm.kernel_module import ignore_msrs
+
+        ignoring = bool(ignore_msrs())
+    return KernelFacts(ignore_msrs=ignoring)
 
 
 def finder_for(importing: bool) -> Finder:

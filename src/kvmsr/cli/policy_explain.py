@@ -7,20 +7,20 @@ Explains what happens to an access under a policy.
 """
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import click
 
-from kvmsr import backend as backends
 from kvmsr.cli._output import echo, print_json
 from kvmsr.cli._parameters import MsrIndex, Number, PolicyFile
 from kvmsr.cli._policies import IGNORE_MSRS, IMPORT, JSON, facts, load_unrun
-from kvmsr.dispatch import Explanation, explain
 from kvmsr.errors import UsageError
-from kvmsr.kvm import Kvm
 from kvmsr.msr import X2APIC
 from kvmsr.policy import Op, Policy
 from kvmsr.policy.plan import Plan, compile_policy
-from kvmsr.session.fitting import host_reads, plan_for
+
+if TYPE_CHECKING:
+    from kvmsr.dispatch import Explanation
 
 __all__ = ("explain_",)
 
@@ -79,6 +79,8 @@ def explain_(
         )
     else:
         plan, handled = _on_soft(profile, policy, op, msr)
+    from kvmsr.dispatch import explain
+
     explanation = explain(
         plan, op, msr, value=value or 0, vcpu=vcpu, cpl=cpl, rip=rip, count=count, handled=handled
     )
@@ -95,6 +97,10 @@ def explain_(
 
 def _on_soft(profile: str, policy: Policy, op: Op, msr: int) -> tuple[Plan, bool | None]:
     """Return the plan on a soft KVM, and whether that KVM handles the MSR, if it is known."""
+    from kvmsr import backend as backends
+    from kvmsr.kvm import Kvm
+    from kvmsr.session.fitting import host_reads, plan_for
+
     with Kvm(backends.open("soft", profile=profile)) as kvm:
         plan = plan_for(policy, kvm)
     # With ignore_msrs, the host can read every MSR.
@@ -107,7 +113,7 @@ def _on_soft(profile: str, policy: Policy, op: Op, msr: int) -> tuple[Plan, bool
     return plan, None if unknown else reads
 
 
-def _print(explanation: Explanation) -> None:
+def _print(explanation: "Explanation") -> None:
     echo(f"  KVM:     {explanation.kernel}")
     echo(f"  filter:  {explanation.filter.text}")
     for case in explanation.cases:

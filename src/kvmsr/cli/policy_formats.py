@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from kvmsr.cli._output import cell, echo, print_json
 from kvmsr.cli._policies import FILE, load_unrun
@@ -91,6 +89,9 @@ def _as_dict(imported: Imported, policy: str) -> dict[str, object]:
 
 
 def _print(imported: Imported) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console(highlight=False, stderr=True, width=None if sys.stderr.isatty() else _WIDE)
     count = len(imported.statements)
     console.print(f"{imported.format}: {count} statements, {len(imported.rules)} rules")
