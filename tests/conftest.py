@@ -5,6 +5,7 @@ import runpy
 import shutil
 import signal
 import subprocess
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -161,3 +162,20 @@ def vmm(tmp_path_factory) -> list[Path]:
     source = ROOT / "tests/attach/vmm.c"
     subprocess.run([need("cc"), "-O2", "-pthread", "-o", program, source], check=True)
     return [program, GUESTS / "loop.bin"]
+
+
+@pytest.fixture
+def start():
+    """Return a function that starts a program whose processes all end with the test."""
+    begun = []
+
+    def start(words, **options):
+        process = subprocess.Popen(list(map(str, words)), start_new_session=True, **options)
+        begun.append(process)
+        return process
+
+    yield start
+    for process in begun:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # a group of its own
+        process.communicate()

@@ -3,8 +3,8 @@
 Reading files
 -------------
 
-Files that users name, which may be anything: a FIFO that nobody writes to, a device without end, a
-watchdog that begins to count when it is opened.
+Reads files whose names come from users. Such a name can refer to anything: a FIFO without a writer,
+an endless device, or a watchdog that starts when it is opened.
 """
 
 import errno
@@ -28,12 +28,12 @@ def read_regular(path: Path, limit: int) -> bytes:
     """
     Return the contents of a regular file.
 
-    :param limit: the most bytes that it may have.
-    :raises OSError: if it cannot be read, is not a regular file (nothing else is even opened), or
-        is larger (EFBIG); ``strerror`` says which.
+    :param limit: the maximum size in bytes.
+    :raises OSError: if it cannot be read, is not a regular file, or is larger than *limit* (EFBIG);
+        ``strerror`` has the reason. Anything but a regular file is not even opened.
     """
     _check(path.stat())
-    # It may have been replaced since: then O_NONBLOCK keeps us from waiting for a FIFO's writer.
+    # The file may have been replaced since. O_NONBLOCK avoids waiting for the writer of a FIFO.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with os.fdopen(fd, "rb") as file:
         status = os.fstat(fd)

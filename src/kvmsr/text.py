@@ -3,9 +3,8 @@
 Text for messages
 -----------------
 
-What others wrote (policies, handlers, file names) goes into messages, logs and tables. There it
-must stay what it is, text in its place: it must not move a terminal's cursor, turn the direction of
-writing, or begin a line that kvmsr never wrote.
+Text from outside (policies, handlers, file names) appears in messages, logs and tables. It must not
+be able to move the terminal's cursor, change the writing direction, or forge lines of its own.
 """
 
 import difflib
@@ -23,9 +22,9 @@ def one_line(text: str) -> str:
     r"""
     Return *text* with everything that does not print escaped, as ``\x1b``, ``\u202e`` or ``\n``.
 
-    That is: control characters, line and paragraph separators, format characters such as those
-    that turn the direction of writing, spaces other than the ordinary one, unassigned characters,
-    and bytes of file names that are not text.
+    This covers control characters, line and paragraph separators, format characters such as those
+    that change the writing direction, all spaces but the ordinary one, unassigned characters, and
+    undecodable bytes of file names.
     """
     if text.isprintable():
         return text
@@ -35,32 +34,32 @@ def one_line(text: str) -> str:
 
 
 def shown(value: object) -> str:
-    """Return *value* as messages show it: one line of at most 100 characters; integers as 0x35."""
+    """Return *value* for a message: one line of at most 100 characters, with integers as 0x35."""
     try:
-        # Python refuses to write the longest integers in decimal.
+        # Python refuses to convert very long integers to decimal.
         in_hex = type(value) is int and not -_MAX_DECIMAL < value < 0
         text = f"{value:#x}" if in_hex else repr(value)
     except KeyboardInterrupt:
         raise
-    except BaseException:  # whatever somebody's __repr__ does
+    except BaseException:  # __repr__ can be anybody's code
         text = f"a {type(value).__name__}"
     return _short(text, _SHOWN)
 
 
 def error_text(error: BaseException) -> str:
-    """Return type and message of *error* in one line of at most some 200 characters."""
+    """Return the type and the message of *error* in one line of about 200 characters at most."""
     try:
         text = str(error)
     except KeyboardInterrupt:
         raise
-    except BaseException:  # whatever somebody's __str__ does
+    except BaseException:  # __str__ can be anybody's code
         text = ""
     name = one_line(type(error).__name__)
     return f"{name}: {_short(text, _ERROR)}" if text else name
 
 
 def nearest(word: object, known: Iterable[str]) -> str:
-    """Return a hint for a *word* that is not *known*: what looks like it, or all that there is."""
+    """Return a hint for a *word* that is not *known*: the closest one, or a list of all."""
     words = [str(one) for one in known]
     near = difflib.get_close_matches(str(word), words, n=1)
     return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(words)}"
@@ -72,6 +71,6 @@ def counted(count: int, noun: str, plural: str = "") -> str:
 
 
 def _short(text: str, limit: int) -> str:
-    # Bounded before it is escaped, too: somebody's __repr__ may return gigabytes.
+    # Cut before escaping, too: the text may be gigabytes long.
     text = one_line(" ".join(text[: limit * 4].split()))
     return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from kvmsr.cli import cli
+from kvmsr.cli._parameters import MsrIndex
 from kvmsr.cli.policy import command
 from kvmsr.policy.file import load_policy
 from tests.cli.test_cli import LIST, kvmsr
@@ -59,7 +60,7 @@ def test_check_tells_errors_and_lints_with_file_line_and_key(file, tmp_path):
     lines = out.splitlines()
     assert lines[0] == f"{file}: 2 rules, 1 of KVM's 16 filter ranges, 0 lints"
     assert lines[1] == f"error: {bad}:3: rule[0].raed: unknown key; did you mean 'read'? [invalid]"
-    assert lines[2].startswith(f"lint: {odd}:4: rule[0].write: some hosts' KVM")
+    assert lines[2].startswith(f"lint: {odd}:4: rule[0].write: on some hosts, KVM completes")
     assert lines[2].endswith("[tsc-deadline]")
     told = json.loads(in_process("policy", "check", bad, odd, "--json", status=3))
     assert told["ok"] is False
@@ -132,7 +133,7 @@ def test_check_and_a_run_name_the_same_lines(tmp_path):
     told, _ = kvmsr("run", "--backend", "soft", LIST, "--policy", file, "--json", "--serial", "-")
     notes = json.loads(told)["notes"]
     assert [line.removeprefix("lint: ") for line in lints] == [n for n in notes if "[tsc" in n]
-    assert lints[0].startswith(f"lint: {file}:4: rule[0].write: some hosts' KVM does")
+    assert lints[0].startswith(f"lint: {file}:4: rule[0].write: on some hosts, KVM completes")
 
 
 def test_check_tells_what_does_not_fit(tmp_path):
@@ -170,10 +171,10 @@ def test_explain_tells_rule_filter_kernel_and_guest(file):
     out, _ = kvmsr("policy", "explain", "IA32_PAT", "--policy", file, "--write", "0x106")
     assert out.splitlines() == [
         "write of 0x106 to MSR 0x277 (IA32_PAT) on vCPU 0",
-        "  KVM:     some KVMs handle writes; what they do not, they give up as unknown or invalid."
+        "  KVM:     some KVMs handle writes; others hand them over as unknown or invalid."
         " Keeps it; mainline refuses undefined types",
         "  filter:  range 0 (0x277-0x277), bit 0 is 0: denied",
-        "  it comes to user space (filter): the guest sees #GP(0): reserved bits 0x100 change",
+        "  comes to user space (filter): the guest sees #GP(0): reserved bits 0x100 would change",
         "    p.toml:1 write = ignore: skipped: the vCPU is 0 (when vcpu = [1])",
         "    p.toml:7 write = shadow: decides",
     ]
@@ -190,13 +191,36 @@ def test_explain_tells_rule_filter_kernel_and_guest(file):
     [
         (["0x802"], "never filtered"),
         (["0x35"], "no KVM handles reads"),
-        (["0x10"], "if KVM completes it: the guest sees what KVM answers"),
-        (["5", "--cpl", "3"], "by KVM itself: the CPL is 3"),
+        (["0x10"], "if KVM completes it: the guest sees KVM's answer"),
+        (["5", "--cpl", "3"], "from KVM itself, as the CPL is 3"),
         (["0x35", "--ignore-msrs"], "would swallow them"),
     ],
 )
 def test_explain_knows_what_kvm_does(words, piece):
     assert piece in in_process("policy", "explain", *words)
+
+
+MSRS = ("IA32_PAT", "0x35", "0x1b0", "0xc0010015", "0xe2", "0x3a", "0x4b564d04", "0x150")
+
+
+@pytest.mark.parametrize("profile", ["linux-6.18-amd", "linux-6.1-intel", "pvm"])
+@pytest.mark.parametrize("switch", ["", ",ignore_msrs"])
+def test_explain_knows_what_a_soft_profile_does(profile, switch):
+    profile += switch
+    append = " ".join(f"{MsrIndex().convert(name, None, None):x}" for name in MSRS)
+    words = ["run", LIST, "--backend", "soft", "--soft-profile", profile, "--append", append]
+    told, _ = kvmsr(*words, "--json", "--serial", "/dev/null")
+    reasons = {row["index"]: row["reason"] for row in json.loads(told)["accesses"]}
+    for name in MSRS:
+        out = in_process("policy", "explain", name, "--soft-profile", profile, "--json")
+        explained = json.loads(out)
+        assert explained["kernel"].startswith(
+            (f"{profile} (soft): handles", f"{profile} (soft): does not")
+        )
+        handed_over = [case["reason"] for case in explained["cases"]]
+        reason = reasons.get(explained["index"])
+        assert reason in handed_over
+        assert handed_over[0] == reason or reason == "invalid"
 
 
 def test_filter_shows_what_kvm_gets(file):
@@ -210,7 +234,7 @@ def test_filter_shows_what_kvm_gets(file):
 def test_schema_and_presets():
     assert json.loads(in_process("policy", "schema"))["title"] == "kvmsr policy"
     assert "preset:quiet: " in in_process("policy", "presets")
-    assert in_process("policy", "presets", "quiet").startswith("# What the host-global")
+    assert in_process("policy", "presets", "quiet").startswith("# What kvm.ignore_msrs=1 does")
     names = [p["name"] for p in json.loads(in_process("policy", "presets", "--json"))["presets"]]
     assert names == ["linux", "macos", "power-meter", "quiet", "strict", "windows"]
 
@@ -223,6 +247,8 @@ def test_schema_and_presets():
         (["explain", "1", "--write", "x"], 2, "is not a number"),
         (["explain", "1", "--vcpu", "-1"], 2, "vcpu"),
         (["explain", "1", "--count", "0"], 2, "count"),
+        (["explain", "1", "--soft-profile", "linus"], 2, "no soft profile is called 'linus'"),
+        (["explain", "1", "--soft-profile", "pvm", "--ignore-msrs"], 2, "NAME,ignore_msrs=1"),
         (["explain", "1", "--policy", "nope.toml"], 3, "cannot read the policy"),
         (["show", "preset:qiet"], 3, "did you mean 'quiet'"),
         (["presets", "qiet"], 3, "did you mean 'quiet'"),

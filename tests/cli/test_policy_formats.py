@@ -32,6 +32,6 @@ def test_a_log_comes_through_a_pipe(tmp_path):
 def test_what_cannot_be_said_is_reported(tmp_path):
     (tmp_path / "x.toml").write_text('[[rule]]\nmsr = 1\nread = "stop"\n')
     _, err = kvmsr("policy", "export", tmp_path / "x.toml", "--format", "bochs", status=1)
-    assert err == "kvmsr: bochs cannot say this: x.toml:1\n"
+    assert err == "kvmsr: bochs cannot express the rule x.toml:1\n"
     _, err = kvmsr("policy", "import", tmp_path / "none", status=3)
-    assert err.startswith(f"kvmsr: {tmp_path / 'none'}: cannot be read: No such file")
+    assert err.startswith(f"kvmsr: {tmp_path / 'none'}: cannot read the file: No such file")

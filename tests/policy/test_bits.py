@@ -92,12 +92,12 @@ def test_feature_control():
 @pytest.mark.parametrize(
     ("wrong", "piece"),
     [
-        ({"64": "rw"}, "names no bits|bits 0 to 63"),
-        ({"a": "rw"}, "names no bits"),
-        ({"1": "rx"}, "'rx' is no kind of bits"),
+        ({"64": "rw"}, "bits 0 to 63"),
+        ({"a": "rw"}, "is not a range of bits"),
+        ({"1": "rx"}, "'rx' is not a kind of bit"),
         ({"1": "loc"}, "did you mean 'lock'"),
         ({"1-5": "rw", "3": "ro"}, "overlap"),
-        ({"*": "no"}, "is no kind"),
+        ({"*": "no"}, "is not a kind"),
     ],
 )
 def test_what_is_wrong_with_bits_is_told(wrong, piece):

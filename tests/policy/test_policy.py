@@ -55,20 +55,20 @@ def test_values_are_frozen_and_equal():
     ("make", "piece"),
     [
         (lambda: Rule(1), "needs an action"),
-        (lambda: Rule(1, read="nope"), "'nope' is no action"),
+        (lambda: Rule(1, read="nope"), "'nope' is not an action"),
         (lambda: Rule(1, read=1 << 64), "64 bits"),
         (lambda: Rule(1, read=-1), "64 bits"),
-        (lambda: Rule(1, read=True), "no action"),
-        (lambda: Rule(1, read=1.5), "no action"),
+        (lambda: Rule(1, read=True), "is not an action"),
+        (lambda: Rule(1, read=1.5), "is not an action"),
         (lambda: Rule(1, write=5), "can only be read"),
         (lambda: Rule(None, read=1), "selects no MSR"),
-        (lambda: Rule([None], read=1), "selects no MSR"),
+        (lambda: Rule([None], read=1), "is not an MSR"),
         (lambda: Rule(1 << 32, read=1), "out of range"),
-        (lambda: Rule(1, read="shadow", reset="x"), "no integer"),
-        (lambda: Defaults(unknown="kernel"), "no action here"),
-        (lambda: Defaults(unknown=5), "no action"),
-        (lambda: Python("text"), "cannot be called"),
-        (lambda: Policy(["rule"]), "no rule"),
+        (lambda: Rule(1, read="shadow", reset="x"), "is not an integer"),
+        (lambda: Defaults(unknown="kernel"), "not an action here"),
+        (lambda: Defaults(unknown=5), "is not an action"),
+        (lambda: Python("text"), "is not callable"),
+        (lambda: Policy(["rule"]), "is not a Rule"),
     ],
 )
 def test_nonsense_is_refused(make, piece):
@@ -77,7 +77,7 @@ def test_nonsense_is_refused(make, piece):
 
 
 def test_bytes_are_no_list_of_msrs():
-    with pytest.raises(PolicyError, match="selects no MSR"):
+    with pytest.raises(PolicyError, match="is not an MSR"):
         Rule(b"\x10\x11", read=1)
 
 
@@ -108,7 +108,7 @@ def test_ranges_are_checked_like_anything_else(msrs):
 
 @pytest.mark.parametrize("msr", [bytearray(b"1"), memoryview(b"1"), [b"1"]])
 def test_nor_is_anything_like_bytes(msr):
-    with pytest.raises(PolicyError, match="selects no MSR"):
+    with pytest.raises(PolicyError, match="is not an MSR"):
         Rule(msr, read=1)
 
 

@@ -72,19 +72,19 @@ def test_a_condition_is_written_as_it_is_read():
 @pytest.mark.parametrize(
     ("wrong", "key", "piece"),
     [
-        ({}, (), "without any key"),
+        ({}, (), "is empty"),
         ({"vcpus": 1}, ("vcpus",), "did you mean 'vcpu'"),
         ({"vcpu": -1}, ("vcpu",), "0 or more"),
         ({"vcpu": []}, ("vcpu",), "empty"),
         ({"vcpu": "1"}, ("vcpu",), "got string"),
         ({"cpl": 4}, ("cpl",), "0 to 3"),
-        ({"rip": "0x10..0x20"}, ("rip",), "no range of addresses"),
-        ({"rip": "0x20-0x10"}, ("rip",), "no range"),
-        ({"value": 1 << 64}, ("value",), "64 bits"),
+        ({"rip": "0x10..0x20"}, ("rip",), "not an address range"),
+        ({"rip": "0x20-0x10"}, ("rip",), "not a range of 64-bit addresses"),
+        ({"value": 1 << 64}, ("value",), "write 0 to 2"),
         ({"mask": 1}, ("mask",), "needs a value"),
         ({"value": 2, "mask": 1}, ("value",), "outside the mask"),
-        ({"after": 0}, ("after",), "1 or more"),
-        ({"every": 0}, ("every",), "1 or more"),
+        ({"after": 0}, ("after",), "out of range: write 1 to 2"),
+        ({"every": 0}, ("every",), "out of range: write 1 to 2"),
         ({"reason": "unkown"}, ("reason",), "did you mean 'unknown'"),
         ({"reason": []}, ("reason",), "empty"),
     ],
@@ -96,5 +96,5 @@ def test_what_is_wrong_is_told_with_its_key(wrong, key, piece):
 
 
 def test_reads_have_no_value_to_compare():
-    with pytest.raises(PolicyError, match="a read has no value"):
+    with pytest.raises(PolicyError, match="reads have no value"):
         Rule(1, read=5, write="ignore", when={"value": 1})

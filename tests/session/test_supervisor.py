@@ -58,11 +58,13 @@ def finished(process, seconds):
     return json.loads(out), err
 
 
-def start(folder, handler, backend, *options):
-    return subprocess.Popen(
-        command(folder, handler, backend, *options),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+@pytest.fixture
+def begin(start):
+    def begin(folder, handler, backend, *options):
+        words = command(folder, handler, backend, *options)
+        return start(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return begin
 
 
 def counted(result):
@@ -86,8 +88,8 @@ def runs(folder):
     raise AssertionError("the guest does not run")
 
 
-def test_a_handler_that_holds_the_interpreter_does_not_survive_the_timeout(tmp_path, backend):
-    process = start(tmp_path, "hangs", backend, "--timeout", "0.5")
+def test_a_handler_that_holds_the_interpreter_ends_with_the_timeout(tmp_path, backend, begin):
+    process = begin(tmp_path, "hangs", backend, "--timeout", "0.5")
     result, err = finished(process, 40)
     assert (process.returncode, result["exit"]["kind"], err) == (124, "timeout", "")
     assert "0.5 seconds are over; a handler held Python's interpreter" in result["exit"]["detail"]
@@ -96,8 +98,8 @@ def test_a_handler_that_holds_the_interpreter_does_not_survive_the_timeout(tmp_p
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_nor_a_signal(tmp_path, backend, number):
-    process = start(tmp_path, "hangs", backend)
+def test_nor_a_signal(tmp_path, backend, begin, number):
+    process = begin(tmp_path, "hangs", backend)
     runs(tmp_path)
     process.send_signal(number)
     begun = time.monotonic()
@@ -111,24 +113,24 @@ def test_nor_a_signal(tmp_path, backend, number):
     ("handler", "how"), [("leaves", "with status 0"), ("crashes", "by SIGSEGV")]
 )
 def test_a_handler_that_ends_the_process_does_not_look_like_success(
-    tmp_path, backend, handler, how
+    tmp_path, backend, begin, handler, how
 ):
-    process = start(tmp_path, handler, backend)
+    process = begin(tmp_path, handler, backend)
     result, _ = finished(process, 40)
     assert process.returncode == 6
     assert result["exit"]["detail"] == f"a handler ended the process {how}"
     check_summary(result, backend)
 
 
-def test_with_a_handler_that_behaves_nothing_is_different(tmp_path, backend):
-    process = start(tmp_path, "answers", backend)
+def test_with_a_handler_that_behaves_nothing_is_different(tmp_path, backend, begin):
+    process = begin(tmp_path, "answers", backend)
     result, err = finished(process, 40)
     assert (process.returncode, err) == (0, "")
     assert counted(result) == [("0x35", 1), ("0x36", 2)]
 
 
-def test_the_work_ends_with_its_supervisor(tmp_path, backend):
-    process = start(tmp_path, "hangs", backend)
+def test_the_work_ends_with_its_supervisor(tmp_path, backend, begin):
+    process = begin(tmp_path, "hangs", backend)
     runs(tmp_path)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(children) == 1

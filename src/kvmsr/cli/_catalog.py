@@ -90,10 +90,10 @@ def print_decoded(decoded: Decoded) -> None:
         rows.append((field.span, field.name, shown, said))
     if rows:
         _print_columns(("bits", "field", "value", "meaning"), rows, emphasised)
-    for bits, what in ((decoded.reserved, "reserved"), (decoded.unknown, "not known here")):
+    for bits, what in ((decoded.reserved, "reserved"), (decoded.unknown, "unknown to the catalog")):
         if bits:
             numbers = ", ".join(str(bit) for bit in range(64) if bits >> bit & 1)
-            click.echo(f"{_bold(f'set, and {what}:')} {bits:#x} (bits {numbers})")
+            click.echo(f"{_bold(f'set, but {what}:')} {bits:#x} (bits {numbers})")
 
 
 def _print_columns(

@@ -4,13 +4,12 @@ Output
 ------
 
 What commands print. Names and messages from policies, handlers and guests go through here, so that
-each stays in its line or cell.
+each of them stays within its line or table cell.
 """
 
 import json
 
 import click
-from rich.markup import escape
 
 from kvmsr.text import one_line
 
@@ -24,6 +23,8 @@ def echo(line: str, *, err: bool = False) -> None:
 
 def cell(text: str) -> str:
     """Return *text* for a table or a line that rich prints."""
+    from rich.markup import escape  # not needed by most commands
+
     return escape(one_line(text))
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Looking at policies
+Inspecting policies
 -------------------
 
-What the commands share that look at a policy and run no guest: the policy's Python is not run
-either, unless that is asked for.
+Shared by the commands that inspect a policy without running a guest. They do not run the policy's
+Python modules either, unless asked to.
 """
 
 from typing import Final
@@ -13,7 +13,6 @@ import click
 
 from kvmsr.cli._output import echo
 from kvmsr.cli._parameters import PolicyFile
-from kvmsr.kvm.kernel_module import ignore_msrs
 from kvmsr.policy import Policy
 from kvmsr.policy.file import load_policy
 from kvmsr.policy.file.finder import Finder
@@ -31,36 +30,40 @@ IMPORT: Final = click.option(
     "--import",
     "importing",
     is_flag=True,
-    help="Import the Python modules that the policy names, and so run them; by default they are"
-    " looked up, and not run.",
+    help="Import the policy's Python modules, which runs them; by default, names are only looked"
+    " up.",
 )
 IGNORE_MSRS: Final = click.option(
     "--ignore-msrs/--no-ignore-msrs",
     "ignoring",
     default=None,
-    help="Whether the host has kvm.ignore_msrs on; by default this host is looked at.",
+    help="Whether the host has kvm.ignore_msrs=1; by default, as on this host.",
 )
 
 
 def facts(ignoring: bool | None) -> KernelFacts:
-    """Return what is known of a KVM, and of this host unless *ignoring* says it."""
-    return KernelFacts(ignore_msrs=bool(ignore_msrs() if ignoring is None else ignoring))
+    """Return the facts about any KVM; ignore_msrs is that of this host if *ignoring* is None."""
+    if ignoring is None:
+        from kvmsr.kvm.kernel_module import ignore_msrs
+
+        ignoring = bool(ignore_msrs())
+    return KernelFacts(ignore_msrs=ignoring)
 
 
 def finder_for(importing: bool) -> Finder:
-    """Return what finds Python."""
+    """Return a finder that imports modules, or one that only looks up names."""
     return Importer() if importing else NameLookup()
 
 
 def notes_of(finder: Finder) -> list[str]:
-    """Return a line for each name that was looked up, and not run."""
+    """Return a line for each name that was looked up without importing its module."""
     if not isinstance(finder, NameLookup):
         return []
     return [f"{one} (--import runs it)" for one in finder.found.values()]
 
 
 def load_unrun(file: str, *, importing: bool = False) -> Policy:
-    """Load a policy without running its Python, and note on standard error what was not run."""
+    """Load a policy; unless *importing*, print a note for each name that was only looked up."""
     finder = finder_for(importing)
     policy = load_policy(file, finder=finder)
     for note in notes_of(finder):

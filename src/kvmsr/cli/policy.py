@@ -3,7 +3,7 @@
 kvmsr policy
 ------------
 
-Looks at policies without running a guest: what is wrong with them, what they come to, why.
+Inspects policies without running a guest: their errors, rules and filters, and what they do.
 """
 
 from typing import Any
@@ -37,9 +37,9 @@ def command() -> None:
 @JSON
 def show(file: str, as_toml: bool, importing: bool, as_json: bool) -> None:
     """
-    Show a policy, resolved.
+    Show a policy with everything resolved.
 
-    With all that it extends, and the rules in the order in which they are tried.
+    This includes all that it extends. Rules are listed in the order in which they are tried.
     """
     from kvmsr.policy.file.toml import as_json as json_form
     from kvmsr.policy.file.toml import to_toml
@@ -62,10 +62,10 @@ def show(file: str, as_toml: bool, importing: bool, as_json: bool) -> None:
 @JSON
 def filter_(file: str, importing: bool, ignoring: bool | None, as_json: bool) -> None:
     """
-    Show the filter as KVM gets it.
+    Show the MSR filter of a policy.
 
-    Which reasons KVM hands over, the default, and of each range which MSRs it denies; as JSON with
-    the bitmaps (KVM_X86_SET_MSR_FILTER).
+    This shows for which reasons KVM hands accesses over, the filter's default, and the MSRs that
+    each range denies. The JSON form has the bitmaps, as KVM_X86_SET_MSR_FILTER takes them.
     """
     plan = compile_policy(load_unrun(file, importing=importing), facts(ignoring))
     if as_json:
@@ -73,7 +73,7 @@ def filter_(file: str, importing: bool, ignoring: bool | None, as_json: bool) ->
         return
     reasons = ", ".join(sorted(plan.reasons))
     echo(f"KVM hands over: {reasons}")
-    echo(f"where no range decides: {'deny' if plan.filter.default_deny else 'allow'}")
+    echo(f"default: {'deny' if plan.filter.default_deny else 'allow'}")
     for number, one in enumerate(plan.filter.ranges):
         directions = " and ".join(
             word for word, has in (("reads", one.reads), ("writes", one.writes)) if has
@@ -119,9 +119,9 @@ def _runs_denied(base: int, count: int, bitmap: bytes) -> list[tuple[int, int]]:
 
 
 @command.command(epilog="Example: kvmsr policy schema > policy.schema.json")
-@click.option("--json", "as_json", is_flag=True, help="It is JSON anyway.")
+@click.option("--json", "as_json", is_flag=True, help="No effect: the schema is JSON.")
 def schema(as_json: bool) -> None:
-    """Print the JSON schema, for editors."""
+    """Print the JSON schema of policy files, for editors."""
     from kvmsr.policy.file.jsonschema import json_schema
 
     print_json(json_schema())
@@ -134,11 +134,11 @@ def presets(name: str | None, as_json: bool) -> None:
     """
     List the presets, or print one.
 
-    They are policies that come with kvmsr: a file may extend preset:NAME, and preset:NAME stands
-    wherever a file does. The comments of each tell why.
+    Presets are policies that come with kvmsr. Use preset:NAME in place of a policy file, also in
+    extends. Their comments give the reasons for each rule.
     """
     if name is not None:
-        load_policy(f"{PRESET}{name}")  # tells the nearest name if there is none
+        load_policy(f"{PRESET}{name}")  # if there is none, the error suggests the closest name
         text = preset_text(name) or ""
         if as_json:
             print_json({"schema": 1, "name": name, "text": text})

@@ -3,7 +3,7 @@
 kvmsr policy check
 ------------------
 
-Everything that is wrong with policies, and what their owners may not mean.
+Reports errors in policies, and what their owners may not mean.
 """
 
 from typing import Any
@@ -30,11 +30,11 @@ def check(
     files: tuple[str, ...], strict: bool, importing: bool, ignoring: bool | None, as_json: bool
 ) -> int:
     """
-    Report everything that is wrong with policies.
+    Report all errors and lints in policies.
 
-    And lints: what their owners may not mean. Each is one line with file, line, key and identifier.
-    Python that a policy names is looked up and not run, unless --import is given; a note says so.
-    The exit status is 3 if a policy cannot be used.
+    A lint is something valid that the owner may not mean. Each line has file, line, key and an
+    identifier. Functions and models in Python modules are looked up without running the modules,
+    unless --import is given; notes say so. The exit status is 3 if a policy cannot be used.
     """
     kernel = facts(ignoring)
     found = [_checked(file, kernel, importing) for file in files]

@@ -3,15 +3,13 @@
 kvmsr policy import and export
 ------------------------------
 
-Other programs' files as policies, and policies as such files.
+Converts files of other programs to policies, and policies to such files.
 """
 
 import sys
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from kvmsr.cli._output import cell, echo, print_json
 from kvmsr.cli._policies import FILE, load_unrun
@@ -28,14 +26,20 @@ _WRITABLE = [name for name, form in FORMATS.items() if form.write is not None]
 
 @click.command("import", epilog="Example: sudo dmesg | kvmsr policy import - -o quiet-vm.toml")
 @click.argument("file", type=click.Path())
-@click.option("--format", "form", type=click.Choice(list(FORMATS)), help="By default, found out.")
-@click.option("-o", "--output", type=click.Path(), help="Where the policy goes; by default shown.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+@click.option(
+    "--format", "form", type=click.Choice(list(FORMATS)), help="The format; by default, detected."
+)
+@click.option(
+    "-o", "--output", type=click.Path(), help="Write the policy here; by default, print it."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the statements as JSON.")
 def import_(file: str, form: str | None, output: str | None, as_json: bool) -> None:
-    """Tell what a file of another program's says of MSRs, and propose a policy.
+    """
+    Convert a file of another program to a policy.
 
-    It takes Firecracker's CPU templates, crosvm's --userspace-msr options, Bochs' msrs.def,
-    msr-safe's allow lists, and lines of kernel logs and traces.
+    Supported are Firecracker's CPU templates, crosvm's --userspace-msr options, Bochs' msrs.def,
+    msr-safe's allow lists, and lines of kernel logs and traces. A table on standard error shows
+    what becomes of each statement, and what is lost.
     """
     imported = import_text(_read(file), "standard input" if file == "-" else file, form)
     policy = as_policy(imported, "imported" if file == "-" else Path(file).stem)
@@ -43,7 +47,7 @@ def import_(file: str, form: str | None, output: str | None, as_json: bool) -> N
         try:
             Path(output).write_text(policy)
         except OSError as error:
-            raise UsageError(f"{output} cannot be written: {error.strerror}") from None
+            raise UsageError(f"cannot write {output}: {error.strerror}") from None
     if as_json:
         print_json(_as_dict(imported, policy))
         return
@@ -59,9 +63,9 @@ def _read(file: str) -> str:
         else:
             data = read_regular(Path(file), _MAX_SIZE)
     except OSError as error:
-        raise PolicyError(f"cannot be read: {error.strerror}", file=file) from None
+        raise PolicyError(f"cannot read the file: {error.strerror}", file=file) from None
     if len(data) > _MAX_SIZE:
-        raise PolicyError(f"is larger than {_MAX_SIZE >> 20} MiB: cut it down", file=file)
+        raise PolicyError(f"more than {_MAX_SIZE >> 20} MiB of input", file=file)
     return data.decode("utf-8", "replace")
 
 
@@ -85,10 +89,13 @@ def _as_dict(imported: Imported, policy: str) -> dict[str, object]:
 
 
 def _print(imported: Imported) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console(highlight=False, stderr=True, width=None if sys.stderr.isatty() else _WIDE)
     count = len(imported.statements)
     console.print(f"{imported.format}: {count} statements, {len(imported.rules)} rules")
-    table = Table("line", "MSR", "name", "what it says", "becomes", "what is lost", "better than 0")
+    table = Table("line", "MSR", "name", "statement", "rule", "lost", "better than 0")
     for each in imported.statements:
         index = "" if each.index is None else f"{each.index:#x}"
         texts = (each.said, each.becomes, each.lost, each.hint)
@@ -100,12 +107,13 @@ def _print(imported: Imported) -> None:
 @FILE
 @click.option("--format", "form", type=click.Choice(_WRITABLE), required=True, help="The format.")
 def export(file: str, form: str) -> int:
-    """Write a policy as a file of another program's.
+    """
+    Convert a policy to a file of another program.
 
-    What that format cannot say is listed on standard error, and makes the exit status 1.
+    Rules that the format cannot express are listed on standard error, and the exit status is 1.
     """
     text, left = export_policy(load_unrun(file), form)
     click.echo(text, nl=False)
     for rule in left:
-        echo(f"kvmsr: {form} cannot say this: {rule.where}", err=True)
+        echo(f"kvmsr: {form} cannot express the rule {rule.where}", err=True)
     return 1 if left else 0

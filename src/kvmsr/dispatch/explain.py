@@ -189,6 +189,7 @@ def explain(
     cpl: int = 0,
     rip: int | None = None,
     count: int = 1,
+    handled: bool | None = None,
 ) -> Explanation:
     """
     Return what happens to the first access to an MSR under *plan*, and why.
@@ -198,15 +199,17 @@ def explain(
     :param cpl: the guest's privilege level, 0 to 3.
     :param rip: the guest's RIP; None if it is not known, in which case conditions on RIP hold.
     :param count: number of this match, from 1, for rules that count.
+    :param handled: whether the KVM in question handles *op* on the MSR; None if it is not known,
+        and then the plan's facts about any KVM apply.
     """
-    kernel = _kernel(plan, op, index)
+    kernel = _kernel(plan, op, index, handled)
     says = filter_says(plan.filter, op, index)
     if cpl != 0:
-        text = f"#GP(0), by KVM itself: the CPL is {cpl}; user space is not asked"
+        text = f"#GP(0), from KVM itself, as the CPL is {cpl}"
         cases: tuple[Case, ...] = (Case(None, (), "kernel", Effect.FAULT, None, text),)
     else:
         access = Access(vcpu, op, index, value if op == Op.WRITE else 0, Reason.FILTER)
-        cases = tuple(_Asker(plan, access, rip, count).cases(denied=says.denied))
+        cases = tuple(_Asker(plan, access, rip, count).cases(says.denied, handled))
     return Explanation(op, index, catalog().name(index), says, kernel, cases)
 
 
@@ -218,7 +221,7 @@ def filter_says(filter_: Filter, op: Op, index: int) -> FilterSays:
         text = f"x2APIC registers (0x800-0x8ff) are never filtered: {word}"
         return FilterSays(denied, None, None, None, text)
     if number is None:
-        none = "there is no filter" if not filter_.ranges else "no range holds it"
+        none = "there is no filter" if not filter_.ranges else "no range covers it"
         return FilterSays(denied, None, None, None, f"{none}: {word} by default")
     one = filter_.ranges[number]
     bit = index - one.base
@@ -227,14 +230,18 @@ def filter_says(filter_: Filter, op: Op, index: int) -> FilterSays:
     return FilterSays(denied, number, one.base, bit, text)
 
 
-def _kernel(plan: Plan, op: Op, index: int) -> str:
+def _kernel(plan: Plan, op: Op, index: int, handled: bool | None) -> str:
     what = "reads" if op == Op.READ else "writes"
+    if handled is not None:
+        if handled:
+            return f"handles {what}; hands those that it rejects over as invalid"
+        if plan.kernel.ignore_msrs:
+            return f"does not handle {what}, and kvm.ignore_msrs=1 would swallow them"
+        return f"does not handle {what}: they come to user space as unknown"
     if plan.segment(op, index).known:
         entry = catalog().get(index)
         more = f". {entry.kvm.rstrip('.')}" if entry is not None and entry.kvm else ""
-        return (
-            f"some KVMs handle {what}; what they do not, they give up as unknown or invalid{more}"
-        )
+        return f"some KVMs handle {what}; others hand them over as unknown or invalid{more}"
     if plan.kernel.ignore_msrs:
         return f"no KVM handles {what}, and kvm.ignore_msrs=1 would swallow them"
     return f"no KVM handles {what}: they come to user space as unknown"
@@ -253,22 +260,23 @@ class _Asker:
         self._fresh = self._dispatcher.state()
         self._fresh["conditions"] = dict.fromkeys(self._fresh["conditions"], count - 1)
 
-    def cases(self, *, denied: bool) -> Iterator[Case]:
-        """Yield the cases, the likely one first."""
+    def cases(self, denied: bool, handled: bool | None) -> Iterator[Case]:
+        """Yield the ways in which the access may end, the likely one first."""
         segment = self._plan.segment(self._access.op, self._access.index)
+        reasons = (Reason.UNKNOWN,) if handled is False else (Reason.INVALID, Reason.UNKNOWN)
         if denied:
             first = self._case(self._dispatcher.restated(self._access).reason)
             yield first
             if first.effect is Effect.KERNEL:  # KVM is asked, and may refuse
-                for reason in (Reason.INVALID, Reason.UNKNOWN):
+                for reason in reasons:
                     yield self._case(reason, Outcome(Verdict.KERNEL, first.rule))
-        elif segment.known:
-            yield Case(None, (), "kernel", Effect.KERNEL, None, "what KVM answers")
-            for reason in (Reason.INVALID, Reason.UNKNOWN):
+        elif segment.known and (handled is not False or self._plan.kernel.ignore_msrs):
+            yield Case(None, (), "kernel", Effect.KERNEL, None, "KVM's answer")
+            for reason in reasons:
                 yield self._case(reason)
         else:
-            yield self._case(Reason.UNKNOWN)
-            yield self._case(Reason.INVALID)  # from a KVM newer than the catalog
+            for reason in reversed(reasons):  # invalid: from a KVM newer than the catalog
+                yield self._case(reason)
 
     def _case(self, reason: Reason, passed: Outcome | None = None) -> Case:
         """
@@ -289,8 +297,8 @@ class _Asker:
             if skipped:
                 continue
             if isinstance(action, (Python, Model, Host)):
-                does = "what it gives" if access.op == Op.READ else "what it makes of the write"
-                text, where = f"{does}: {action}", step.rule.where
+                what = "the answer of" if access.op == Op.READ else "the write handled by"
+                text, where = f"{what} {action}", step.rule.where
                 return Case(reason, tuple(tried), where, Effect.CODE, None, text)
             return self._ended(access, step.act(access), step.rule, tuple(tried))
         return self._ended(access, dispatcher.unruled(access), None, tuple(tried))
@@ -335,7 +343,7 @@ class _Asker:
         """Return what the guest sees."""
         verdict = outcome.verdict
         if verdict is Verdict.KERNEL:
-            return f"what KVM answers, by KVM_{'GET' if access.op == Op.READ else 'SET'}_MSRS"
+            return f"KVM's answer, by KVM_{'GET' if access.op == Op.READ else 'SET'}_MSRS"
         if verdict is Verdict.STOP:
             return "nothing more: the run stops"
         default = outcome.rule.removeprefix("defaults.")
@@ -354,9 +362,9 @@ class _Asker:
 
 def _value_text(action: Action | None, value: int) -> str:
     if isinstance(action, Counter):
-        return f"what has been counted, {action.hz:,} a second, at first from {value:#x}"
+        return f"a counter that starts at {value:#x} and counts {action.hz:,} times a second"
     if action is Plain.SHADOW:
-        return f"the value last written, at first {value:#x}"
+        return f"the value last written, initially {value:#x}"
     return f"the value {value:#x}"
 
 
@@ -366,4 +374,4 @@ def _hit(rule: Rule, value: int) -> str:
         return ""
     if rule.reset & rule.bits.lock:
         return ": a lock bit is set"
-    return f": reserved bits {(rule.reset ^ value) & rule.bits.fault:#x} change"
+    return f": reserved bits {(rule.reset ^ value) & rule.bits.fault:#x} would change"

@@ -3,8 +3,8 @@
 Policy
 ------
 
-What the owner of a virtual machine wants, as plain values. :mod:`kvmsr.policy.file` reads
-and writes them as text; :mod:`kvmsr.policy.plan` compiles and lints them for a KVM.
+What the owner of a virtual machine wants, as plain values. :mod:`kvmsr.policy.file` reads and
+writes policy files; :mod:`kvmsr.policy.plan` compiles policies for a KVM and lints them.
 """
 
 from kvmsr.policy.access import Access, Fault, Handler, Op, Reason

@@ -3,7 +3,7 @@
 Accesses
 --------
 
-One RDMSR or WRMSR that reached user space, and what a handler may say to it.
+One RDMSR or WRMSR that reached user space, and how a handler answers it.
 """
 
 import enum
@@ -16,7 +16,7 @@ __all__ = ("Access", "Fault", "Handler", "Op", "Reason")
 class Op(enum.StrEnum):
     """What the guest did."""
 
-    __hash__ = str.__hash__  # an enumeration's own is Python: slow, on the way of every access
+    __hash__ = str.__hash__  # enum's own is written in Python, and too slow for every access
 
     READ = "read"
     WRITE = "write"
@@ -24,10 +24,10 @@ class Op(enum.StrEnum):
 
 class Reason(enum.StrEnum):
     """
-    Why KVM gave the access up.
+    Why KVM handed the access to user space.
 
-    ``unknown``: KVM has never heard of the MSR. ``invalid``: it knows the MSR and refuses the
-    value or the mode. ``filter``: the plan's filter denies it.
+    ``unknown``: KVM does not know the MSR. ``invalid``: KVM knows the MSR, but rejects the value or
+    the mode. ``filter``: the plan's filter denies the access.
     """
 
     __hash__ = str.__hash__
@@ -41,16 +41,16 @@ class Access(NamedTuple):
     """
     One RDMSR or WRMSR that reached user space.
 
-    :ivar vcpu: the vCPU's number, from 0.
+    :ivar vcpu: number of the vCPU, from 0.
     :ivar op: read or write.
-    :ivar index: the MSR, 0 to 2**32 - 1.
-    :ivar value: what the guest writes, 0 to 2**64 - 1; 0 for a read.
-    :ivar reason: why KVM gave it up.
+    :ivar index: index of the MSR, 0 to 2**32 - 1.
+    :ivar value: the value that the guest writes, 0 to 2**64 - 1; 0 for a read.
+    :ivar reason: why KVM handed it to user space.
     """
 
     vcpu: int
     op: Op
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which is not needed here
     value: int
     reason: Reason
 
@@ -60,12 +60,14 @@ class Access(NamedTuple):
 
 
 class Fault(Exception):
-    """Raised by a handler so that the guest gets #GP(0)."""
+    """Raised by a handler to inject #GP(0) into the guest."""
 
 
 Handler = Callable[[Access], int | None]
 """
-A function that answers accesses: the value for a read, None for a write, or it raises Fault.
+A function that answers an access: it returns the value for a read and None for a write, or raises
+:class:`Fault`.
 
-It is called in the thread of the vCPU that waits, several at a time if the guest has several.
+It is called in the thread of the vCPU that waits for the answer, so a guest with several vCPUs may
+call it several times at once.
 """

@@ -3,7 +3,7 @@
 Actions
 -------
 
-What may happen to an access, as plain values.
+What can happen to an access, as plain values.
 """
 
 import enum
@@ -41,7 +41,7 @@ SAME_CPU: Final = "same-cpu"
 
 
 class Plain(enum.StrEnum):
-    """The actions that need nothing more said."""
+    """The actions without parameters."""
 
     KERNEL = "kernel"
     FAULT = "fault"
@@ -52,13 +52,13 @@ class Plain(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """Reads give *value*, 0 to 2**64 - 1."""
+    """Reads return *value*, 0 to 2**64 - 1."""
 
     value: int
 
     def __post_init__(self) -> None:
         if isinstance(self.value, bool) or not isinstance(self.value, int):
-            raise PolicyError(f"value {self.value!r} is no integer")
+            raise PolicyError(f"value {shown(self.value)} is not an integer")
         if not 0 <= self.value <= _U64:
             raise PolicyError(f"value {shown(self.value)} does not fit an MSR's 64 bits")
 
@@ -68,14 +68,14 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Python:
-    """A function of the owner's answers; *name* is how messages call it."""
+    """A Python function answers; *name* is what messages call it."""
 
     function: Handler
     name: str = ""
 
     def __post_init__(self) -> None:
         if not callable(self.function):
-            raise PolicyError(f"handler {self.function!r} cannot be called")
+            raise PolicyError(f"handler {shown(self.function)} is not callable")
         if not self.name:
             module = getattr(self.function, "__module__", "")
             name = getattr(self.function, "__qualname__", "") or shown(self.function)
@@ -90,10 +90,11 @@ class Model:
     """
     A register model answers: ``Model("topology.core-thread-count")``, ``Model(MyModel, watts=9)``.
 
-    :ivar cls: its class.
-    :ivar parameters: what the policy sets of what the class declares.
-    :ivar name: how policies and messages call it.
-    :raises PolicyError: if there is no such model, or a parameter does not fit.
+    :ivar cls: the model's class.
+    :ivar parameters: the values that the policy sets, as the class declares them.
+    :ivar name: what policies and messages call the model.
+    :raises PolicyError: if there is no such model, or a parameter is unknown or of the wrong type
+        or range.
     """
 
     cls: ModelClass
@@ -104,7 +105,7 @@ class Model:
         named = isinstance(model, str)
         cls = find_model(model) if isinstance(model, str) else model
         if not isinstance(cls, type) or not is_model_class(cls):
-            raise PolicyError(f"{shown(cls)} is no register model")
+            raise PolicyError(f"{shown(cls)} is not a register model")
         put = object.__setattr__
         put(self, "cls", cls)
         put(self, "parameters", fit_parameters(cls, parameters))
@@ -112,7 +113,7 @@ class Model:
 
     @classmethod
     def of(cls, model: ModelClass, name: str, parameters: Mapping[str, Any]) -> Self:
-        """Return the action for a class that policies call *name*."""
+        """Return the action for a class that the policy calls *name*."""
         made = cls(model, **parameters)
         object.__setattr__(made, "name", name)
         return made
@@ -122,7 +123,7 @@ class Model:
 
     @property
     def key(self) -> tuple[ModelClass, bytes]:
-        """Return what actions that share a model have in common: its class and parameters."""
+        """Return class and parameters: actions that agree in these share one model."""
         return self.cls, msgspec.json.encode(self.parameters, order="deterministic")
 
     def __str__(self) -> str:
@@ -132,9 +133,9 @@ class Model:
 @dataclass(frozen=True, slots=True)
 class Host:
     """
-    The host's own register answers, read and written through the msr device.
+    The host's own register answers; it is read and written through the msr device.
 
-    :ivar cpu: the host's CPU; None is the one that the vCPU runs on just then.
+    :ivar cpu: the host's CPU; None for the one that the vCPU runs on at that moment.
     """
 
     cpu: int | None = None
@@ -142,18 +143,18 @@ class Host:
     def __post_init__(self) -> None:
         wrong = isinstance(self.cpu, bool) or not isinstance(self.cpu, int) or self.cpu < 0
         if self.cpu is not None and wrong:
-            raise PolicyError(f"{shown(self.cpu)} is no CPU: write {SAME_CPU!r}, or its number")
+            raise PolicyError(f"{shown(self.cpu)} is not a CPU: write {SAME_CPU!r} or a number")
 
     @classmethod
     def parse(cls, spec: str | int) -> Self:
         """
-        Return the action that ``host = spec`` stands for.
+        Return the action for ``host = spec`` in a policy file.
 
-        :raises PolicyError: if it is neither ``same-cpu`` nor a number.
+        :raises PolicyError: if *spec* is neither ``same-cpu`` nor a number.
         """
         if isinstance(spec, str) and spec != SAME_CPU:
             hint = f"{nearest(spec, [SAME_CPU])}, or a number"
-            raise PolicyError(f"{shown(spec)} is no CPU of the host; {hint}")
+            raise PolicyError(f"{shown(spec)} is not a CPU of the host; {hint}")
         return cls(None if isinstance(spec, str) else spec)
 
     def __str__(self) -> str:
@@ -163,9 +164,9 @@ class Host:
 @dataclass(frozen=True, slots=True)
 class Counter:
     """
-    The register counts by itself, *hz* times a second, 1 to 10**12; a write sets it.
+    The register counts up *hz* times a second, 1 to 10**12; a write sets it.
 
-    It begins at ``reset`` when the guest begins, and wraps at 2**64.
+    It starts at ``reset`` when the guest starts, and wraps at 2**64.
     """
 
     hz: int
@@ -173,12 +174,10 @@ class Counter:
     def __post_init__(self) -> None:
         wrong = isinstance(self.hz, bool) or not isinstance(self.hz, int)
         if wrong or not 1 <= self.hz <= _MAX_HZ:
-            raise PolicyError(
-                f"a counter that counts {shown(self.hz)} times a second; write 1 to {_MAX_HZ:,}"
-            )
+            raise PolicyError(f"a counter's frequency is 1 to {_MAX_HZ:,} Hz, not {shown(self.hz)}")
 
     def ticks(self, elapsed: int) -> int:
-        """Return how often it has counted in *elapsed* nanoseconds."""
+        """Return how far it counts in *elapsed* nanoseconds."""
         return elapsed * self.hz // _SECOND & _U64
 
     def __str__(self) -> str:
@@ -187,14 +186,14 @@ class Counter:
 
 Action = Plain | Value | Python | Model | Host | Counter
 ActionSpec = Action | str | int | Handler
-"""How an action is written in Python: "fault", Plain.FAULT, 5 or Value(5), or a function."""
+"""An action as written in Python: "fault" or Plain.FAULT, 5 or Value(5), or a function."""
 
 
 def to_action(spec: ActionSpec, op: Op) -> Action:
     """
-    Return the action that *spec* stands for.
+    Return the action for *spec*.
 
-    :raises PolicyError: if there is none, or not for *op*.
+    :raises PolicyError: if it is not an action, or not one for *op*.
     """
     action: Action
     if isinstance(spec, (Plain, Value, Python, Model, Host, Counter)):
@@ -206,15 +205,15 @@ def to_action(spec: ActionSpec, op: Op) -> Action:
     elif callable(spec):
         action = Python(spec)
     else:
-        raise PolicyError(f"{spec!r} is no action")
+        raise PolicyError(f"{shown(spec)} is not an action")
     if isinstance(action, Value) and op == Op.WRITE:
-        raise PolicyError("a value can only be read; for writes say ignore, fault or shadow")
+        raise PolicyError("a value can only be read; use ignore, fault or shadow for writes")
     return action
 
 
 def plain(word: str, allowed: Collection[Plain] = tuple(Plain)) -> Plain:
     """
-    Return the plain action called *word*.
+    Return the plain action with the name *word*.
 
     :raises PolicyError: if it is not one of *allowed*.
     """
@@ -222,8 +221,8 @@ def plain(word: str, allowed: Collection[Plain] = tuple(Plain)) -> Plain:
         if action.value == word:
             return action
     if not isinstance(word, str):
-        raise PolicyError(f"{shown(word)} is no action; there are {', '.join(allowed)}")
+        raise PolicyError(f"{shown(word)} is not an action; there are {', '.join(allowed)}")
     hint = nearest(word, allowed)
     if "did you mean" in hint:
         hint += f" There are {', '.join(allowed)}"
-    raise PolicyError(f"{shown(word)} is no action here; {hint}")
+    raise PolicyError(f"{shown(word)} is not an action here; {hint}")

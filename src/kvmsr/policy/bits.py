@@ -3,7 +3,7 @@
 Bits
 ----
 
-What reads and writes do to each bit of a register.
+How each bit of a register reacts to reads and writes.
 """
 
 import enum
@@ -22,12 +22,13 @@ _SPAN: Final = re.compile(r"(\d{1,2})(?:\s*-\s*(\d{1,2}))?")
 
 class BitKind(enum.StrEnum):
     """
-    What a bit does.
+    How a bit behaves.
 
-    ``rw`` takes what is written; ``ro`` keeps what it is; ``fault`` makes a write that would change
-    it fault (a reserved bit); ``w1c`` and ``w1s`` are cleared and set by writing 1, and keep what
-    they are at 0; ``once`` takes the first write and is read-only from then on; ``lock`` can be
-    set, and where it is set every write faults; ``rc`` is read-only, and cleared by being read.
+    ``rw`` takes the value written. ``ro`` never changes. ``fault``, a reserved bit, makes a write
+    that would change it fault. ``w1c`` and ``w1s`` are cleared or set by writing 1; writing 0 does
+    nothing. ``once`` takes the value of the first write and is read-only afterwards. ``lock`` is
+    set by writing 1; once it is set, every write to the register faults. ``rc`` is read-only and
+    cleared by a read.
     """
 
     RW = "rw"
@@ -41,7 +42,7 @@ class BitKind(enum.StrEnum):
 
 
 class Bits(NamedTuple):
-    """The bits of each kind, as masks; every one of the 64 bits is in exactly one of them."""
+    """A mask for each kind of bit; each of the 64 bits is set in exactly one of them."""
 
     rw: int = 0
     ro: int = 0
@@ -55,11 +56,12 @@ class Bits(NamedTuple):
     @classmethod
     def parse(cls, spec: Mapping[str, str]) -> Self:
         """
-        Return the bits that *spec* describes, ``{"0": "lock", "1-2": "rw", "*": "fault"}``.
+        Return the bits for *spec*, such as ``{"0": "lock", "1-2": "rw", "*": "fault"}``.
 
-        ``*`` is all bits that are not named; ``rw`` if it is not there.
+        ``*`` stands for all bits that are not named; they are ``rw`` if it is missing.
 
-        :raises PolicyError: if a key names no bits or bits that another names, or a kind is none.
+        :raises PolicyError: if a key is not a bit or a range of bits, if two keys overlap, or if a
+            kind does not exist.
         """
         masks = dict.fromkeys(BitKind, 0)
         named: dict[str, int] = {}
@@ -79,7 +81,7 @@ class Bits(NamedTuple):
         return cls(**{kind.value: mask for kind, mask in masks.items()})
 
     def spec(self) -> dict[str, str]:
-        """Return how these bits are written; what most bits are is said for ``*``."""
+        """Return these bits as a policy file writes them; ``*`` stands for the most common kind."""
         masks = dict(zip(BitKind, self, strict=True))
         rest = max(BitKind, key=lambda kind: masks[kind].bit_count())
         spans = [
@@ -92,9 +94,9 @@ class Bits(NamedTuple):
 
     def write(self, old: int, value: int, *, first: bool) -> int | None:
         """
-        Return what a register that holds *old* holds after a write of *value*; None for a fault.
+        Return the register's new value after writing *value* over *old*; None if the write faults.
 
-        :param first: nothing was written to it since reset.
+        :param first: whether this is the first write since reset.
         """
         if old & self.lock or (old ^ value) & self.fault:
             return None
@@ -107,18 +109,18 @@ class Bits(NamedTuple):
 
 
 ALL_RW: Final = Bits(rw=_U64)
-"""What a register does of which nothing is said."""
+"""The default for registers without ``bits``: every bit takes the value written."""
 
 
 def parse_span(text: str | int) -> tuple[int, int]:
     """
-    Return lowest and highest bit of ``"1-2"`` or ``"5"``.
+    Return the lowest and the highest bit of ``"1-2"`` or ``"5"``.
 
-    :raises PolicyError: if it names no bits of 0 to 63.
+    :raises PolicyError: if it is not a bit or a range of bits between 0 and 63.
     """
     match = _SPAN.fullmatch(str(text).strip())
     if not match:
-        raise PolicyError(f'{shown(text)} names no bits: write "5", "1-2" or "*"')
+        raise PolicyError(f'{shown(text)} is not a range of bits: write "5", "1-2" or "*"')
     low, high = int(match[1]), int(match[2] or match[1])
     if low > high:
         low, high = high, low  # data sheets write 63:32
@@ -132,7 +134,7 @@ def _kind(word: str, key: str) -> BitKind:
         return BitKind(word)
     except ValueError:
         raise PolicyError(
-            f"bits {shown(key)}: {shown(word)} is no kind of bits; {nearest(word, BitKind)}"
+            f"bits {shown(key)}: {shown(word)} is not a kind of bit; {nearest(word, BitKind)}"
         ) from None
 
 

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The form of values
-------------------
+Conversion to declared types
+----------------------------
 
-Holds what comes from outside to a declared type, and reports what is wrong in the words of a policy
-file.
+Checks values from outside against declared types, and reports errors in the terms of a policy file.
 """
 
 import re
@@ -20,14 +19,14 @@ __all__ = ("FormError", "Path", "convert", "convert_keys")
 _T = TypeVar("_T")
 
 Path = tuple[str | int, ...]
-"""Where a value stands: ``("rule", 2, "read")``."""
+"""The position of a value in a document: ``("rule", 2, "read")``."""
 
 
 class FormError(PolicyError):
     """
-    A value that does not have the form asked for.
+    A value of the wrong type or range.
 
-    :ivar path: where in the value.
+    :ivar path: the position of the error in the value.
     """
 
     def __init__(self, message: str, path: Path) -> None:
@@ -37,9 +36,9 @@ class FormError(PolicyError):
 
 def convert(raw: Any, form: type[_T]) -> _T:
     """
-    Return *raw* as a *form*.
+    Convert *raw* to type *form*.
 
-    :raises FormError: if it does not have that form.
+    :raises FormError: if it does not have that type.
     """
     try:
         return msgspec.convert(raw, form)
@@ -53,9 +52,9 @@ def convert(raw: Any, form: type[_T]) -> _T:
 
 def convert_keys(raw: dict[str, Any], form: type) -> tuple[dict[str, Any], list[FormError]]:
     """
-    Return those keys of *raw* that a *form*, a structure, can have, and an error for each other.
+    Convert the table *raw* key by key, for the structure *form*.
 
-    A key that is missing is wrong, too.
+    Return the keys that are right, and an error for each that is not, or is missing.
     """
     hints = get_type_hints(form)
     given: dict[str, Any] = {}
@@ -99,7 +98,7 @@ def _in_words(what: str, path: Path, form: type) -> FormError:
 
 
 def _fields_at(form: Any, path: Path) -> tuple[str, ...]:
-    """Return the keys that the table at *path* in a *form* may have."""
+    """Return the keys of the table at *path* in the type *form*."""
     struct = _struct_in(form)
     for part in path:
         if struct is not None and isinstance(part, str):
@@ -108,14 +107,14 @@ def _fields_at(form: Any, path: Path) -> tuple[str, ...]:
 
 
 def _struct_in(hint: Any) -> type[msgspec.Struct] | None:
-    """Return the structure that *hint* is, or that it is a list or union of."""
+    """Return the structure that *hint* is, or that is an element of the list or union *hint*."""
     if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
         return hint
     return next((found for arg in get_args(hint) if (found := _struct_in(arg))), None)
 
 
 def _path(text: str) -> Path:
-    """Read msgspec's ``.rule[2].read``."""
-    # A key of a free table is told as [...]: of those the table itself is named.
+    """Parse msgspec's notation, ``.rule[2].read``."""
+    # msgspec writes [...] for a key of a table with arbitrary keys: name the table instead.
     parts = re.findall(r"\.([^.\[]+)|\[(\d+)\]", text.split("[...]")[0])
     return tuple(int(number) if number else name for name, number in parts)

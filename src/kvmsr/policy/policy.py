@@ -3,7 +3,7 @@
 Policies
 --------
 
-What the owner of a virtual machine wants of each MSR: ordered rules and defaults, as plain values.
+Ordered rules and defaults: what the owner of a virtual machine wants to happen to each MSR.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,6 +16,7 @@ from kvmsr.policy.actions import Host, Plain, Python, plain
 from kvmsr.policy.rule import Rule
 from kvmsr.policy.selector import MsrSpec
 from kvmsr.policy.topology import Topology
+from kvmsr.text import shown
 
 __all__ = (
     "ON_ERROR", "ON_UNKNOWN", "Defaults", "Policy", "host_write_error", "on_read", "on_write",
@@ -28,11 +29,11 @@ ON_ERROR: Final = (Plain.FAULT, Plain.IGNORE, Plain.STOP)
 @dataclass(frozen=True, slots=True, init=False)
 class Defaults:
     """
-    What holds where no rule does.
+    What happens to accesses that no rule decides.
 
     :ivar unknown: for MSRs that KVM does not know: fault, ignore, shadow or stop.
-    :ivar invalid: for values and modes that KVM refuses: the same.
-    :ivar on_error: when a handler fails: fault, ignore or stop.
+    :ivar invalid: for values and modes that KVM rejects: the same choices.
+    :ivar on_error: for accesses whose handler fails: fault, ignore or stop.
     """
 
     unknown: Plain
@@ -51,12 +52,12 @@ class Defaults:
 @dataclass(frozen=True, slots=True, init=False)
 class Policy:
     """
-    Ordered rules and defaults; the first rule that is for the MSR and says something of the
-    direction wins.
+    Ordered rules and defaults. The first rule wins that selects the MSR, has an action for the
+    direction, and whose condition holds.
 
     :ivar topology: which vCPUs share registers.
-    :ivar allow_host_writes: whether ``host`` may be an action for writes.
-    :ivar source: the file it came from, or "".
+    :ivar allow_host_writes: whether ``host`` is allowed as an action for writes.
+    :ivar source: the file that it was read from, or "".
     """
 
     rules: tuple[Rule, ...]
@@ -93,21 +94,21 @@ class Policy:
 
 
 def host_write_error(rule: Rule) -> PolicyError | None:
-    """Return the error of a rule that writes the host's registers where that is not allowed."""
+    """Return the error for a rule that writes to the host, where that is not allowed; else None."""
     if not isinstance(rule.write, Host):
         return None
     file, line, key, _ = rule.place.at("write")
     message = (
-        "guests must not write the host's registers unless [policy] has allow_host_writes = true,"
+        "guests may write to the host's registers only with allow_host_writes = true in [policy],"
         " in the file that is run itself"
     )
     return PolicyError(message, file=file, line=line, key=key or f"{rule.where}.write")
 
 
 def _placed(rule: Rule, number: int) -> Rule:
-    """Return *rule* with a name for messages, if it was written in no file."""
+    """Return *rule* with a name for messages, if it does not come from a file."""
     if not isinstance(rule, Rule):
-        raise PolicyError(f"rule[{number}] is {rule!r}, which is no rule")
+        raise PolicyError(f"rule[{number}] is not a Rule: {shown(rule)}")
     if rule.where:
         return rule
     return replace(rule, where=f"rule[{number}]")
@@ -115,7 +116,7 @@ def _placed(rule: Rule, number: int) -> Rule:
 
 def on_read(msr: MsrSpec) -> Callable[[Handler], Rule]:
     """
-    Make a rule of a function that answers reads of *msr*::
+    Turn a function into a rule that has it answer reads of *msr*::
 
         @on_read("MSR_CORE_THREAD_COUNT")
         def four_threads(access):
@@ -127,5 +128,5 @@ def on_read(msr: MsrSpec) -> Callable[[Handler], Rule]:
 
 
 def on_write(msr: MsrSpec) -> Callable[[Handler], Rule]:
-    """Make a rule of a function that takes writes to *msr*; see :func:`on_read`."""
+    """Turn a function into a rule that has it handle writes to *msr*; see :func:`on_read`."""
     return lambda function: Rule(msr, write=Python(function))

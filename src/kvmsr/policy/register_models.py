@@ -3,7 +3,7 @@
 Register models by name
 -----------------------
 
-Finding the class behind ``model = "…"``, and holding a policy's parameters to what it declares.
+Finds the class for ``model = "…"``, and checks a policy's parameters against its declaration.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from kvmsr.text import nearest, shown
 
 __all__ = ("BUILT_IN", "find_model", "fit_parameters")
 
-# They are found by name as a user's own are: this room knows of no other above it.
+# Looked up by name, like a user's own models: this package does not import those above it.
 _ROOM: Final = "kvmsr.dispatch.models"
 
 BUILT_IN: Final[Mapping[str, str]] = {
@@ -39,24 +39,24 @@ BUILT_IN: Final[Mapping[str, str]] = {
     "thermal": f"{_ROOM}.thermal:Thermal",
     "topology.core-thread-count": f"{_ROOM}.topology:CoreThreadCount",
 }
-"""The models that come with kvmsr: what policies call them, and where they are."""
+"""The models that come with kvmsr, by their names in policies."""
 
 
 def find_model(name: str, find: Callable[[str], Any] | None = None) -> ModelClass:
     """
-    Return the class of model *name*: one of those that come with kvmsr, or ``module:Class``.
+    Return the class of model *name*: one that comes with kvmsr, or ``module:Class``.
 
-    :param find: returns what ``module:Class`` names; by default it is imported.
-    :raises PolicyError: if there is none; names the one that looks like it.
+    :param find: resolves ``module:Class``; by default, by importing the module.
+    :raises PolicyError: if there is no such model; suggests the closest name.
     """
     place = BUILT_IN.get(name, name)
     if ":" not in place:
         hint = nearest(name, BUILT_IN)
-        raise PolicyError(f"there is no model {shown(name)}; {hint}, or module:Class for your own")
+        raise PolicyError(f"there is no model {shown(name)} (write module:Class for yours); {hint}")
     found = _imported(place) if find is None or name in BUILT_IN else find(place)
     if not is_model_class(found):
         raise PolicyError(
-            f"{shown(name)} is no register model: derive it from {_ROOM}.RegisterModel"
+            f"{shown(name)} is not a register model: derive it from {_ROOM}.RegisterModel"
         )
     model: ModelClass = found
     return model
@@ -71,9 +71,9 @@ def _imported(place: str) -> Any:
 
 def fit_parameters(cls: ModelClass, given: Mapping[str, Any]) -> msgspec.Struct:
     """
-    Return *given* as the parameters that the model declares.
+    Convert *given* to the parameters that the model declares.
 
-    :raises PolicyError: for one that it does not declare, or of the wrong type or range.
+    :raises PolicyError: if a parameter is not declared, or has the wrong type or range.
     """
     declared = cast("type[msgspec.Struct]", cls.Parameters)
     return convert(dict(given), declared)

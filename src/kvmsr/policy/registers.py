@@ -3,8 +3,8 @@
 Declared registers
 ------------------
 
-What a register model says of its registers: which MSRs they are, their fields, who has one of its
-own. Policies are checked against it before any guest runs.
+What a register model declares about its registers: their MSRs, fields and scope. Policies are
+checked against this before a guest runs.
 """
 
 from collections.abc import Mapping
@@ -28,12 +28,12 @@ _U64: Final = (1 << 64) - 1
 @dataclass(frozen=True, slots=True, init=False)
 class Field:
     """
-    Some neighbouring bits of a register: ``Field("16-22", "ro", reset=5)``.
+    Adjacent bits of a register: ``Field("16-22", "ro", reset=5)``.
 
     :ivar low: the lowest bit.
-    :ivar high: the highest.
-    :ivar kind: what its bits do, as in a policy's ``bits``.
-    :ivar reset: what it holds at first.
+    :ivar high: the highest bit.
+    :ivar kind: how the bits behave, as in a policy's ``bits``.
+    :ivar reset: the initial value of the field.
     """
 
     low: int
@@ -51,24 +51,24 @@ class Field:
 
     @property
     def mask(self) -> int:
-        """Return the field's bits."""
+        """Return the mask of the field's bits."""
         return (2 << self.high) - (1 << self.low)
 
 
 class Register:
     """
-    One or more MSRs that a model answers for, with their fields::
+    One or more MSRs that a model answers, with their fields::
 
         status = Register("IA32_THERM_STATUS", "ro", readout=Field("16-22"), valid=Field(31))
 
-    :param msr: the MSRs, as in a policy: a name, a number, a range, or a list. Several are several
-        registers that look the same: banks.
+    :param msr: the MSRs, as in a policy: a name, a number, a range, or a list. Several MSRs are
+        several registers with the same layout: banks.
     :param access: ``rw``, ``ro`` (writes fault) or ``wo`` (reads fault).
-    :param others: what the bits outside all fields do, as in a policy's ``bits``.
-    :param scope: what has one of its own; by default what has a model of its own.
-    :param reset: what it holds at first, outside its fields.
-    :ivar name: what the model calls it.
-    :ivar indices: the MSRs, ascending.
+    :param others: how the bits outside of all fields behave, as in a policy's ``bits``.
+    :param scope: the scope of the register; by default, that of the model.
+    :param reset: the initial value of the bits outside of all fields.
+    :ivar name: the name of the register in the model.
+    :ivar indices: the MSRs, in ascending order.
     :raises PolicyError: if there is no such MSR, or fields overlap.
     """
 
@@ -83,10 +83,10 @@ class Register:
         **fields: Field,
     ) -> None:
         if access not in ("rw", "ro", "wo"):
-            raise PolicyError(f"access {shown(access)}: a register is rw, ro or wo")
+            raise PolicyError(f"access must be rw, ro or wo, not {shown(access)}")
         ranges = parse_msrs(msr)
         if sum(last - first + 1 for first, last in ranges) > MAX_MODEL_MSRS:
-            raise PolicyError(f"a register of more than {MAX_MODEL_MSRS} MSRs")
+            raise PolicyError(f"a register has at most {MAX_MODEL_MSRS} MSRs")
         self.name = ""
         self.indices = tuple(i for first, last in ranges for i in range(first, last + 1))
         self.readable, self.writable = access != "wo", access != "ro"
@@ -105,23 +105,23 @@ class Register:
         return f"<Register {self.name} {', '.join(f'{i:#x}' for i in self.indices[:4])}>"
 
     def number(self, index: int) -> int:
-        """Return which of its MSRs *index* is, from 0: the number of the bank."""
+        """Return the position of *index* among its MSRs, from 0: the number of the bank."""
         return self.indices.index(index)
 
     def pack(self, value: int = 0, /, **fields: int) -> int:
         """
-        Return *value* with *fields* put in.
+        Return *value* with *fields* set.
 
-        :raises ValueError: if a field is unknown, or does not fit.
+        :raises ValueError: if there is no such field, or a number does not fit its field.
         """
         if not 0 <= value <= _U64:
-            raise ValueError(f"{self.name}: {value:#x} does not fit 64 bits")
+            raise ValueError(f"{self.name}: {value:#x} does not fit in 64 bits")
         for name, number in fields.items():
             field = self.fields.get(name)
             if field is None:
                 raise ValueError(f"{self.name} has no field {name!r}")
             if not 0 <= number <= field.mask >> field.low:
-                raise ValueError(f"{self.name}.{name}: {number:#x} does not fit its bits")
+                raise ValueError(f"{self.name}.{name}: {number:#x} does not fit in the field")
             value = value & ~field.mask | number << field.low
         return value
 
@@ -143,7 +143,7 @@ class ModelClass(Protocol):
 
 
 def is_model_class(candidate: object) -> bool:
-    """Tell whether *candidate* is a register model's class."""
+    """Return whether *candidate* is the class of a register model."""
     parameters = getattr(candidate, "Parameters", None)
     return (
         isinstance(candidate, type)

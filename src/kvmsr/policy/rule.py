@@ -3,7 +3,7 @@
 Rules
 -----
 
-What shall happen to some MSRs: the unit that a policy is made of.
+What happens to some MSRs: the unit that policies consist of.
 """
 
 import enum
@@ -26,10 +26,10 @@ __all__ = ("NOWHERE", "Log", "Place", "Rule", "to_log", "to_scope")
 
 class Log(enum.StrEnum):
     """
-    Which accesses of a rule are told while the guest runs.
+    Which accesses of a rule are logged while the guest runs.
 
-    ``once`` is the first of each MSR and direction; ``change`` those whose value differs from the
-    last.
+    ``once`` logs the first access to each MSR in each direction; ``change`` logs accesses whose
+    value differs from the last one.
     """
 
     NEVER = "never"
@@ -40,12 +40,12 @@ class Log(enum.StrEnum):
 
 class Place(NamedTuple):
     """
-    Where something was written.
+    A position in a policy file.
 
-    :ivar file: the file, or "" if it came from none.
-    :ivar line: the line in it, from 1; 0 where there is none.
-    :ivar key: the key, ``rule[2]`` say.
-    :ivar inside: the lines of the keys in it.
+    :ivar file: the file, or "" for a rule that does not come from a file.
+    :ivar line: the line, from 1; 0 if there is none.
+    :ivar key: the key, for example ``rule[2]``.
+    :ivar inside: the line of each key inside that one.
     """
 
     file: str = ""
@@ -54,37 +54,37 @@ class Place(NamedTuple):
     inside: tuple[tuple[str, int], ...] = ()
 
     def at(self, key: str) -> "Place":
-        """Return the place of *key* in it; ``when.cpl`` is where ``when`` is, if need be."""
+        """Return the position of *key* inside this one; for ``when.cpl``, at least of ``when``."""
         lines = dict(self.inside)
         line = lines.get(key) or lines.get(key.partition(".")[0]) or self.line
         return Place(self.file, line, f"{self.key}.{key}" if self.key else "")
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the place as JSON has it."""
+        """Return the position in its JSON form."""
         return {"file": self.file, "line": self.line, "key": self.key}
 
 
 NOWHERE: Final = Place()
 
-# A policy may have ten thousand rules, and looking a member up in its enumeration takes time.
+# A policy may have ten thousand rules, and looking up a member of an enum is slow.
 _READ, _KERNEL = Op.READ, Plain.KERNEL
 
 
 @dataclass(frozen=True, slots=True, init=False)
 class Rule:
     """
-    What shall happen to some MSRs, for reads, for writes, or for both.
+    What happens to reads or writes of some MSRs, or both.
 
     :ivar msrs: the MSRs, as ranges.
-    :ivar read: the action for reads; None says nothing of reads.
-    :ivar write: the action for writes; None says nothing of writes.
-    :ivar reset: what ``shadow`` reads before anything was written, and where a counter begins.
-    :ivar bits: what ``shadow`` does of each bit; None keeps every one.
-    :ivar scope: which vCPUs share what ``shadow`` keeps, or a counter.
-    :ivar when: the condition under which the rule holds; None is always.
-    :ivar log: what is told while the guest runs; None is ``once`` for faults.
-    :ivar place: where the rule was written: file, line and key.
-    :ivar where: where the rule was written, for messages and the summary.
+    :ivar read: the action for reads; None if the rule does not apply to reads.
+    :ivar write: the action for writes; None if the rule does not apply to writes.
+    :ivar reset: the initial value of a ``shadow`` register or a counter.
+    :ivar bits: how each bit of a ``shadow`` register behaves; None for all ``rw``.
+    :ivar scope: which vCPUs share a ``shadow`` register or a counter.
+    :ivar when: the condition under which the rule holds; None for always.
+    :ivar log: which accesses are logged; None logs faults ``once``.
+    :ivar place: the rule's position in its file: file, line and key.
+    :ivar where: the same in short, for messages and the summary.
     """
 
     msrs: Ranges
@@ -113,9 +113,9 @@ class Rule:
         place: Place = NOWHERE,
         msrs: MsrSpec = (),
     ) -> None:
-        # msrs is what dataclasses.replace() hands on of the rule that it copies.
+        # dataclasses.replace() passes msrs of the rule that it copies.
         if read is None and write is None:
-            raise PolicyError("a rule needs an action for read, for write, or for both")
+            raise PolicyError("a rule needs an action for read, for write, or both")
         put = object.__setattr__
         put(self, "msrs", parse_msrs(msrs if msr is None else msr))
         put(self, "read", None if read is None else to_action(read, Op.READ))
@@ -131,22 +131,22 @@ class Rule:
 
     def _check(self) -> None:
         """
-        Hold the rule to itself.
+        Check that the parts of the rule fit together.
 
-        :raises FormError: if it says something that its actions leave without a meaning.
+        :raises FormError: if a key has no effect with these actions.
         """
         actions = (self.read, self.write)
         if Plain.SHADOW not in actions:
             counts = any(isinstance(action, Counter) for action in actions)
-            for key, said in (
-                ("bits", self.bits),
-                ("reset", self.reset and not counts),
-                ("scope", self.scope is not Scope.THREAD and not counts),
+            for key, given, user in (
+                ("bits", self.bits, "shadow"),
+                ("reset", self.reset and not counts, "shadow or a counter"),
+                ("scope", self.scope is not Scope.THREAD and not counts, "shadow or a counter"),
             ):
-                if said:
-                    raise FormError("this is for shadow, and no action here is shadow", (key,))
+                if given:
+                    raise FormError(f"no effect: neither action is {user}", (key,))
         if self.when is not None and self.when.value is not None and self.read is not None:
-            message = "a read has no value to compare: give reads a rule of their own"
+            message = "reads have no value to compare: put them in a rule of their own"
             raise FormError(message, ("when", "value"))
         for action in actions:
             if isinstance(action, Model):
@@ -158,7 +158,7 @@ class Rule:
         return self.when.never if self.when else ""
 
     def asks_for(self, op: Op) -> bool:
-        """Tell whether the rule wants accesses that KVM could complete itself."""
+        """Return whether the rule takes accesses that KVM could complete itself."""
         action = self.read if op == _READ else self.write
         if action is None or action is _KERNEL:
             return False
@@ -172,9 +172,9 @@ class Rule:
 
 def _check_has(action: Model, msrs: Ranges) -> None:
     """
-    Hold a rule to the MSRs that its model has.
+    Check that the model of a rule has all of its MSRs.
 
-    :raises PolicyError: naming the first that it has not, and those that it has.
+    :raises PolicyError: if one is missing; lists those that the model has.
     """
     has = action.cls.registers
     for first, last in msrs:
@@ -188,23 +188,23 @@ def _check_has(action: Model, msrs: Ranges) -> None:
 
 def to_scope(word: str | None) -> Scope | None:
     """
-    Return the scope called *word*.
+    Return the scope with the name *word*.
 
-    :raises PolicyError: if there is none.
+    :raises PolicyError: if there is no such scope.
     """
     try:
         return None if word is None else Scope(word)
     except ValueError:
-        raise PolicyError(f"{shown(word)} is no scope; {nearest(word, Scope)}") from None
+        raise PolicyError(f"{shown(word)} is not a scope; {nearest(word, Scope)}") from None
 
 
 def to_log(word: str | None) -> Log | None:
     """
-    Return the way of logging called *word*.
+    Return the log setting with the name *word*.
 
-    :raises PolicyError: if there is none.
+    :raises PolicyError: if there is no such setting.
     """
     try:
         return None if word is None else Log(word)
     except ValueError:
-        raise PolicyError(f"{shown(word)} is no way to log; {nearest(word, Log)}") from None
+        raise PolicyError(f"{shown(word)} is not a log setting; {nearest(word, Log)}") from None

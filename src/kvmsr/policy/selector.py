@@ -3,7 +3,7 @@
 Selectors
 ---------
 
-Which MSRs a rule is for: by number, range, name, or a list of these.
+The MSRs that a rule applies to: a number, a range, a name, or a list of these.
 """
 
 import difflib
@@ -20,19 +20,19 @@ __all__ = ("MAX_INDEX", "MsrSpec", "Ranges", "merge", "parse_msrs")
 MAX_INDEX: Final = (1 << 32) - 1
 
 Ranges = tuple[tuple[int, int], ...]
-"""First and last MSR of each range, ascending and apart."""
+"""First and last MSR of each range, in ascending order, with gaps between ranges."""
 
 MsrSpec = int | str | Iterable[int | str | tuple[int, int]]
 """
-How a selector is written: 0x35, "0x600-0x63f", "IA32_PAT", "IA32_MC*_CTL", or a list of these;
-in a list, (5, 9) is the range from 5 to 9.
+A selector as written in a policy: 0x35, "0x600-0x63f", "IA32_PAT", "IA32_MC*_CTL", or a list of
+these. In a list, (5, 9) is the range from 5 to 9.
 """
 
-# As TOML writes numbers; longer ones are out of range anyway, and Python refuses the longest.
+# Numbers as in TOML. Longer ones are out of range anyway, and Python refuses to parse the longest.
 _NUMBER: Final = r"(?:0[xX][0-9a-fA-F](?:_?[0-9a-fA-F]){0,30}|0|[1-9](?:_?[0-9]){0,30})"
 _NAME: Final = re.compile(r"[A-Za-z_]\w{0,99}")
 _GLOB: Final = re.compile(r"(?=.*[*?\[])(?=.*[A-Za-z])[\w*?\[\]!-]{1,100}")
-_TEXTS: Final = (str, bytes, bytearray, memoryview)  # they can be iterated, and are no lists
+_TEXTS: Final = (str, bytes, bytearray, memoryview)  # iterable, but not lists
 _RANGE: Final = re.compile(rf"({_NUMBER})(?:\s*-\s*({_NUMBER}))?")
 
 
@@ -40,12 +40,12 @@ def parse_msrs(spec: MsrSpec) -> Ranges:
     """
     Return the MSRs that *spec* selects.
 
-    :raises PolicyError: if it is none of the forms, selects nothing, or names no MSR.
+    :raises PolicyError: if *spec* is malformed, selects nothing, or there is no such MSR.
     """
     is_list = isinstance(spec, Iterable) and not isinstance(spec, _TEXTS)
     items = list(spec) if is_list else [spec]  # type: ignore[arg-type]
     if not items:
-        raise PolicyError("selects no MSR")
+        raise PolicyError("an empty list selects no MSR")
     return merge(span for item in items for span in _one(item))
 
 
@@ -53,7 +53,7 @@ def _one(item: object) -> list[tuple[int, int]]:
     if isinstance(item, tuple) and len(item) == 2 and all(type(end) is int for end in item):
         return [_checked(item[0], item[1], shown(item))]
     if isinstance(item, bool) or not isinstance(item, (int, str)):
-        raise PolicyError(f"{shown(item)} selects no MSR: write a number, a range or a name")
+        raise PolicyError(f"{shown(item)} is not an MSR: write a number, a range or a name")
     if isinstance(item, int):
         return [_checked(item, item, shown(item))]
     text = item.strip()
@@ -65,8 +65,8 @@ def _one(item: object) -> list[tuple[int, int]]:
         return _glob(text)
     if not _NAME.fullmatch(text):
         raise PolicyError(
-            f"{shown(item)} selects no MSR: write a number (0x35), a range (0x600-0x63f), a name"
-            " or a pattern of names (IA32_MC*_STATUS)"
+            f"{shown(item)} is not an MSR: write a number (0x35), a range (0x600-0x63f), a name or"
+            " a name pattern (IA32_MC*_STATUS)"
         )
     try:
         index = catalog().lookup(text).index
@@ -76,14 +76,14 @@ def _one(item: object) -> list[tuple[int, int]]:
 
 
 def _glob(pattern: str) -> list[tuple[int, int]]:
-    """Return the MSRs that have a name like *pattern*."""
+    """Return the MSRs whose names match *pattern*."""
     found = [(msr.index, msr.index) for msr in catalog().match(pattern)]
     if not found:
         plain = re.sub(r"\[.*?\]|[*?]", "", pattern)
         names = {name.lower(): name for msr in catalog() for name in (msr.name, *msr.aliases)}
         near = difflib.get_close_matches(plain.lower(), names, n=1, cutoff=0.3)
-        hint = f"; the nearest is {names[near[0]]}" if near else ""
-        raise PolicyError(f"no MSR has a name like {shown(pattern)}{hint}")
+        hint = f"; the closest name is {names[near[0]]}" if near else ""
+        raise PolicyError(f"no MSR's name matches {shown(pattern)}{hint}")
     return found
 
 
@@ -96,7 +96,7 @@ def _checked(first: int, last: int, text: str) -> tuple[int, int]:
 
 
 def merge(ranges: Iterable[tuple[int, int]]) -> Ranges:
-    """Return *ranges* ascending and apart."""
+    """Return *ranges* in ascending order, with adjacent and overlapping ones merged."""
     merged: list[tuple[int, int]] = []
     for first, last in sorted(ranges):
         if merged and first <= merged[-1][1] + 1:

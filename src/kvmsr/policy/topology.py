@@ -3,7 +3,7 @@
 Topology
 --------
 
-Which vCPUs share a register: those of a core, of a package, or all of them.
+Which vCPUs share a register: those of one core, of one package, or all of them.
 """
 
 import enum
@@ -16,7 +16,7 @@ __all__ = ("Scope", "Topology")
 
 
 class Scope(enum.StrEnum):
-    """What has one register of its own (Intel SDM volume 4: "Scope"), narrow ones first."""
+    """What each has its own copy of a register (Intel SDM volume 4, "Scope"); narrowest first."""
 
     THREAD = "thread"
     CORE = "core"
@@ -27,10 +27,10 @@ class Scope(enum.StrEnum):
 @dataclass(frozen=True, slots=True)
 class Topology:
     """
-    How vCPUs lie in cores and packages: by number, threads of a core side by side.
+    How vCPUs are grouped into cores and packages, in the order of their numbers.
 
     :ivar threads_per_core: at least 1.
-    :ivar cores_per_package: at least 1; None puts every core in one package.
+    :ivar cores_per_package: at least 1; None for a single package.
     """
 
     threads_per_core: int = 1
@@ -45,7 +45,7 @@ class Topology:
                 raise PolicyError(f"{name} is {shown(count)}: it must be 1 or more")
 
     def unit(self, scope: Scope, vcpu: int) -> int:
-        """Return the number, from 0, of the thread, core or package that *vcpu* lies in."""
+        """Return the number, from 0, of the thread, core or package that *vcpu* belongs to."""
         if scope is Scope.THREAD:
             return vcpu
         core = vcpu // self.threads_per_core
@@ -56,5 +56,5 @@ class Topology:
         return core // self.cores_per_package
 
     def members(self, scope: Scope, unit: int, vcpus: int) -> tuple[int, ...]:
-        """Return which of the vCPUs 0 to *vcpus* - 1 lie in *unit*."""
+        """Return those of the vCPUs 0 to *vcpus* - 1 that belong to *unit*."""
         return tuple(vcpu for vcpu in range(vcpus) if self.unit(scope, vcpu) == unit)

@@ -3,7 +3,7 @@
 Conditions
 ----------
 
-When a rule holds. A rule whose condition fails is skipped, and the next one is tried.
+When a rule holds. If its condition fails, the rule is skipped and the next one is tried.
 """
 
 import re
@@ -41,18 +41,20 @@ class WhenTable(msgspec.Struct, forbid_unknown_fields=True):
 @dataclass(frozen=True, slots=True, init=False)
 class When:
     """
-    A condition; what is None holds always, and all that is given must hold.
+    A condition. It holds if all of its keys hold; a key that is None always holds.
+
+    A *match* is an access for which all keys but *after* and *every* hold. Matches are counted from
+    1, over all MSRs and vCPUs of the rule, reads and writes separately.
 
     :ivar vcpu: the vCPUs.
-    :ivar cpl: the privilege levels. KVM itself faults accesses of any but 0, so 0 always holds.
-    :ivar rip: where the guest's instruction is: first and last address.
-    :ivar value: what is written, under *mask*; for writes alone.
-    :ivar mask: which bits of it count; all if None.
-    :ivar after: from which match on, counted from 1, over all MSRs and vCPUs of the rule, each
-        direction by itself; only accesses for which all else holds are counted.
-    :ivar every: each how many matches: the n-th, 2n-th, and so on; with *after*, counted from
-        there on, itself included.
-    :ivar reason: why KVM gave the access up.
+    :ivar cpl: the privilege levels. KVM itself faults accesses at any level but 0.
+    :ivar rip: the first and the last address of the guest's instruction.
+    :ivar value: the value written, compared under *mask*; for writes only.
+    :ivar mask: the bits to compare; None for all.
+    :ivar after: the number of the first match for which the rule holds.
+    :ivar every: hold for every Nth match; with *after*, counting from that match, which is the
+        first to hold.
+    :ivar reason: why KVM handed the access to user space.
     """
 
     vcpu: tuple[int, ...] | None
@@ -86,9 +88,9 @@ class When:
         put(self, "every", _number("every", every, 1))
         put(self, "reason", _reasons(reason))
         if all(getattr(self, field.name) is None for field in fields(self)):
-            raise PolicyError("a condition without any key: leave it away")
+            raise PolicyError("the condition is empty: leave it out")
         if mask is not None and value is None:
-            raise FormError("a mask needs a value to compare with", ("mask",))
+            raise FormError("a mask needs a value to compare", ("mask",))
         if value is not None and mask is not None and value & ~mask:
             message = f"{value:#x} has bits outside the mask {mask:#x}: it never holds"
             raise FormError(message, ("value",))
@@ -96,15 +98,15 @@ class When:
     @classmethod
     def parse(cls, spec: Mapping[str, Any]) -> "When":
         """
-        Return the condition that a policy file's table stands for.
+        Return the condition for a table of a policy file.
 
-        :raises FormError: saying which key is wrong.
+        :raises FormError: if a key is wrong.
         """
         table = convert(dict(spec), WhenTable)
         return cls(**{key: getattr(table, key) for key in table.__struct_fields__})
 
     def spec(self) -> dict[str, Any]:
-        """Return the condition as a policy file has it."""
+        """Return the condition as a policy file writes it."""
         said: dict[str, Any] = {}
         for field in fields(self):
             given = getattr(self, field.name)
@@ -121,17 +123,17 @@ class When:
 
     @property
     def never(self) -> str:
-        """Return why it can never hold, or ""."""
+        """Return why the condition can never hold, or ""."""
         if self.cpl is not None and 0 not in self.cpl:
-            return "KVM faults accesses of any CPL but 0 by itself"
+            return "KVM itself faults accesses at any CPL but 0"
         return ""
 
     def takes(self, reason: Reason) -> bool:
-        """Tell whether it may hold for an access that KVM gave up for *reason*."""
+        """Return whether it can hold for an access that came to user space for *reason*."""
         return self.reason is None or reason in self.reason
 
     def failing(self, vcpu: int, value: int, reason: Reason) -> str:
-        """Return the key that fails for an access, or ""; ignores *rip*, *after* and *every*."""
+        """Return the key that fails for an access, or "". Ignores *rip*, *after* and *every*."""
         if self.vcpu is not None and vcpu not in self.vcpu:
             return "vcpu"
         if self.reason is not None and reason not in self.reason:
@@ -145,16 +147,16 @@ class When:
         return ""
 
     def holds_at(self, rip: int) -> bool:
-        """Tell whether it holds with the instruction at *rip*."""
+        """Return whether it holds for an instruction at *rip*."""
         return self.rip is None or self.rip[0] <= rip <= self.rip[1]
 
     @property
     def counts(self) -> bool:
-        """Tell whether it depends on how many matches there were."""
+        """Whether it depends on the number of matches."""
         return self.after is not None or self.every is not None
 
     def holds_for(self, count: int) -> bool:
-        """Tell whether it holds for match number *count*, from 1."""
+        """Return whether it holds for match number *count*, from 1."""
         every = self.every or 1
         first = self.after if self.after is not None else every
         return count >= first and (count - first) % every == 0
@@ -164,7 +166,8 @@ def _number(key: str, given: Any, least: int) -> int | None:
     if given is None:
         return None
     if isinstance(given, bool) or not isinstance(given, int) or not least <= given <= _U64:
-        raise FormError(f"{shown(given)}: it must be {least} or more, and fit 64 bits", (key,))
+        message = f"{shown(given)} is out of range: write {least} to 2**64 - 1"
+        raise FormError(message, (key,))
     return given
 
 
@@ -177,10 +180,10 @@ def _numbers(key: str, given: Any, most: int) -> tuple[int, ...] | None:
     for one in given:
         if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one <= most:
             limit = f"0 to {most}" if most < _U64 else "0 or more"
-            raise FormError(f"{shown(one)}: it must be {limit}", (key,))
+            raise FormError(f"{shown(one)} is out of range: write {limit}", (key,))
         numbers.add(one)
     if not numbers:
-        raise FormError("an empty list: it never holds", (key,))
+        raise FormError("an empty list never holds", (key,))
     return tuple(sorted(numbers))
 
 
@@ -195,10 +198,10 @@ def _rip(given: Any) -> tuple[int, int] | None:
             assert match is not None
             first, last = (int(end, 0) for end in (match[1], match[2] or match[1]))
         except (AssertionError, ValueError):
-            message = f'{shown(given)} is no range of addresses: write "0x1000-0x1fff"'
+            message = f'{shown(given)} is not an address range: write "0x1000-0x1fff"'
             raise FormError(message, ("rip",)) from None
     if not 0 <= first <= last <= _U64:
-        raise FormError(f"{shown(given)} is no range of 64-bit addresses", ("rip",))
+        raise FormError(f"{shown(given)} is not a range of 64-bit addresses", ("rip",))
     return first, last
 
 
@@ -207,10 +210,10 @@ def _reasons(given: Any) -> tuple[Reason, ...] | None:
         return None
     words = [given] if isinstance(given, str) else list(given)
     if not words:
-        raise FormError("an empty list: it never holds", ("reason",))
+        raise FormError("an empty list never holds", ("reason",))
     for word in words:
         if word not in list(Reason):
-            message = f"{shown(word)} is no reason; {nearest(word, Reason)}"
+            message = f"{shown(word)} is not a reason; {nearest(word, Reason)}"
             raise FormError(message, ("reason",))
     return tuple(reason for reason in Reason if reason in words)
 

@@ -197,7 +197,7 @@ class _Supervisor:
         info = signal.sigtimedwait({*_ENDING, signal.SIGCHLD}, _PAUSE)
         if info is None or info.si_signo == signal.SIGCHLD:
             return
-        vmm = self._told.get("vmm")
+        vmm = self._reported.get("vmm")
         if info.si_code != _BY_THE_KERNEL:  # the terminal's has reached all of them by itself
             try:
                 os.kill(vmm or self._child, info.si_signo)

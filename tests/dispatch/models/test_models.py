@@ -211,7 +211,7 @@ def test_a_rule_is_held_to_the_msrs_that_its_model_has():
 
 
 def test_what_is_not_a_model_is_refused():
-    with pytest.raises(PolicyError, match="no register model"):
+    with pytest.raises(PolicyError, match="is not a register model"):
         Model(int)
     with pytest.raises(PolicyError, match="there is no model 'meter'"):
         Model("meter")

@@ -67,10 +67,15 @@ WRONG = [
     ("\n[[rule]]\nmsr = 1", 2, "rule[0]", "needs an action"),
     ("[[rule]]\nmsr = 'IA32_MISC_ENABEL'\nread = 'fault'", 2, "rule[0].msr", "IA32_MISC_ENABLE"),
     ("[[rule]]\nmsr = '0x9-0x3'\nread = 'fault'", 2, "rule[0].msr", "ends before"),
-    ("[[rule]]\nmsr = '010'\nread = 'fault'", 2, "rule[0].msr", "selects no MSR"),
-    ("[[rule]]\nmsr = '0x_'\nread = 'fault'", 2, "rule[0].msr", "selects no MSR"),
-    ("[[rule]]\nmsr = '1__0'\nread = 'fault'", 2, "rule[0].msr", "selects no MSR"),
-    (f"[[rule]]\nmsr = '{'9' * 5000}'\nread = 'fault'", 2, "rule[0].msr", "selects no MSR"),
+    ("[[rule]]\nmsr = '010'\nread = 'fault'", 2, "rule[0].msr", "is not an MSR"),
+    ("[[rule]]\nmsr = '0x_'\nread = 'fault'", 2, "rule[0].msr", "is not an MSR"),
+    ("[[rule]]\nmsr = '1__0'\nread = 'fault'", 2, "rule[0].msr", "is not an MSR"),
+    (
+        f"[[rule]]\nmsr = '{'9' * 5000}'\nread = 'fault'",
+        2,
+        "rule[0].msr",
+        "is not an MSR",
+    ),
     ('[policy]\nextends = ["a\\u0000b"]', 2, "policy.extends[0]", "not the name of a file"),
     (f"[policy]\nextends = ['{'a' * 5000}']", 2, "policy.extends[0]", "File name too long"),
     ("[[rule]]\nmsr = 0x1ffffffff\nread = 'fault'", 2, "rule[0].msr", "out of range"),
@@ -83,21 +88,36 @@ WRONG = [
         "[[rule]]\nmsr = 'IA32_MD*_STATUS'\nread = 'fault'",
         2,
         "rule[0].msr",
-        "the nearest is IA32_M",
+        "the closest name is IA32_M",
     ),
     ("[[rule]]\nmsr = 1\nread = { host = 'same' }", 3, "rule[0].read", "did you mean 'same-cpu'"),
-    ("[[rule]]\nmsr = 1\nread = { host = -1 }", 3, "rule[0].read", "no CPU"),
+    ("[[rule]]\nmsr = 1\nread = { host = -1 }", 3, "rule[0].read", "is not a CPU"),
     ("[[rule]]\nmsr = 1\nwrite = { host = 0 }", 3, "rule[0].write", "allow_host_writes = true"),
     ("[[rule]]\nmsr = 1\nread = { host = 0, value = 1 }", 3, "rule[0].read", "exactly one"),
     ("[[rule]]\nmsr = 1\nread = 'shadow'\nlog = 'onec'", 4, "rule[0].log", "did you mean 'once'"),
-    ("[[rule]]\nmsr = 1\nread = 'fault'\nscope = 'core'", 4, "rule[0].scope", "for shadow"),
-    ("[[rule]]\nmsr = 1\nread = 'fault'\nreset = 3", 4, "rule[0].reset", "for shadow"),
-    ("[[rule]]\nmsr = 1\nread = 'fault'\n\nbits = { 0 = 'rw' }", 5, "rule[0].bits", "for shadow"),
+    (
+        "[[rule]]\nmsr = 1\nread = 'fault'\nscope = 'core'",
+        4,
+        "rule[0].scope",
+        "neither action is shadow",
+    ),
+    (
+        "[[rule]]\nmsr = 1\nread = 'fault'\nreset = 3",
+        4,
+        "rule[0].reset",
+        "neither action is shadow",
+    ),
+    (
+        "[[rule]]\nmsr = 1\nread = 'fault'\n\nbits = { 0 = 'rw' }",
+        5,
+        "rule[0].bits",
+        "neither action is shadow",
+    ),
     (
         "[[rule]]\nmsr = 1\nread = 'shadow'\nbits = { 0 = 'r' }",
         4,
         "rule[0].bits",
-        "no kind of bits",
+        "is not a kind of bit",
     ),
     ("[[rule]]\nmsr = 1\nread = 'shadow'\nbits = { 0 = 'lok' }", 4, "rule[0].bits", "mean 'lock'"),
     ("[[rule]]\nmsr = 1\nread = 'shadow'\nbits = { 64 = 'ro' }", 4, "rule[0].bits", "0 to 63"),
@@ -108,14 +128,14 @@ WRONG = [
         "[[rule]]\nmsr = 1\nread = 'fault'\n[rule.when]\nrip = 'x'",
         5,
         "rule[0].when.rip",
-        "addresses",
+        "not an address range",
     ),
-    ("[[rule]]\nmsr = 1\nread = 'fault'\nwhen = { }", 4, "rule[0].when", "without any key"),
+    ("[[rule]]\nmsr = 1\nread = 'fault'\nwhen = { }", 4, "rule[0].when", "condition is empty"),
     (
         "[[rule]]\nmsr = 1\nread = 'fault'\nwhen = { value = 1 }",
         4,
         "rule[0].when.value",
-        "a read has",
+        "reads have no value",
     ),
     (
         "[[rule]]\nmsr = 1\nread = 'fault'\nwhen = { reason = 'filtered' }",
@@ -133,10 +153,15 @@ WRONG = [
     ("[[rule]]\nmsr = 1\nwrite = { value = 1 }", 3, "rule[0].write", "can only be read"),
     ("[[rule]]\nmsr = 1\nread = 'shadow'\nreset = -4", 4, "rule[0].reset", "64 bits"),
     ("[[rule]]\nmsr = 1\nread = { python = 'nope' }", 3, "rule[0].read", "module:function"),
-    ("[[rule]]\nmsr = 1\nread = { python = 'no_mod:f' }", 3, "rule[0].read", "cannot be imported"),
+    (
+        "[[rule]]\nmsr = 1\nread = { python = 'no_mod:f' }",
+        3,
+        "rule[0].read",
+        "cannot import module",
+    ),
     ("[[rule]]\nmsr = 1\nread = { python = 'os:nope' }", 3, "rule[0].read", "no function 'nope'"),
     ("[[rule]]\nmsr = 1\nread = { python = 'os:sep' }", 3, "rule[0].read", "no function 'sep'"),
-    ("[defaults]\nunknown = 'kernel'", 2, "defaults.unknown", "no action here"),
+    ("[defaults]\nunknown = 'kernel'", 2, "defaults.unknown", "not an action here"),
     ("[defaults]\non_error = 'shadow'", 2, "defaults.on_error", "fault, ignore, stop"),
     ("[defaults]\nunknwon = 'fault'", 2, "defaults.unknwon", "did you mean 'unknown'"),
     ("[policy]\nname = 3", 2, "policy.name", "expected string"),
@@ -153,7 +178,7 @@ WRONG = [
     ("[topology]\nx = 1", 2, "topology.x", "there are threads_per_core, cores_per_package"),
     ("[topology]\ncores_per_package = 0", 2, "topology.cores_per_package", "1 or more"),
     ("[topologie]\nx = 1", 1, "topologie", "did you mean 'topology'"),
-    ("[[rule]]\nmsr = 1\nread = 'shadow'\nscope = 'socket'", 4, "rule[0].scope", "is no scope"),
+    ("[[rule]]\nmsr = 1\nread = 'shadow'\nscope = 'socket'", 4, "rule[0].scope", "is not a scope"),
     ("[[rule]]\nmsr = 1\nread = 'shadow'\nscope = 'cores'", 4, "rule[0].scope", "mean 'core'"),
     (
         "[[rule]]\nmsr = 0x35\nread = { model = 'topology.core-thread-cuont' }",
@@ -174,8 +199,13 @@ WRONG = [
         "there are none here",
     ),
     ("[[rule]]\nmsr = 1\nread = { model = 3 }", 3, "rule[0].read.model", "got integer"),
-    ("[[rule]]\nmsr = 1\nread = { model = 'os:PathLike' }", 3, "rule[0].read", "no register model"),
-    ("[[rule]]\nmsr = 1\nread = { model = 'no_mod:C' }", 3, "rule[0].read", "be imported"),
+    (
+        "[[rule]]\nmsr = 1\nread = { model = 'os:PathLike' }",
+        3,
+        "rule[0].read",
+        "register model: derive",
+    ),
+    ("[[rule]]\nmsr = 1\nread = { model = 'no_mod:C' }", 3, "rule[0].read", "cannot import module"),
     ("a =", 1, "", "invalid TOML"),
     ("\n\nx = 'open", 3, "", "invalid TOML"),
     ("[a]\n[a]\n", 2, "", "invalid TOML"),
@@ -288,7 +318,7 @@ def test_many_levels_of_two_are_read_at_once(tmp_path):
 def test_a_chain_of_extends_has_an_end(tmp_path):
     for n in range(100):
         write(tmp_path, **{f"p{n}": f"[policy]\nextends = ['p{n + 1}.toml']"})
-    with pytest.raises(PolicyError, match="more than 64 policies that extend one another"):
+    with pytest.raises(PolicyError, match="extends more than 64 levels deep"):
         load_policy(tmp_path / "p0.toml")
 
 
@@ -418,7 +448,7 @@ def test_a_module_that_exits_is_refused(tmp_path):
 
 @pytest.mark.parametrize("much", ["9" * 5000, "[" * 3000 + "]" * 3000, "{a=" * 3000 + "}" * 3000])
 def test_what_python_cannot_read_is_refused(much):
-    with pytest.raises(PolicyError, match="policy:2: this is more than can be read"):
+    with pytest.raises(PolicyError, match=r"policy:2: (a number of more than|too deeply nested)"):
         parse_policy(f"b = [1]\na = {much}\nc = 2\n")
 
 
@@ -467,7 +497,7 @@ def test_whatever_a_module_does_is_told(text, tmp_path):
     (tmp_path / "handlers.py").write_text(text)
     (tmp_path / "p.toml").write_text(RULE)
     with pytest.raises(
-        PolicyError, match=r"p\.toml:3: rule\[0\]\.read: module 'handlers'"
+        PolicyError, match=r"p\.toml:3: rule\[0\]\.read: .*module 'handlers'"
     ) as caught:
         load_policy(tmp_path / "p.toml")
     assert len(str(caught.value)) < 700
@@ -501,5 +531,5 @@ def test_a_package_without_the_module_is_told(tmp_path):
     (tmp_path / "handlers").mkdir()
     (tmp_path / "handlers" / "__init__.py").write_text("")
     (tmp_path / "p.toml").write_text(RULE.replace("handlers:", "handlers.nope:"))
-    with pytest.raises(PolicyError, match=r"module 'handlers\.nope' cannot be imported"):
+    with pytest.raises(PolicyError, match=r"cannot import module 'handlers\.nope'"):
         load_policy(tmp_path / "p.toml")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Policies as text
-----------------
+Policy files
+------------
 
-Reading policy files, and writing policies in the forms of other programs.
+Reads policy files, writes policies as text, and converts the formats of other programs.
 """
 
 from kvmsr.policy.file.parse import Reading, load_policy, parse_policy, read_policy

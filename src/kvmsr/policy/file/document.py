@@ -3,7 +3,7 @@
 Documents
 ---------
 
-The text of one policy file as typed tables, and every error in it with file, line and key.
+The text of one policy file as typed tables, and its errors with file, line and key.
 """
 
 import re
@@ -28,8 +28,8 @@ class RuleKeys(NamedTuple):
     """
     The keys of an element of ``[[rule]]``.
 
-    :ivar given: those that have the right form.
-    :ivar whole: whether that is all of them.
+    :ivar given: the keys with values of the right type.
+    :ivar whole: whether those are all of its keys.
     """
 
     given: dict[str, Any]
@@ -38,11 +38,11 @@ class RuleKeys(NamedTuple):
 
 class Document:
     """
-    One file.
+    One policy file.
 
     :param source: what messages call it.
-    :ivar errors: what is wrong with it; whoever works out its meaning adds to them.
-    :ivar header: the table ``[policy]``; this and the next two without keys that are wrong.
+    :ivar errors: the errors found so far; whoever interprets the document adds to them.
+    :ivar header: the table ``[policy]``; like the next two, without keys that are wrong.
     :ivar defaults: the table ``[defaults]``.
     :ivar topology: the table ``[topology]``.
     :ivar rules: the elements of ``[[rule]]``.
@@ -102,8 +102,8 @@ class Document:
     # Places
 
     def line(self, path: Path) -> int:
-        """Return the line of *path*, or of the nearest thing in it or around it that has one."""
-        if path and path not in self._lines:  # [a.b] has a line, and a has none of its own
+        """Return the line of *path*, or else of the closest key inside or around it."""
+        if path and path not in self._lines:  # the header [a.b] has a line, but a itself has none
             inside = [line for key, line in self._lines.items() if key[: len(path)] == path]
             if inside:
                 return min(inside)
@@ -119,7 +119,7 @@ class Document:
     # Errors
 
     def at(self, path: Path) -> "_At":
-        """Return a context that adds the PolicyError raised in it to the errors, and goes on."""
+        """Return a context that catches a PolicyError, and adds it to the errors with *path*."""
         return _At(self, path)
 
     def fail(self, path: Path, message: str) -> None:
@@ -149,7 +149,7 @@ class _At:
 
 
 def _parsed(text: str, source: str) -> dict[str, Any]:
-    """Return what the TOML parser makes of *text*, or raise PolicyError."""
+    """Parse *text* as TOML, or raise PolicyError."""
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -160,13 +160,13 @@ def _parsed(text: str, source: str) -> dict[str, Any]:
             f"invalid TOML: {message}", file=source, line=int(line) if line else last
         ) from None
     except RecursionError:
-        message = "this is more than can be read: too many brackets in brackets"
+        message = "too deeply nested"
         raise PolicyError(message, file=source, line=deepest_line(text)) from None
-    except ValueError:  # Python's limit; the error tells no place
+    except ValueError:  # Python's limit for integers; the error does not say where
         digits: Final = sys.get_int_max_str_digits()
         found = re.search(rf"(?<!\w)[0-9][0-9_]{{{digits},}}", text)
         raise PolicyError(
-            f"this is more than can be read: a number of more than {digits} digits",
+            f"a number of more than {digits} digits",
             file=source,
             line=text.count("\n", 0, found.start()) + 1 if found else 0,
         ) from None

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Finding Python
---------------
+Resolving Python names
+----------------------
 
-What a policy file's ``module:function`` and ``module:Class`` mean to whoever reads the file.
+How a reader of policy files resolves ``module:function`` and ``module:Class``.
 """
 
 import re
@@ -21,41 +21,41 @@ __all__ = ("Finder", "split_name")
 
 class Finder(Protocol):
     """
-    Finds what a policy names in Python modules.
+    Resolves the names of functions and models in Python modules.
 
-    A module or package beside the policy file comes before one on Python's path.
+    A module or package next to the policy file takes precedence over Python's path.
 
-    :ivar runs_code: whether finding something runs the module that it is in.
+    :ivar runs_code: whether resolving a name runs its module.
     """
 
     runs_code: bool
 
     def function(self, name: str, folder: Path) -> Handler:
         """
-        Return function *name*, written ``module:function``.
+        Return the function *name*, which is written ``module:function``.
 
-        :param folder: where the policy file is.
-        :raises PolicyError: if there is none.
+        :param folder: the folder of the policy file.
+        :raises PolicyError: if there is no such function.
         """
 
     def model(self, name: str, folder: Path, parameters: Mapping[str, Any]) -> ModelClass:
         """
-        Return the register model *name*, written ``module:Class``.
+        Return the register model *name*, which is written ``module:Class``.
 
-        :param folder: where the policy file is.
-        :param parameters: what the policy sets of it.
-        :raises PolicyError: if there is none.
+        :param folder: the folder of the policy file.
+        :param parameters: the parameters that the policy sets.
+        :raises PolicyError: if there is no such model.
         """
 
 
 def split_name(name: str, what: str) -> tuple[str, str]:
     """
-    Return module and attribute of ``module:attribute``.
+    Split ``module:attribute``.
 
-    :param what: how messages call the attribute: ``function`` or ``Class``.
-    :raises PolicyError: if *name* is not so written.
+    :param what: what messages call the attribute: ``function`` or ``Class``.
+    :raises PolicyError: if *name* is not of this form.
     """
     match = re.fullmatch(r"([A-Za-z_][\w.]*):(\w+)", name)
     if match is None:
-        raise PolicyError(f"{shown(name)} names nothing: write module:{what}")
+        raise PolicyError(f"{shown(name)} is not a name in a module: write module:{what}")
     return match[1], match[2]

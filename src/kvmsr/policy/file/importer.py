@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Importing Python
-----------------
+Importing Python modules
+------------------------
 
-Imports the modules that a policy names, and so runs them.
+Resolves names by importing their modules, which runs them.
 """
 
 import importlib
@@ -26,11 +26,11 @@ __all__ = ("Importer",)
 
 class Importer:
     """
-    Imports modules, for one reading of a policy.
+    Imports modules for one reading of a policy.
 
-    A module or package beside the policy file is loaded from there, once a reading, and under a
-    name of its own: two policies may each have a ``handlers.py``, and what one run left in such a
-    module's variables does not leak into the next. Any other module is imported as usual.
+    A module or package next to the policy file is loaded once per reading, under a unique name: two
+    policies can each have a ``handlers.py``, and the module's variables start afresh with each
+    reading. Any other module is imported as usual.
     """
 
     runs_code = True
@@ -39,12 +39,12 @@ class Importer:
         self._beside: dict[Path, ModuleType] = {}
 
     def function(self, name: str, folder: Path) -> Handler:
-        """Return function *name*; see :class:`~kvmsr.policy.file.finder.Finder`."""
+        """Return the function *name*; see :class:`~kvmsr.policy.file.finder.Finder`."""
         function: Handler = self._find(name, folder, "function")
         return function
 
     def model(self, name: str, folder: Path, parameters: Mapping[str, Any]) -> ModelClass:
-        """Return register model *name*; see :class:`~kvmsr.policy.file.finder.Finder`."""
+        """Return the register model *name*; see :class:`~kvmsr.policy.file.finder.Finder`."""
         model: ModelClass = self._find(name, folder, "Class")
         return model
 
@@ -54,14 +54,14 @@ class Importer:
             module = self._module(module_name, folder)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # also SystemExit: a policy does not end the program
+        except BaseException as error:  # even SystemExit: a policy must not end the program
             raise PolicyError(
-                f"module {shown(module_name)} cannot be imported, neither from {folder.resolve()}"
-                f" nor from Python's path: {error_text(error)}"
+                f"cannot import module {shown(module_name)} from {folder.resolve()} or Python's"
+                f" path: {error_text(error)}"
             ) from None
         try:
             found = getattr(module, attribute, None)
-        except Exception:  # a module may have a __getattr__ of its own
+        except Exception:  # from the module's own __getattr__
             found = None
         if not callable(found):
             raise PolicyError(f"module {shown(module_name)} has no {what} {shown(attribute)}")
@@ -84,9 +84,9 @@ class Importer:
     def _load(self, file: Path, name: str, submodules: list[str] | None = None) -> ModuleType:
         if file not in self._beside:
             folder = file.parent if submodules is None else file.parent.parent
-            # Python takes what stands before a dot for the name of a package.
+            # Python takes everything before a dot for the name of a package.
             own_name = f"{name} in {folder}".replace(".", "\N{ONE DOT LEADER}")
-            with _path_begins_with(folder):  # for what it imports itself
+            with _path_begins_with(folder):  # for its own imports
                 self._beside[file] = _load(file, own_name, submodules)
         return self._beside[file]
 
@@ -96,8 +96,8 @@ def _load(file: Path, name: str, submodules: list[str] | None) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     for other in [other for other in sys.modules if other.startswith(f"{name}.")]:
-        del sys.modules[other]  # of an earlier reading
-    sys.modules[name] = module  # dataclasses, pickle and others look their module up there
+        del sys.modules[other]  # from an earlier reading
+    sys.modules[name] = module  # dataclasses, pickle and others look it up there
     try:
         spec.loader.exec_module(module)
     except BaseException:

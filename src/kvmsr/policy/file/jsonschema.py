@@ -3,7 +3,7 @@
 JSON schema
 -----------
 
-The form of a policy file, for editors: what may stand where, and what it means.
+The JSON schema of policy files, for editors: which keys there are, and what they mean.
 """
 
 from typing import Any, Final
@@ -26,51 +26,51 @@ _U64: Final = {"type": "integer", "minimum": 0, "maximum": (1 << 64) - 1}
 _MSR: Final = {
     "anyOf": [
         {"type": "integer", "minimum": 0, "maximum": (1 << 32) - 1},
-        {"type": "string", "description": "a name, 0x35, 0x600-0x63f, or IA32_MC*_STATUS"},
+        {"type": "string", "description": "a name, a pattern, 0x35, or 0x600-0x63f"},
     ]
 }
 
-# What a key means, and where the form is narrower than its type.
+# What each key means, and its schema where that is narrower than its type.
 _SAYS: Final[dict[str, dict[str, tuple[str, dict[str, Any]]]]] = {
     "HeaderTable": {
-        "name": ("how the policy is called", {}),
-        "description": ("what it is for", {}),
-        "extends": ("policies to build on: files, or preset:NAME; later wins over earlier", {}),
-        "allow_host_writes": ("whether host may be an action for writes", {}),
+        "name": ("the name of the policy", {}),
+        "description": ("what the policy is for", {}),
+        "extends": ("policies to build on: files or preset:NAME; later ones win", {}),
+        "allow_host_writes": ("whether host is allowed as an action for writes", {}),
     },
     "DefaultsTable": {
         "unknown": ("for MSRs that KVM does not know", {"enum": [*map(str, ON_UNKNOWN)]}),
-        "invalid": ("for values and modes that KVM refuses", {"enum": [*map(str, ON_UNKNOWN)]}),
-        "on_error": ("when a handler fails", {"enum": [*map(str, ON_ERROR)]}),
+        "invalid": ("for values and modes that KVM rejects", {"enum": [*map(str, ON_UNKNOWN)]}),
+        "on_error": ("for accesses whose handler fails", {"enum": [*map(str, ON_ERROR)]}),
     },
     "TopologyTable": {
-        "threads_per_core": ("vCPUs of a core", {"type": "integer", "minimum": 1}),
-        "cores_per_package": ("cores of a package", {"type": "integer", "minimum": 1}),
+        "threads_per_core": ("vCPUs per core", {"type": "integer", "minimum": 1}),
+        "cores_per_package": ("cores per package", {"type": "integer", "minimum": 1}),
     },
     "RuleTable": {
-        "msr": ("which MSRs", {"anyOf": [*_MSR["anyOf"], {"type": "array", "items": _MSR}]}),
-        "reset": ("what shadow reads before anything was written", _U64),
+        "msr": ("the MSRs", {"anyOf": [*_MSR["anyOf"], {"type": "array", "items": _MSR}]}),
+        "reset": ("the initial value of a shadow register or a counter", _U64),
         "bits": (
-            'what shadow does of each bit: "0", "1-2", or "*" for all others',
+            'how each bit of a shadow register behaves: "0", "1-2", or "*" for all others',
             {
                 "type": "object",
                 "additionalProperties": {"enum": [*map(str, BitKind)]},
                 "propertyNames": {"pattern": r"^(\*|\d{1,2}(\s*-\s*\d{1,2})?)$"},
             },
         ),
-        "scope": ("which vCPUs share what shadow keeps", {"enum": [*map(str, Scope)]}),
+        "scope": ("which vCPUs share the register", {"enum": [*map(str, Scope)]}),
         "when": ("the condition under which the rule holds", {"$ref": "#/$defs/WhenTable"}),
-        "log": ("what is told while the guest runs", {"enum": [*map(str, Log)]}),
+        "log": ("which accesses are logged", {"enum": [*map(str, Log)]}),
     },
     "WhenTable": {
         "vcpu": ("the vCPUs", {}),
         "cpl": ("the privilege levels", {}),
-        "rip": ('where the guest is: "0x1000-0x1fff"', {}),
-        "value": ("what is written, under mask", _U64),
-        "mask": ("which bits of the value count", _U64),
-        "after": ("from which match on, from 1", {"type": "integer", "minimum": 1}),
-        "every": ("each how many matches", {"type": "integer", "minimum": 1}),
-        "reason": ("why KVM gave it up", {}),
+        "rip": ('the address of the instruction: "0x1000-0x1fff"', {}),
+        "value": ("the value written, compared under mask", _U64),
+        "mask": ("the bits of the value to compare", _U64),
+        "after": ("the first match for which the rule holds", {"type": "integer", "minimum": 1}),
+        "every": ("hold for every Nth match", {"type": "integer", "minimum": 1}),
+        "reason": ("why KVM handed the access over", {}),
     },
 }
 
@@ -100,7 +100,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _plain(form: dict[str, Any]) -> dict[str, Any]:
-    """Return *form* without null, which TOML does not have."""
+    """Return the schema *form* without null, which TOML does not have."""
     form = {key: value for key, value in form.items() if key != "default"}
     kinds = [kind for kind in form.pop("anyOf", []) if kind != {"type": "null"}]
     if len(kinds) == 1:
@@ -135,6 +135,6 @@ def _actions(op: str) -> list[dict[str, Any]]:
                 "additionalProperties": False,
             }
         )
-    users = {"type": "string", "pattern": ":", "description": "module:Class, a model of your own"}
+    users = {"type": "string", "pattern": ":", "description": "your own model, as module:Class"}
     tables.append({"type": "object", "properties": {"model": users}, "required": ["model"]})
     return [{"enum": [*map(str, Plain)]}, *tables]

@@ -3,9 +3,8 @@
 Lines of a TOML file
 --------------------
 
-On which line each key of a TOML document stands. The standard library's parser does the parsing
-and does not tell; this walks over the same text and only keeps count, so it may rely on the text
-being valid TOML.
+Finds the line of each key of a TOML document. The standard library's parser does not report lines.
+This module goes over the same text and only keeps count, so it relies on the text being valid TOML.
 """
 
 import re
@@ -58,7 +57,7 @@ def deepest_line(text: str) -> int:
 
 
 def show(path: Path) -> str:
-    """Return *path* as people write it: ``rule[2].read``; in one line, whatever the keys."""
+    """Return *path* as text, ``rule[2].read``; what does not print in keys is escaped."""
     text = ""
     for part in path:
         if isinstance(part, int):
@@ -70,7 +69,7 @@ def show(path: Path) -> str:
 
 
 def _statements(text: str) -> Iterator[tuple[int, str]]:
-    """Yield each table header and each key with its value, and the line it begins on."""
+    """Yield each table header, and each key with its value, with the line that it starts on."""
     line, depth, begun = 1, 0, 1
     parts: list[str] = []
     blank = True
@@ -90,7 +89,7 @@ def _statements(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _equals(statement: str) -> int:
-    """Return where the = is that ends the key."""
+    """Return the position of the = after the key."""
     for match in _TOKEN.finditer(statement):
         if match[0][0] not in "\"'" and "=" in match[0]:
             return match.start() + match[0].index("=")
@@ -98,7 +97,7 @@ def _equals(statement: str) -> int:
 
 
 def _keys(dotted: str) -> Path:
-    """Split a dotted key; the standard library's parser knows how."""
+    """Split a dotted key, by way of the standard library's parser."""
     value: Any = tomllib.loads(f"{dotted.strip()} = 0")
     path: list[str | int] = []
     while isinstance(value, dict):
@@ -108,7 +107,7 @@ def _keys(dotted: str) -> Path:
 
 
 def _resolve(path: Path, counts: dict[Path, int]) -> Path:
-    """Put in the number of the current element where part of *path* is an array of tables."""
+    """Insert the number of the current element after each part that is an array of tables."""
     resolved: Path = ()
     for part in path[:-1]:
         resolved = (*resolved, part)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Looking Python up without running it
-------------------------------------
+Looking up names without running modules
+----------------------------------------
 
-To run a policy its modules must be imported, and to import a module is to run it. To look at a
-policy that is too much: the file may be from anywhere. So here modules are found by the import
-system's finders, whose code is in this interpreter anyway, packages are entered without being
-imported, and the source is parsed: a name is there if something at the top level of the module
-binds it. What cannot be known in this way is let pass, and noted.
+Running a policy requires importing its modules, which runs them. Merely looking at a policy must
+not: the file may come from anywhere. So modules are located by the import system's finders, whose
+code is part of this interpreter anyway, and submodules without importing their packages. The source
+is then parsed. A name exists if something at the top level of the module binds it. What cannot be
+known in this way is accepted, and noted.
 """
 
 import ast
@@ -40,12 +40,12 @@ _BIND_ANYTHING: Final = {"exec", "globals", "locals", "setattr", "vars"}
 @dataclass(frozen=True, slots=True)
 class Found:
     """
-    What was found of a name.
+    The result of looking up a name.
 
     :ivar name: the name, ``module:function`` or ``module:Class``.
-    :ivar where: the file that the module is in; "" if it is in none.
-    :ivar unsure: why nobody knows whether the module has the name, or "".
-    :ivar is_model: whether it is to be a register model.
+    :ivar where: the module's file, or "".
+    :ivar unsure: why it is not known whether the module has the name, or "".
+    :ivar is_model: whether the policy uses it as a register model.
     """
 
     name: str
@@ -57,17 +57,17 @@ class Found:
         place = f" in {self.where}" if self.where else ""
         text = f"{self.name}{place} was looked up, not run"
         if self.unsure:
-            text += f"; that it is there is unchecked: {self.unsure}"
+            text += f"; whether it exists was not checked, as {self.unsure}"
         if self.is_model:
-            text += "; the model's registers and parameters are unchecked"
+            text += "; the model's registers and parameters were not checked"
         return text
 
 
 class NameLookup:
     """
-    Looks names up in modules, and runs none of them.
+    Looks up names in modules without running any of them.
 
-    :ivar found: what was found, by name.
+    :ivar found: the results, by name.
     """
 
     runs_code = False
@@ -76,12 +76,12 @@ class NameLookup:
         self.found: dict[str, Found] = {}
 
     def function(self, name: str, folder: Path) -> Handler:
-        """Return a stand-in for function *name*, which fails when it is called."""
+        """Return a stand-in for the function *name*; calling it is an error."""
         self._find(name, folder, "function")
         return _StandIn(name)
 
     def model(self, name: str, folder: Path, parameters: Mapping[str, Any]) -> ModelClass:
-        """Return a stand-in for register model *name*, which has any MSR and any parameter."""
+        """Return a stand-in for the register model *name*, with every MSR and any parameter."""
         self._find(name, folder, "Class")
         return _stand_in_model(name, parameters)
 
@@ -105,9 +105,9 @@ class NameLookup:
 
 def _module(name: str, folder: Path) -> tuple[str, str | None, str]:
     """
-    Return the file of a module, its source, and why there is none, each where there is one.
+    Return the file of a module, its source, and why there is no source.
 
-    The order is that of :class:`~kvmsr.policy.file.importer.Importer`: beside the policy first.
+    The order is that of :class:`~kvmsr.policy.file.importer.Importer`: next to the policy first.
     """
     first, *rest = name.split(".")
     package = folder / first / "__init__.py"
@@ -122,24 +122,23 @@ def _module(name: str, folder: Path) -> tuple[str, str | None, str]:
         spec = getattr(sys.modules.get(name), "__spec__", None) or _spec(first, None)
         if spec is not None and rest and spec.name == first:
             if spec.submodule_search_locations is None:
-                return "", None, f"{first} is not a package, and may make up its submodules"
+                return "", None, f"{first} is not a package, but may create submodules"
             spec = _spec_inside(first, rest, spec.submodule_search_locations)
     if spec is None:
         raise PolicyError(
-            f"module {shown(name)} cannot be found, neither in {folder.resolve()} nor on Python's"
-            " path"
+            f"there is no module {shown(name)}, neither in {folder.resolve()} nor on Python's path"
         )
     if spec.origin is not None and spec.origin.endswith(".py") and spec.has_location:
         return _read(Path(spec.origin))
-    kind = spec.origin if spec.origin in ("built-in", "frozen") else "without source"
+    kind = spec.origin if spec.origin in ("built-in", "frozen") else "available without source only"
     return spec.origin if spec.has_location and spec.origin else "", None, f"the module is {kind}"
 
 
 def _spec_inside(name: str, rest: list[str], path: Any) -> ModuleSpec | None:
-    """Return the spec of a submodule, through packages that are not imported."""
+    """Return the spec of a submodule, without importing the packages around it."""
     spec = None
     for part in rest:
-        if path is None:  # no package
+        if path is None:  # not a package
             return None
         name = f"{name}.{part}"
         spec = _spec(name, path)
@@ -154,7 +153,7 @@ def _spec(name: str, path: Any) -> ModuleSpec | None:
         find_spec = getattr(finder, "find_spec", None)
         try:
             spec: ModuleSpec | None = None if find_spec is None else find_spec(name, path)
-        except Exception:  # somebody's finder, and not what we are here for
+        except Exception:  # a broken finder is not the policy's fault
             continue
         if spec is not None:
             return spec
@@ -167,21 +166,21 @@ def _read(file: Path) -> tuple[str, str | None, str]:
     except OSError as error:
         raise PolicyError(f"cannot read the module {file}: {error.strerror}") from None
     except (SyntaxError, UnicodeDecodeError) as error:
-        raise PolicyError(f"module {file} is not Python: {error_text(error)}") from None
+        raise PolicyError(f"cannot parse the module {file}: {error_text(error)}") from None
 
 
-# Reading the source
+# Parsing the source
 
 
 def _binds(source: str, file: str, name: str) -> tuple[bool, str]:
-    """Return whether the top level of *source* binds *name*, and if not, why that is not known."""
+    """Return whether the top level of *source* binds *name*, and if not, why it still might."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(source, file)
             table = symtable.symtable(source, file, "exec")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise PolicyError(f"module {file} is not Python: {error_text(error)}") from None
+        raise PolicyError(f"cannot parse the module {file}: {error_text(error)}") from None
     if name in table.get_identifiers():
         symbol = table.lookup(name)
         if symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace():
@@ -190,7 +189,7 @@ def _binds(source: str, file: str, name: str) -> tuple[bool, str]:
 
 
 def _ways_to_bind(tree: ast.Module, name: str) -> Iterator[str]:
-    """Yield what may bind a name at the top level and does not say so there."""
+    """Yield reasons why the module may have the name, although no statement binds it."""
     if any(isinstance(node, ast.FunctionDef) and node.name == "__getattr__" for node in tree.body):
         yield "the module has a __getattr__"
     for node in ast.walk(tree):
@@ -207,16 +206,16 @@ def _ways_to_bind(tree: ast.Module, name: str) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class _StandIn:
-    """In the place of a function that was looked up alone."""
+    """Stands in for a function that was not imported."""
 
     name: str
 
     def __call__(self, access: Access) -> int | None:
-        raise BrokenInvariantError(f"{self.name} was looked up and not imported: it cannot answer")
+        raise BrokenInvariantError(f"{self.name} was looked up but not imported: it cannot answer")
 
 
 class _AnyRegister(Mapping[int, Register]):
-    """The registers of a model of which nothing is known: it may have any."""
+    """The registers of a model that was not imported: it may have any."""
 
     def __contains__(self, index: object) -> bool:
         return True

@@ -3,8 +3,8 @@
 Policy files
 ------------
 
-TOML text to :class:`~kvmsr.policy.Policy`. Strict: what is not understood is an error, and the
-error names file, line and key.
+Reads TOML files as :class:`~kvmsr.policy.Policy`. Reading is strict: everything that is not
+understood is an error, and errors name file, line and key.
 """
 
 from pathlib import Path
@@ -22,10 +22,10 @@ __all__ = ("PRESET", "Reading", "load_policy", "parse_policy", "read_policy")
 
 class Reading(NamedTuple):
     """
-    What came of reading a policy.
+    The result of reading a policy.
 
-    :ivar policy: the policy, without the parts that *errors* are about.
-    :ivar errors: everything that is wrong, in the order of files and lines.
+    :ivar policy: the policy, without the parts that have errors.
+    :ivar errors: all errors, by file and line.
     """
 
     policy: Policy
@@ -35,7 +35,7 @@ class Reading(NamedTuple):
         """
         Return the policy.
 
-        :raises PolicyError: the first of the errors, if there is one.
+        :raises PolicyError: if there are errors; the first of them.
         """
         if self.errors:
             raise self.errors[0]
@@ -44,17 +44,18 @@ class Reading(NamedTuple):
 
 def load_policy(file: str | Path, *, finder: Finder | None = None) -> Policy:
     """
-    Read the policy in *file*; ``preset:quiet`` and the like are those that come with kvmsr.
+    Read the policy in *file*, a regular file of at most 4 MiB, or a preset such as
+    ``preset:quiet``.
 
-    :param finder: finds functions and models in Python modules; by default it imports them.
-    :raises PolicyError: with file, line and key, for the first thing that is wrong in it or in a
-        policy that it extends.
+    :param finder: resolves functions and models; by default, by importing their modules.
+    :raises PolicyError: for the first error in the file or in a file that it extends; names file,
+        line and key.
     """
     return read_policy(file, finder=finder).usable()
 
 
 def read_policy(file: str | Path, *, finder: Finder | None = None) -> Reading:
-    """Read a policy as :func:`load_policy` does, to its end, whatever is wrong with it."""
+    """Read a policy like :func:`load_policy`, but report all errors."""
     shelf = Shelf(finder or Importer())
     try:
         return _reading(shelf.read(str(file), Path()), shelf)
@@ -65,7 +66,7 @@ def read_policy(file: str | Path, *, finder: Finder | None = None) -> Reading:
 
 def parse_policy(text: str, *, source: str = "policy") -> Policy:
     """
-    Read a policy from *text*; what it extends, and its modules, are found from the working folder.
+    Read a policy from *text*. Files and modules that it names are relative to the working folder.
 
     :param source: what messages call it.
     :raises PolicyError: as :func:`load_policy`.
@@ -87,7 +88,7 @@ def _reading(reader: Reader, shelf: Shelf) -> Reading:
             refused.append(error)
     policy = Policy(
         rules,
-        Defaults(**reader.said),
+        Defaults(**reader.defaults),
         topology=Topology(**reader.topology),
         allow_host_writes=header.allow_host_writes,
         name=header.name,

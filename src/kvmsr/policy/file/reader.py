@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What a policy file means
-------------------------
+Interpreting policy files
+-------------------------
 
-The rules and defaults of a document, and of those that it extends. What is wrong is added to the
-document's errors, and reading goes on.
+Turns documents into rules and defaults, along with the documents that they extend. Errors are added
+to the document, and reading goes on.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +36,7 @@ from kvmsr.text import nearest, one_line, shown
 __all__ = ("PRESET", "Reader", "Shelf")
 
 PRESET: Final = "preset:"
-"""What the names of the policies that come with kvmsr begin with."""
+"""The prefix of the names of policies that come with kvmsr."""
 
 _MAX_SIZE: Final = 4 << 20  # bytes: some 40,000 rules
 _MAX_DEPTH: Final = 64
@@ -45,7 +45,7 @@ _ONE_OF: Final = " and ".join(
     (", ".join(ActionTable.__struct_fields__[:-1]), ActionTable.__struct_fields__[-1])
 )
 
-# Done before the rule is made of all its keys, so that what is wrong is reported with the key.
+# Checked key by key before the rule is constructed, so that errors name the key.
 _CHECKS: Final[dict[str, Callable[[Any], object]]] = {
     "msr": parse_msrs,
     "reset": Value,
@@ -58,10 +58,10 @@ _CHECKS: Final[dict[str, Callable[[Any], object]]] = {
 
 class Shelf:
     """
-    The files of one reading, each of which is read once.
+    The files of one reading; each is read once.
 
-    :param finder: finds what they name in Python modules.
-    :ivar readers: the files, in the order in which they were begun.
+    :param finder: resolves names in Python modules.
+    :ivar readers: the files, in the order in which reading them began.
     """
 
     def __init__(self, finder: Finder) -> None:
@@ -71,11 +71,11 @@ class Shelf:
 
     def read(self, name: str, folder: FilePath, above: tuple[str, ...] = ()) -> "Reader":
         """
-        Read a file, or what ``preset:NAME`` names.
+        Read the file or preset *name*.
 
-        :param folder: where the name is looked for.
-        :param above: the files that extend it, from the outermost on.
-        :raises PolicyError: if it cannot be read; what is wrong in it is added to its document.
+        :param folder: the folder that the name is relative to.
+        :param above: the files that extend it, outermost first.
+        :raises PolicyError: if it cannot be read. Errors in the file are added to its document.
         """
         is_preset = name.startswith(PRESET)
         file = FilePath() if is_preset else folder / name
@@ -84,7 +84,7 @@ class Shelf:
             chain = " → ".join(FilePath(one).name for one in (*above, key))
             raise PolicyError(f"extends itself: {chain}")
         if len(above) > _MAX_DEPTH:
-            raise PolicyError(f"more than {_MAX_DEPTH} policies that extend one another")
+            raise PolicyError(f"extends more than {_MAX_DEPTH} levels deep")
         if key not in self._by_name:
             text = _preset(name) if is_preset else _text(file)
             source = name if is_preset else str(file)
@@ -93,24 +93,24 @@ class Shelf:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is wrong so far."""
+        """Whether there are no errors so far."""
         return not any(reader.document.errors for reader in self.readers)
 
 
 class Reader:
     """
-    One file, read.
+    One file, interpreted.
 
     :ivar document: the file.
-    :ivar said: the defaults that it says or, where it does not, that its last base says.
-    :ivar topology: the same of the topology.
+    :ivar defaults: its defaults; those that it does not set are from the last base that does.
+    :ivar topology: its topology, in the same way.
     """
 
     def __init__(
         self, text: str, source: str, folder: FilePath, shelf: Shelf, above: tuple[str, ...] = ()
     ) -> None:
         self.document = Document(text, source)
-        self.said: dict[str, str] = {}
+        self.defaults: dict[str, str] = {}
         self.topology: dict[str, int] = {}
         self._folder = folder
         self._shelf = shelf
@@ -131,17 +131,17 @@ class Reader:
             with document.at(("policy", "extends", number)):
                 self._bases.append(shelf.read(name, folder, above))
         for base in self._bases:
-            self.said.update(base.said)
+            self.defaults.update(base.defaults)
             self.topology.update(base.topology)
-        self.said.update(self._checked("defaults", document.defaults, Defaults))
+        self.defaults.update(self._checked("defaults", document.defaults, Defaults))
         self.topology.update(self._checked("topology", document.topology, Topology))
 
     def rules(self) -> list[Rule]:
-        """Return its rules and, behind them, those of its bases, from last to first; each once."""
+        """Return its rules, followed by those of its bases from last to first, each file once."""
         return [rule for reader in self._readers(set()) for rule in reader._own if rule]
 
     def look_up(self) -> None:
-        """Make the rules that name Python modules; of an unsound policy no code is run."""
+        """Construct the rules that refer to Python modules; run none if there are errors."""
         for number, rule in self._pending.items():
             if self._shelf.sound or not self._shelf.finder.runs_code:
                 self._own[number] = rule()
@@ -158,18 +158,18 @@ class Reader:
     def _checked(
         self, table: str, own: msgspec.Struct, check: Callable[..., object]
     ) -> dict[str, Any]:
-        """Return what a table of the file itself says, each key by itself acceptable to *check*."""
-        said = {}
+        """Return the keys of a table of the file that *check* accepts."""
+        accepted = {}
         for key in own.__struct_fields__:
             given = getattr(own, key)
             if given is not None:
                 with self.document.at((table, key)):
                     check(**{key: given})
-                    said[key] = given
-        return said
+                    accepted[key] = given
+        return accepted
 
     def _check(self, keys: RuleKeys, number: int) -> bool:
-        """Check each key but the actions; return whether all are well."""
+        """Check the keys except for the actions; return whether they are all right."""
         before = len(self.document.errors)
         for key, check in _CHECKS.items():
             if keys.given.get(key) is not None:
@@ -202,7 +202,7 @@ class Reader:
         return None
 
     def _action(self, spec: str | dict[str, Any] | None, path: Path) -> Action | None:
-        """Return the action that *spec*, at *path*, stands for."""
+        """Return the action for *spec* at *path*."""
         if spec is None:
             return None
         with self.document.at(path):
@@ -234,7 +234,7 @@ class Reader:
 
 
 def _names_code(given: Mapping[str, Any]) -> bool:
-    """Tell whether a rule names something in a Python module."""
+    """Return whether a rule refers to a Python module."""
     tables = [spec for op in ("read", "write") if isinstance(spec := given.get(op), dict)]
     return any("python" in spec or ":" in str(spec.get("model")) for spec in tables)
 

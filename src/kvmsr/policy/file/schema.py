@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The form of a policy file
--------------------------
+Tables of a policy file
+-----------------------
 
-Its tables and keys as types, which msgspec holds a file to.
+The tables and keys of a policy file as types, which msgspec checks files against.
 """
 
 from typing import Any
@@ -38,7 +38,7 @@ class TopologyTable(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ActionTable(msgspec.Struct, forbid_unknown_fields=True):
-    """An action that needs more said; a model's parameters come in the same table."""
+    """An action with parameters; those of a model are keys of the same table."""
 
     value: int | None = None
     python: str | None = None

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Policies as text
-----------------
+Policies as TOML and JSON
+-------------------------
 
-A policy as TOML, or as what JSON knows, with everything resolved: what it extends stands in it,
-names are numbers. Read again, it is the same policy.
+Writes a policy with everything resolved: the rules that it extends are included, and names are
+numbers. Reading it gives the same policy again.
 """
 
 import json
@@ -50,7 +50,7 @@ def policy_tables(policy: Policy) -> dict[str, Any]:
 
 
 def to_toml(policy: Policy) -> str:
-    """Return *policy* as a policy file; comments tell names, and where each rule was written."""
+    """Return *policy* as a policy file; comments give the MSRs' names, and each rule's origin."""
     tables = policy_tables(policy)
     parts = []
     for name in ("policy", "defaults", "topology"):
@@ -64,7 +64,7 @@ def to_toml(policy: Policy) -> str:
 
 
 def as_json(policy: Policy) -> dict[str, Any]:
-    """Return *policy* as its tables, with numbers as in "0x35", and where each rule was written."""
+    """Return *policy* in its JSON form: its tables, hexadecimal numbers, and each rule's origin."""
     tables = policy_tables(policy)
     for rule, table in zip(policy.rules, tables["rule"], strict=True):
         table.update(where=rule.where, **rule.place.as_dict())
@@ -83,12 +83,12 @@ def _hexed(value: Any, key: str = "") -> Any:
 
 
 def action_text(action: Action | None) -> str:
-    """Return *action* as a policy file has it; "" for None."""
+    """Return *action* as a policy file writes it; "" for None."""
     return "" if action is None else _text(_action(action)).strip('"')
 
 
 def msr_names(msrs: Ranges, most: int = 4) -> str:
-    """Return the names of the first MSRs of *msrs* that have one."""
+    """Return the names of the first *most* MSRs of *msrs* that have one."""
     names: list[str] = []
     for first, last in msrs:
         for index in range(first, min(last, first + 255) + 1):
@@ -136,7 +136,7 @@ def _action(action: Action) -> Any:
     if isinstance(action, Counter):
         return {"counter": action.hz}
     assert isinstance(action, Model)
-    # By way of JSON, which has lists and no tuples; and TOML has no null.
+    # By way of JSON, to turn tuples into lists. TOML has no null.
     given = msgspec.json.decode(msgspec.json.encode(action.parameters))
     return {"model": action.name, **{key: v for key, v in given.items() if v is not None}}
 
@@ -150,7 +150,7 @@ def _key(key: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return *text* as a TOML string; what does not print is escaped, though TOML could take it."""
+    """Return *text* as a TOML string; what does not print is escaped, even if TOML allows it."""
     quoted = json.dumps(text, ensure_ascii=False)  # JSON's escapes are TOML's
     return "".join(
         char

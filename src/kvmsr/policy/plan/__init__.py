@@ -3,8 +3,8 @@
 Plans
 -----
 
-A policy compiled for a KVM: which accesses it hands over, through which filter, who answers
-them, and what the policy's owner should know about that.
+A policy compiled for a KVM: which accesses KVM hands over, by which filter, which rules answer
+them, and what the owner of the policy should know about it.
 """
 
 from kvmsr.policy.plan.facts import KernelFacts

@@ -3,44 +3,48 @@
 The filter compiler
 -------------------
 
-KVM decides about an access of direction *d* to MSR *i* like this: 0x800 to 0x8ff are allowed;
-else the first range that is for *d* and holds *i* says, by its bit; else the default says. There
-are 16 ranges at most; each is for reads, for writes or for both, starts anywhere and holds at most
-0x3000 MSRs. (Linux arch/x86/kvm, ``kvm_msr_allowed``.) This module finds, for what a policy wants
-of every MSR in both directions, the fewest ranges that make KVM decide so.
+KVM decides on an access to MSR *i* in direction *d* as follows. 0x800 to 0x8ff are always allowed.
+Otherwise, the first range that applies to *d* and contains *i* decides, by its bit for *i*. If no
+range does, the default decides. There are at most 16 ranges. Each applies to reads, to writes or to
+both, starts anywhere, and covers at most 0x3000 MSRs. (Linux arch/x86/kvm, ``kvm_msr_allowed``.)
+Given what a policy wants for every MSR in both directions, this module finds the fewest ranges that
+make KVM decide that way.
 
-*What is wanted.* For each MSR and direction: ALLOW, DENY, or ANY where both come to the same. The
-2**32 MSRs come as runs of equal want.
+*Wants.* For each MSR and direction: ALLOW, DENY, or ANY if it does not matter. The 2**32 MSRs are
+given as runs with equal wants.
 
-*Which default.* Both are tried; fewer ranges win. With a default fixed, an MSR and direction whose
-want is neither ANY nor the default *needs* a range; the others only must not be harmed.
+*The default.* Both defaults are tried, and the one that takes fewer ranges wins. For a given
+default, an MSR *needs* a range in a direction if its want there is neither ANY nor the default. For
+all others it is enough that no range decides against their want.
 
-*Which ranges.* Call a range for one direction R or W, and a shared one S. Three observations make
-the search small and its result the best there is:
+*The ranges.* Call a range for one direction R or W, and a shared one S. Three observations keep the
+search small and its result optimal:
 
-1. R and W ranges may stand before all S ranges. A one-direction range can hold exactly what is
-   wanted of every MSR in it, so to let it decide first never harms.
-2. An S range has one bit for both directions. Where the two wants differ, one of them is the
-   default; the S range harms one side, unless an R or W range stands before it there. With that,
-   what each MSR asks of the ranges over it is, by its two wants::
+1. R and W ranges can come before all S ranges. A range for one direction can be given exactly the
+   wanted bit for every MSR in it, so letting it decide first does no harm.
+2. An S range has a single bit for both directions. Where the two wants differ and neither is ANY,
+   one of them is the default, and the S range decides against one of the two unless an R or W range
+   before it covers the MSR. So the wants of an MSR demand the following of the ranges that cover
+   it::
 
-       only reads need a range, writes do not care      S or R
-       only writes need a range, reads do not care      S or W
-       both need one (then both wants are equal)        S or (R and W)
+       only reads need a range, writes are ANY          S or R
+       only writes need a range, reads are ANY          S or W
+       both need one (so both wants are equal)          S or (R and W)
        reads need one, writes want the default          R or (S and W)
        writes need one, reads want the default          W or (S and R)
 
-   Every line is *monotone*: another range over the MSR never breaks it.
-3. So ranges can be full-length, two of one kind need not overlap (move the second behind the
-   first, they hold more), and going upwards, a range can be moved up to start at the first MSR
-   whose demand fails without it: what lies below is content already.
+   Each of these is *monotone*: covering the MSR with another range never breaks it.
+3. Therefore ranges can have full length. Two ranges of one kind need not overlap: move the second
+   one up to the end of the first, and they cover more. And going upwards, a range can be moved up
+   until it starts at the first MSR whose demand fails without it, as everything below is satisfied
+   already.
 
-Hence: go up; at the first MSR that fails, start an R, a W or an S range there; repeat. What is
-still to come depends only on where the last range of each kind ends, so that is the state, and a
-breadth-first search over states finds the fewest ranges; states that reach no further than another
-of the same count in any kind are dropped.
+So the search goes upwards. At the first MSR whose demand fails it starts an R, a W or an S range,
+and repeats. What happens above depends only on where the last range of each kind ends. These three
+ends are the state, and a breadth-first search over states finds the fewest ranges. A state is
+dropped if another one with as many ranges reaches at least as far in every kind.
 
-In the end each range is cut down to the last MSR that needs any, and the bits are written.
+In the end each range is cut down to the last MSR in it that needs one, and the bits are written.
 """
 
 import enum
@@ -58,7 +62,7 @@ __all__ = ("Filter", "FilterRange", "Misfit", "Run", "Want", "compile_filter")
 
 
 class Want(enum.Enum):
-    """What is wanted of KVM for an MSR and direction."""
+    """What KVM should decide for an MSR and direction."""
 
     ALLOW = "allow"
     DENY = "deny"
@@ -67,11 +71,11 @@ class Want(enum.Enum):
 
 class Run(NamedTuple):
     """
-    MSRs *first* to *last*, all alike.
+    MSRs *first* to *last*, with the same wants.
 
-    :ivar read: what is wanted for reads.
-    :ivar write: what is wanted for writes.
-    :ivar lean_read: the bit to write where nothing is wanted of reads but a range is there anyway.
+    :ivar read: the want for reads.
+    :ivar write: the want for writes.
+    :ivar lean_read: the preferred bit where the want for reads is ANY and a range covers the MSR.
     :ivar lean_write: the same for writes.
     """
 
@@ -86,9 +90,10 @@ class Run(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class FilterRange:
     """
-    MSRs *base* to *base* + *count* - 1 of the filter, for reads, for writes, or for both.
+    A range of the filter: MSRs *base* to *base* + *count* - 1, for reads, writes, or both.
 
-    :ivar bitmap: bit k, lowest first in each byte, is 1 where MSR *base* + k is allowed.
+    :ivar bitmap: bit k, counting from the lowest bit of the first byte, is 1 if MSR *base* + k is
+        allowed.
     """
 
     base: int
@@ -98,23 +103,23 @@ class FilterRange:
     bitmap: bytes
 
     def allows(self, index: int) -> bool:
-        """Return the bit of MSR *index*, which must lie in the range."""
+        """Return the bit of MSR *index*, which must be in the range."""
         offset = index - self.base
         return bool(self.bitmap[offset // 8] >> offset % 8 & 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """What KVM_X86_SET_MSR_FILTER gets: a default and ranges, the first of which wins."""
+    """The argument of KVM_X86_SET_MSR_FILTER: a default, and ranges of which the first wins."""
 
     default_deny: bool = False
     ranges: tuple[FilterRange, ...] = ()
 
     def decide(self, op: Op, index: int) -> tuple[bool, int | None]:
         """
-        Return whether KVM denies *op* on MSR *index*, and the number of the range that says so.
+        Return whether KVM denies *op* on MSR *index*, and the number of the range that decides.
 
-        The number is None where no range is asked: the default decides, or nothing is filtered.
+        The number is None if no range does: the default decides, or the MSR is never filtered.
         """
         if X2APIC[0] <= index <= X2APIC[1]:
             return False, None
@@ -127,13 +132,13 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Misfit:
-    """No filter does it: these MSRs, as ranges, are left over when the ranges are used up."""
+    """There is no such filter: these MSRs are left over when all ranges are used up."""
 
     left: tuple[tuple[int, int], ...]
 
 
-# What an MSR asks of the ranges over it: see point 2 above. Indexed by the bits "an S range is
-# here" 1, "R" 2, "W" 4.
+# What an MSR demands of the ranges that cover it: see point 2 above. Indexed by the kinds that do:
+# S is 1, R is 2, W is 4.
 _READS: Final = tuple(bool(c & 1 or c & 2) for c in range(8))
 _WRITES: Final = tuple(bool(c & 1 or c & 4) for c in range(8))
 _BOTH: Final = tuple(bool(c & 1 or c & 6 == 6) for c in range(8))
@@ -160,11 +165,11 @@ def compile_filter(
     runs: Sequence[Run], *, max_ranges: int = MAX_RANGES, max_msrs: int = MAX_RANGE_MSRS
 ) -> Filter | Misfit:
     """
-    Return the smallest filter that does what *runs* want, or what does not fit.
+    Return the smallest filter that satisfies *runs*, or what does not fit.
 
-    :param runs: ascending, from 0 to 2**32 - 1, without gap.
-    :param max_ranges: KVM's limit; smaller for tests.
-    :param max_msrs: KVM's limit of one range; smaller for tests.
+    :param runs: in ascending order, from 0 to 2**32 - 1 without gaps.
+    :param max_ranges: KVM's limit; tests use smaller ones.
+    :param max_msrs: KVM's limit for one range; tests use smaller ones.
     """
     found: list[Filter] = []
     misfit: Misfit | None = None
@@ -172,13 +177,13 @@ def compile_filter(
         demands = _demands(runs, default)
         placed = _search(demands, max_ranges, max_msrs)
         if isinstance(placed, Misfit):
-            misfit = misfit or placed  # that of the default ALLOW: it lists what has rules
+            misfit = misfit or placed  # prefer that of the default ALLOW: it lists MSRs with rules
             continue
         cut_down = [_cut_down(one, demands) for one in placed]
         cut_down.sort(key=lambda one: (one.kind == _S, one.base))
         ranges = [_write(one, cut_down, runs) for one in cut_down]
         if default is Want.DENY and not ranges:
-            # KVM wants a range with this default: one that it never looks at.
+            # KVM demands at least one range with this default: give it one that it never uses.
             ranges = [FilterRange(X2APIC[0], 1, True, True, b"\x01")]
         found.append(Filter(default is Want.DENY, tuple(ranges)))
     if found:
@@ -216,7 +221,7 @@ def _first_failing(demands: Sequence[_Demand], at: int, state: _State) -> tuple[
     """
     Return the first MSR, from demand number *at* on, whose demand fails, and that demand's number.
 
-    What is over an MSR changes only where a range ends: no other place within a run can be first.
+    Within a run, only the MSR at which a range ends can be the first to fail.
     """
     for number in range(at, len(demands)):
         first, last, content = demands[number]
@@ -239,7 +244,7 @@ def _search(
                 return placed
             index, number = failing
             furthest = max(furthest, index)
-            if index == MAX_INDEX:  # no range can hold it: its end would not fit 32 bits
+            if index == MAX_INDEX:  # no range can cover it: its end would not fit in 32 bits
                 continue
             end = min(index + max_msrs, MAX_INDEX)
             for kind in (_S, _R, _W):
@@ -255,7 +260,7 @@ def _search(
 def _best(
     states: dict[_State, tuple[int, tuple[_Placed, ...]]],
 ) -> dict[_State, tuple[int, tuple[_Placed, ...]]]:
-    """Drop states that reach no further than another in any kind."""
+    """Drop each state that another one reaches at least as far as in every kind."""
     kept: list[_State] = []
     for state in sorted(states, reverse=True):
         if not any(all(a >= b for a, b in zip(other, state, strict=True)) for other in kept):
@@ -264,7 +269,7 @@ def _best(
 
 
 def _cut_down(one: _Placed, demands: Sequence[_Demand]) -> _Placed:
-    """Return range *one* without what follows the last MSR in it that needs a range."""
+    """Return range *one*, cut down to the last MSR in it that needs a range."""
     last = demands[bisect_right(demands, one.end - 1, key=lambda d: d.first) - 1].last
     return one._replace(end=min(one.end, last + 1))
 

@@ -3,7 +3,7 @@
 Lints
 -----
 
-What a policy says well, and its owner may yet not mean. Each has an identifier that stays.
+What is valid in a policy but may not be what its owner means. Lint identifiers are stable.
 """
 
 import enum
@@ -25,9 +25,9 @@ __all__ = ("MAX_SHADOWED", "Lint", "LintId", "lint_policy", "x2apic_errors")
 _TSC_DEADLINE: Final = 0x6E0
 
 MAX_SHADOWED: Final = 65_536
-"""How many shadowed MSRs a VM keeps; kvmsr.dispatch.MAX_SHADOWS is the same."""
+"""How many shadowed MSRs are kept for a VM; the same as kvmsr.dispatch.MAX_SHADOWS."""
 
-# What tells one machine from another, or lets a guest watch its neighbours (Intel SDM volume 4; AMD
+# MSRs that identify the machine, or let a guest observe its neighbours (Intel SDM volume 4; AMD
 # PPR: PPIN, energy counters; energy as a side channel: CVE-2020-8694, CVE-2020-12912).
 _IDENTIFYING: Final = (
     (0x17, 0x17, "the platform ID"),
@@ -66,10 +66,10 @@ class Lint:
     """
     Something that the owner of a policy should know.
 
-    :ivar id: which lint it is.
-    :ivar message: what there is to know, and what to do.
-    :ivar place: file, line and key; empty where it is of the policy as a whole.
-    :ivar where: how messages call the rule, or "".
+    :ivar id: the kind of lint.
+    :ivar message: what the problem is, and what to do about it.
+    :ivar place: file, line and key; empty if it is about the policy as a whole.
+    :ivar where: what messages call the rule, or "".
     """
 
     id: LintId
@@ -82,19 +82,19 @@ class Lint:
 
     @property
     def at(self) -> str:
-        """Return how a line about it begins: with file, line and key, as an error's does."""
+        """Return the beginning of a line about it: file, line and key, as in errors."""
         file, line, key, _ = self.place
         if not file:
             return f"{self.where}: " if self.where else ""
         return f"{file}:{line}: {key}: "
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the lint as JSON has it."""
+        """Return the lint in its JSON form."""
         return {"id": str(self.id), **self.place.as_dict(), "message": self.message}
 
 
 def lint_policy(policy: Policy, kernel: KernelFacts, reads: Table, writes: Table) -> Iterator[Lint]:
-    """Yield what there is to know of *policy*, cut to *reads* and *writes* for *kernel*."""
+    """Yield the lints of *policy*, which was cut to *reads* and *writes* for *kernel*."""
     yield from _unreachable(policy, reads, writes)
     for rule in policy.rules:
         if rule.msrs[0][0] <= X2APIC[1]:  # also TSC_DEADLINE
@@ -112,22 +112,22 @@ def lint_policy(policy: Policy, kernel: KernelFacts, reads: Table, writes: Table
     if kernel.ignore_msrs:
         yield Lint(
             LintId.IGNORE_MSRS,
-            "this host has kvm.ignore_msrs=1: MSRs that KVM does not know are denied by the"
-            " filter, so that the policy decides; but of those that only some KVMs handle, the"
-            " ones without a rule read 0 where this KVM does not",
+            "this host has kvm.ignore_msrs=1: the filter denies MSRs that no KVM handles, so that"
+            " the policy decides; but MSRs that only some KVMs handle, and that have no rule, read"
+            " 0 if this KVM does not handle them",
         )
 
 
 def x2apic_errors(policy: Policy) -> Iterator[PolicyError]:
-    """Yield an error for each rule that is for x2APIC alone."""
+    """Yield an error for each rule that only selects x2APIC MSRs."""
     for rule in policy.rules:
         inside = all(X2APIC[0] <= first and last <= X2APIC[1] for first, last in rule.msrs)
         if inside and _takes_from_kvm(rule):
             file, line, key, _ = rule.place.at("msr")
             yield PolicyError(
                 f"{'' if file else f'{rule.where}: '}the x2APIC MSRs 0x800-0x8ff cannot be taken"
-                " from KVM: no filter denies them; hide x2apic from the guest with --cpu-feature"
-                " -x2apic instead",
+                " from KVM, which never filters them; hide x2APIC from the guest instead, with"
+                " --cpu-feature -x2apic",
                 file=file,
                 line=line,
                 key=key,
@@ -150,8 +150,8 @@ def _unreachable(policy: Policy, reads: Table, writes: Table) -> Iterator[Lint]:
     """
     Find rules that never win.
 
-    That a file overrides what it extends is what extending is for: so a rule counts only if rules
-    of its own file take all from it.
+    Overriding rules of an extended file is what extending is for, so only rules of the same file
+    count as hiding a rule.
     """
     tried: dict[Op, set[int]] = {
         op: {id(rule) for segment in table.segments for rule in segment.rules}
@@ -160,7 +160,7 @@ def _unreachable(policy: Policy, reads: Table, writes: Table) -> Iterator[Lint]:
     before: list[Rule] = []
     for rule in policy.rules:
         if rule.never:
-            yield _lint(rule, LintId.UNREACHABLE, f"it never holds: {rule.never}", "when.cpl")
+            yield _lint(rule, LintId.UNREACHABLE, f"never holds: {rule.never}", "when.cpl")
         for op in Op:
             if rule.action(op) is None or rule.never or id(rule) in tried[op]:
                 continue
@@ -169,13 +169,15 @@ def _unreachable(policy: Policy, reads: Table, writes: Table) -> Iterator[Lint]:
             own = [r for r in before if r.place.file == rule.place.file]
             hiding = _hiding(rule, op, own)
             if hiding:
-                message = f"this is never reached: {hiding} {'is' if ' ' not in hiding else 'are'}"
-                yield _lint(rule, LintId.UNREACHABLE, f"{message} before it", op)
+                message = (
+                    f"never reached: {hiding} already {'match' if ' ' in hiding else 'matches'}"
+                )
+                yield _lint(rule, LintId.UNREACHABLE, f"{message} all of its MSRs", op)
         before.append(rule)
 
 
 def _hiding(rule: Rule, op: Op, before: Iterable[Rule]) -> str:
-    """Return the rules of *before* that together take every MSR of *rule*, or ""."""
+    """Return the rules of *before* that together match every MSR of *rule*, or ""."""
     left = list(rule.msrs)
     names: list[str] = []
     for other in before:
@@ -204,7 +206,7 @@ def _without(span: tuple[int, int], others: Iterable[tuple[int, int]]) -> Iterat
 
 def _x2apic(rule: Rule) -> Iterator[Lint]:
     if _takes_from_kvm(rule) and _touches(rule, *X2APIC):
-        message = "0x800-0x8ff (x2APIC) stay with KVM: no filter denies them"
+        message = "has no effect on 0x800-0x8ff (x2APIC), which KVM never filters"
         yield _lint(rule, LintId.X2APIC, message, "msr")
 
 
@@ -213,28 +215,28 @@ def _tsc_deadline(rule: Rule) -> Iterator[Lint]:
         yield _lint(
             rule,
             LintId.TSC_DEADLINE,
-            f"some hosts' KVM does writes to {_TSC_DEADLINE:#x} (IA32_TSC_DEADLINE) at once,"
-            " before it looks at the filter; hide it with --cpu-feature -tsc-deadline",
+            f"on some hosts, KVM completes writes to {_TSC_DEADLINE:#x} (IA32_TSC_DEADLINE) before"
+            " it looks at the filter; hide the timer mode with --cpu-feature -tsc-deadline",
             "write",
         )
 
 
 def _host(rule: Rule) -> Iterator[Lint]:
     if isinstance(rule.read, Host):
-        told = [what for first, last, what in _IDENTIFYING if _touches(rule, first, last)]
-        if told:
-            message = f"the guest learns what tells this host from others: {', '.join(told)}"
+        learnt = [what for first, last, what in _IDENTIFYING if _touches(rule, first, last)]
+        if learnt:
+            message = f"lets the guest identify or observe this host: {', '.join(learnt)}"
             yield _lint(rule, LintId.HOST_IDENTITY, message, "read")
         else:
             which = (
-                "of whatever CPU the vCPU runs on just then: pin it, or name the CPU"
+                "from whichever CPU the vCPU runs on: pin the vCPU, or name a CPU"
                 if rule.read.cpu is None
-                else f"of the host's CPU {rule.read.cpu}, wherever the vCPU runs"
+                else f"from CPU {rule.read.cpu}, wherever the vCPU runs"
             )
             message = f"the guest reads the host's own value, {which}"
             yield _lint(rule, LintId.HOST_VALUE, message, "read")
     if isinstance(rule.write, Host):
-        message = "the guest writes the host's own register: that is felt beyond this VM"
+        message = "the guest writes to the host's own register, which affects more than this VM"
         yield _lint(rule, LintId.HOST_WRITE, message, "write")
 
 
@@ -242,7 +244,8 @@ def _shadow_limit(rule: Rule) -> Iterator[Lint]:
     msrs = sum(last - first + 1 for first, last in rule.msrs)
     if msrs > MAX_SHADOWED:
         message = (
-            f"{msrs:,} shadowed MSRs: {MAX_SHADOWED:,} values a VM are kept, then writes fault"
+            f"shadows {msrs:,} MSRs, but only {MAX_SHADOWED:,} values are kept for a VM; further"
+            " writes fault"
         )
         yield _lint(rule, LintId.SHADOW_LIMIT, message, "write")
 
@@ -251,14 +254,14 @@ def _not_logged(rule: Rule) -> Iterator[Lint]:
     kernels = [f"{op}s" for op in Op if rule.action(op) is Plain.KERNEL]
     if kernels:
         message = (
-            f"{' and '.join(kernels)} are left to KVM, which completes them unseen: log has no"
-            " effect on them"
+            f"{' and '.join(kernels)} are left to KVM, which completes them out of sight: log has"
+            " no effect on them"
         )
         yield _lint(rule, LintId.NOT_LOGGED, message, "log")
 
 
 def _swallowed(rule: Rule, kernel: KernelFacts) -> Iterator[Lint]:
-    """Rules that wait for KVM to give up an MSR, where kvm.ignore_msrs keeps it from doing so."""
+    """Find rules that wait for KVM not to know an MSR, which kvm.ignore_msrs prevents."""
     if not any(_touches(rule, one.first, one.last) for one in kernel.handled):
         return
     waits = rule.when is not None and rule.when.reason == (Reason.UNKNOWN,)
@@ -266,13 +269,13 @@ def _swallowed(rule: Rule, kernel: KernelFacts) -> Iterator[Lint]:
         yield _lint(
             rule,
             LintId.IGNORE_MSRS,
-            "this host has kvm.ignore_msrs=1: where this KVM does not know the MSR after all, it"
-            f" reads 0, and {'this rule' if waits else 'defaults.unknown'} is never asked",
+            "this host has kvm.ignore_msrs=1: if this KVM does not know the MSR, reads return 0 and"
+            f" {'this rule' if waits else 'defaults.unknown'} never applies",
         )
 
 
 def _kernel_writes(writes: Table) -> Iterator[Lint]:
-    """Writes that are taken from KVM for one rule's sake and handed back for another's."""
+    """Find writes that one rule takes from KVM, and another hands back to it."""
     seen: set[int] = set()
     for segment in writes.segments:
         if not segment.known or not any(rule.asks_for(Op.WRITE) for rule in segment.rules):
@@ -288,7 +291,7 @@ def _kernel_writes(writes: Table) -> Iterator[Lint]:
         yield _lint(
             subject,
             LintId.KERNEL_WRITE,
-            f"where the condition of {asking.where} fails, KVM does the write to {name} as the"
-            " host's, by KVM_SET_MSRS, whose rules are laxer than the guest's",
+            f"if the condition of {asking.where} fails, KVM writes {name} on behalf of the host"
+            " (KVM_SET_MSRS), with laxer checks than for the guest",
             "write",
         )

@@ -3,8 +3,8 @@
 Plans
 -----
 
-A policy compiled for a KVM: for which reasons accesses are to come to user space, the filter, and
-the table in which an access finds its rule.
+A policy compiled for a KVM: the reasons for which accesses come to user space, the filter, and the
+tables by which an access finds its rules.
 """
 
 from collections.abc import Sequence
@@ -30,13 +30,13 @@ class Plan:
     """
     A policy compiled for a KVM.
 
-    :ivar policy: what it was compiled from.
-    :ivar kernel: what it was compiled for.
-    :ivar reasons: for which reasons KVM shall hand accesses over.
-    :ivar filter: what KVM_X86_SET_MSR_FILTER gets.
+    :ivar policy: the policy that it was compiled from.
+    :ivar kernel: the KVM that it was compiled for.
+    :ivar reasons: the reasons for which KVM is to hand accesses over.
+    :ivar filter: the argument of KVM_X86_SET_MSR_FILTER.
     :ivar reads: the segments for reads.
     :ivar writes: the segments for writes.
-    :ivar lints: what the policy's owner should know.
+    :ivar lints: what the owner of the policy should know.
     """
 
     policy: Policy
@@ -49,28 +49,28 @@ class Plan:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Return what the policy's owner should know, a line each."""
+        """Return the lints as text, one line each."""
         return tuple(map(str, self.lints))
 
     def segment(self, op: Op, index: int) -> Segment:
-        """Return what holds for *op* on MSR *index*: the rules to try, and what KVM knows."""
+        """Return the segment for *op* on MSR *index*: the rules to try, and what KVM knows."""
         return (self.reads if op == Op.READ else self.writes).find(index)
 
     def swallowed(self, segment: Segment) -> bool:
         """
-        Tell whether KVM would swallow accesses to *segment* if the filter did not deny them.
+        Return whether KVM would swallow accesses to *segment* if the filter did not deny them.
 
-        That is what kvm.ignore_msrs=1 does to MSRs that KVM does not know. So the rules must see
-        such an access as unknown, although KVM gives it up as filtered.
+        kvm.ignore_msrs=1 does that to MSRs that KVM does not know. Rules must see such an access as
+        unknown, although KVM hands it over as filtered.
         """
         return self.kernel.ignore_msrs and not segment.known
 
     def relied_on(self) -> Ranges:
         """
-        Return the MSRs that have a rule and no filter range, because KVM does not know them.
+        Return the MSRs that have a rule but no filter range, as no KVM is known to handle them.
 
-        Whoever runs the plan can ask the KVM whether that is so, and compile again with
-        :meth:`KernelFacts.knowing` if it is not.
+        Whoever runs the plan can ask the KVM at hand, and compile the policy again with
+        :meth:`KernelFacts.knowing` if it does handle some.
         """
         if self.kernel.ignore_msrs:
             return ()
@@ -85,11 +85,12 @@ class Plan:
 
 def compile_policy(policy: Policy, kernel: KernelFacts | None = None) -> Plan:
     """
-    Return the plan that makes *kernel* decide as *policy* wants, for every MSR and direction.
+    Return the plan by which *kernel* decides as *policy* wants, for every MSR and direction.
 
     :param kernel: by default, any KVM from Linux 5.10 on.
-    :raises FilterCapacityError: if KVM's 16 ranges do not do it; lists what does not fit.
-    :raises PolicyError: for a rule that KVM cannot obey.
+    :raises FilterCapacityError: if the policy needs more than KVM's 16 ranges; lists the MSRs that
+        do not fit.
+    :raises PolicyError: if a rule asks for something that KVM cannot do.
     """
     kernel = kernel or KernelFacts()
     for error in x2apic_errors(policy):
@@ -106,7 +107,7 @@ def compile_policy(policy: Policy, kernel: KernelFacts | None = None) -> Plan:
 
 
 def _is_ours(segment: Segment, op: Op) -> bool:
-    """Tell whether a rule wants accesses of *segment* to come to user space."""
+    """Return whether a rule takes accesses to *segment* from KVM."""
     return any(rule.asks_for(op) for rule in segment.rules)
 
 
@@ -114,9 +115,9 @@ _Wanted = tuple[Want, bool]
 
 
 def _wants(table: Table, op: Op, kernel: KernelFacts) -> list[_Wanted]:
-    """Return what each segment of *table* wants of KVM, and the bit where that does not matter."""
+    """Return the want of each segment of *table*, and the preferred bit where it is ANY."""
     found: list[_Wanted] = []
-    # Segments alike want the same, and most have one rule without a condition, or none.
+    # Most segments have no rule, or one without a condition, and few different wants.
     by_kind: dict[tuple[bool, bool], _Wanted] = {}
     for segment in table.segments:
         first, _, rules, known = segment
@@ -137,10 +138,10 @@ def _want(segment: Segment, op: Op, kernel: KernelFacts) -> _Wanted:
     ours = _is_ours(segment, op)
     if segment.known:
         return (Want.DENY if ours else Want.ALLOW), not ours
-    # KVM does not know it, so it comes to user space either way ...
+    # KVM does not know the MSR, so the access comes to user space either way ...
     if kernel.ignore_msrs:
-        return Want.DENY, False  # ... but for this switch, which swallows it unless denied.
-    # A rule may ask for which reason it comes: then that must be the one that is meant.
+        return Want.DENY, False  # ... except with this switch, unless the filter denies it.
+    # If a rule asks for the reason, the reason must be right.
     reasons = [rule.when.reason for rule in segment.rules if rule.when and rule.when.reason]
     if any(Reason.FILTER in asked for asked in reasons):
         return Want.DENY, False

@@ -3,8 +3,8 @@
 Segments
 --------
 
-The 2**32 MSRs, cut where anything changes: which rule wins there, and whether KVM may handle them.
-All reasoning about a plan goes over these few segments and never over indices one by one.
+The 2**32 MSRs, cut where anything changes: which rules apply, and whether KVM may handle them. A
+plan is worked out over these few segments, never over single indices.
 """
 
 import heapq
@@ -24,11 +24,11 @@ __all__ = ("Segment", "Table", "cut")
 
 class Segment(NamedTuple):
     """
-    MSRs *first* to *last*, all alike for one direction.
+    MSRs *first* to *last*, which are all alike in one direction.
 
-    :ivar rules: the rules to try in turn: some with a condition, and at most one without, as the
-        last. None for x2APIC, which no rule can take.
-    :ivar known: whether KVM may handle them itself.
+    :ivar rules: the rules to try in turn. Only the last one can be without a condition. Empty for
+        x2APIC, which no rule can take from KVM.
+    :ivar known: whether KVM may handle these MSRs itself.
     """
 
     first: int
@@ -38,7 +38,7 @@ class Segment(NamedTuple):
 
 
 class Table:
-    """The segments of one direction, from 0 to 2**32 - 1 without gap."""
+    """The segments of one direction, from 0 to 2**32 - 1 without gaps."""
 
     __slots__ = ("segments", "starts")
 
@@ -53,7 +53,7 @@ class Table:
         return hash(self.segments)
 
     def find(self, index: int) -> Segment:
-        """Return the segment that holds MSR *index*."""
+        """Return the segment that contains MSR *index*."""
         return self.segments[bisect_right(self.starts, index) - 1]
 
 
@@ -71,7 +71,7 @@ def cut(policy: Policy, op: Op, kernel: KernelFacts) -> Table:
     starts = sorted(borders)
 
     segments: list[Segment] = []
-    # The spans begun and not ended, by rule number, and again by where they end.
+    # The spans that contain the current segment: by rule number, and again by where they end.
     open_: list[int] = []
     ends: list[tuple[int, int]] = []
     next_span = next_known = 0
@@ -93,7 +93,7 @@ def cut(policy: Policy, op: Op, kernel: KernelFacts) -> Table:
 
 
 def _tried(rules: Sequence[Rule], numbers: Sequence[int]) -> tuple[Rule, ...]:
-    """Return the rules with these numbers, up to the first without a condition."""
+    """Return the rules with these numbers, up to and including the first without a condition."""
     tried = []
     for number in numbers:
         tried.append(rules[number])

@@ -99,8 +99,8 @@ def test_msr_safe():
 
 def test_firecracker():
     assert said("firecracker") == [
-        (4, 0x10A, "is 0xa at first", "read { value = 0xa }, write fault", True),
-        (6, 0x199, "is 0x1000 at first", "shadow", False),
+        (4, 0x10A, "initially holds 0xa", "read { value = 0xa }, write fault", True),
+        (6, 0x199, "initially holds 0x1000", "shadow", False),
     ]
 
 
@@ -113,9 +113,9 @@ def test_crosvm():
 
 def test_bochs():
     assert said("bochs") == [
-        (2, 0x17, "holds 0x0 at first", "shadow", False),
-        (3, 0x3A, "holds 0x100000005 at first", "shadow", False),
-        (4, 0x175, "holds 0x0 at first, and a linear address", "shadow", True),
+        (2, 0x17, "initially holds 0x0", "shadow", False),
+        (3, 0x3A, "initially holds 0x100000005", "shadow", False),
+        (4, 0x175, "initially holds 0x0, and a linear address", "shadow", True),
     ]
     rule = import_text(BOCHS, "x").rules[1]
     assert (rule.reset, rule.bits.fault, rule.bits.ro) == (0x1_0000_0005, 0xFFFFFFFF_FFF00000, 0x10)
@@ -138,13 +138,13 @@ def test_kernel_logs_of_all_times():
 
 def test_what_is_lost_stands_in_the_policy():
     text = as_policy(import_text(FIRECRACKER, "x"), "x")
-    assert "# line 4: is 0xa at first: 61 bits are as KVM has them there, and 0 here" in text
+    assert "# line 4: initially holds 0xa: 61 bits are 0, and not left to KVM" in text
 
 
 def test_the_first_word_on_an_msr_counts():
     first, second = import_text("0x10 0x0\n0x10 0x1\n", "x").statements
     assert first.rule is not None
-    assert (second.rule, second.lost) == (None, "line 1 comes before it")
+    assert (second.rule, second.lost) == (None, "line 1 already has a rule")
 
 
 @pytest.mark.parametrize(
@@ -152,17 +152,17 @@ def test_the_first_word_on_an_msr_counts():
     [
         ("msr-safe", "0x10\n", "f:1: '0x10': write 0xMSR 0xMASK # comment"),
         ("msr-safe", "0x10 0x0\n0x1 0x2 0x3\n", "f:2: "),
-        ("bochs", "0x10 0 0 0 0 0 0\n", "f:1: '0x10 0 0 0 0 0 0': an address, a type"),
-        ("bochs", "0x10 7 0 0 0 0 0 0\n", "f:1: type 7: there are 0, 1 and 2"),
+        ("bochs", "0x10 0 0 0 0 0 0\n", "f:1: '0x10 0 0 0 0 0 0': write an address, a type"),
+        ("bochs", "0x10 7 0 0 0 0 0 0\n", "f:1: there is no type 7: write 0, 1 or 2"),
         (
             "crosvm",
             "--userspace-msr 0x1,type=x,action=emu",
-            "f:1: type is 'x': one of r, w, rw, wr",
+            "f:1: type must be one of r, w, rw, wr, not 'x'",
         ),
-        ("crosvm", "\n--userspace-msr 0x1,kind=r", "f:2: 'kind' is no key: there are type"),
-        ("crosvm", "--userspace-msr 0x1,type=r", "f:1: 0x1,type=r: it needs type= and action="),
-        ("crosvm", "--userspace-msr zz,type=r", "f:1: 'zz' is no MSR"),
-        ("firecracker", "{", "f:1: this is no JSON"),
+        ("crosvm", "\n--userspace-msr 0x1,kind=r", "f:2: unknown key 'kind': there are type"),
+        ("crosvm", "--userspace-msr 0x1,type=r", "f:1: 0x1,type=r needs type= and action="),
+        ("crosvm", "--userspace-msr zz,type=r", "f:1: 'zz' is not an MSR"),
+        ("firecracker", "{", "f:1: invalid JSON"),
         ("firecracker", "[]", "f:1: there is no list msr_modifiers"),
         ("firecracker", '{"msr_modifiers": [{"addr": 1}]}', "f:1: msr_modifiers[0].addr must be"),
         (
@@ -175,7 +175,7 @@ def test_the_first_word_on_an_msr_counts():
             '{"msr_modifiers": [{"addr": "0x1", "bitmap": "0b' + "0" * 65 + '"}]}',
             "f:1: msr_modifiers[0].bitmap has 65 bits",
         ),
-        (None, "hello\n", "f: this looks like none of the formats: firecracker"),
+        (None, "hello\n", "f: unknown format; there are firecracker"),
     ],
 )
 def test_what_is_wrong_is_told_by_file_and_line(form, text, message):
@@ -185,9 +185,9 @@ def test_what_is_wrong_is_told_by_file_and_line(form, text, message):
 
 
 def test_there_is_no_other_format():
-    with pytest.raises(UsageError, match="no format is called 'xen'"):
+    with pytest.raises(UsageError, match="there is no format 'xen'"):
         import_text("", "f", "xen")
-    with pytest.raises(UsageError, match="cannot be written as 'kernel-log'"):
+    with pytest.raises(UsageError, match="cannot write policies as 'kernel-log'"):
         export_policy(Policy(), "kernel-log")
 
 

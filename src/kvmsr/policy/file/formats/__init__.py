@@ -3,7 +3,7 @@
 Other programs' formats
 -----------------------
 
-Files of others that say something about MSRs, as policies, and policies as such files.
+Converts files of other programs that are about MSRs to policies, and policies to such files.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,17 +22,18 @@ from kvmsr.text import one_line
 __all__ = ("FORMATS", "Imported", "Statement", "as_policy", "export_policy", "import_text")
 
 
-_GUESSED: Final = "# Reads give 0 at first, which is a guess. Better values, where some are known:"
+_GUESSED: Final = "# Reads of these return 0 at first, which is a guess. For better values use:"
 
 
 class Format(NamedTuple):
     """
-    A format.
+    A file format.
 
-    :ivar about: what it is.
-    :ivar looks_like: tells whether a text seems to have it.
-    :ivar read: yields a text's statements, given where it is from.
-    :ivar write: returns a policy in it, and the rules that it cannot hold; None: only read.
+    :ivar about: a short description.
+    :ivar looks_like: returns whether a text seems to be in this format.
+    :ivar read: yields the statements of a text; the second argument is its name for messages.
+    :ivar write: returns a policy in this format, and the rules that the format cannot express; None
+        if the format can only be read.
     """
 
     about: str
@@ -53,45 +54,45 @@ FORMATS: Final = {
         "lines of dmesg, a journal or a trace", kernel_log.looks_like, kernel_log.read, None
     ),
 }  # fmt: skip
-"""The formats by name; the first that a text looks like is taken for its own."""
+"""The formats by name; detection takes the first that a text looks like."""
 
 
 def import_text(text: str, source: str, form: str | None = None) -> Imported:
     """
-    Return what *text* says.
+    Return the statements of *text*.
 
-    :param source: where it is from, for messages.
-    :param form: its format; None finds out.
-    :raises PolicyError: if it is in none of the formats, or not as its format wants it.
+    :param source: its name for messages.
+    :param form: its format; None detects it.
+    :raises PolicyError: if *text* is in none of the formats, or malformed.
     :raises UsageError: if there is no such format.
     """
     if form is None:
         form = next((name for name, f in FORMATS.items() if f.looks_like(text)), None)
         if form is None:
             known = ", ".join(f"{name} ({f.about})" for name, f in FORMATS.items())
-            raise PolicyError(f"this looks like none of the formats: {known}", file=source)
+            raise PolicyError(f"unknown format; there are {known}", file=source)
     if form not in FORMATS:
-        raise UsageError(f"no format is called {form!r}; there are {', '.join(FORMATS)}")
+        raise UsageError(f"there is no format {form!r}; there are {', '.join(FORMATS)}")
     return Imported(form, tuple(_possible(FORMATS[form].read(text, source))))
 
 
 def _possible(statements: Iterator[Statement]) -> Iterator[Statement]:
-    """Take the rules away that no policy can have, or that an earlier one leaves nothing for."""
+    """Remove rules that no policy can have, and those for MSRs that already have a rule."""
     first: dict[int, int] = {}
     for each in statements:
         if each.rule is None or each.index is None:
             yield each
         elif X2APIC[0] <= each.index <= X2APIC[1]:
-            yield replace(each, rule=None, lost="no policy can take x2APIC's MSRs from KVM")
+            yield replace(each, rule=None, lost="x2APIC's MSRs cannot be taken from KVM")
         elif each.index in first:
-            yield replace(each, rule=None, lost=f"line {first[each.index]} comes before it")
+            yield replace(each, rule=None, lost=f"line {first[each.index]} already has a rule")
         else:
             first[each.index] = each.line
             yield each
 
 
 def as_policy(imported: Imported, name: str) -> str:
-    """Return the policy file that *imported* proposes, with what it cannot say as comments."""
+    """Return *imported* as a policy file; comments list what the rules cannot express."""
     rules = [
         Rule(
             rule.msrs, rule.read, rule.write, reset=rule.reset or None, bits=rule.bits,
@@ -100,7 +101,7 @@ def as_policy(imported: Imported, name: str) -> str:
         for each in imported.statements
         if (rule := each.rule) is not None
     ]  # fmt: skip
-    text = to_toml(Policy(rules, name=name, description=f"made of {imported.format}"))
+    text = to_toml(Policy(rules, name=name, description=f"imported from {imported.format}"))
     lost = [
         one_line(f"# line {each.line}: {each.said}: {each.lost}")
         for each in imported.statements
@@ -113,7 +114,7 @@ def as_policy(imported: Imported, name: str) -> str:
     ]
     parts = [
         "\n".join([head, *dict.fromkeys(lines)])
-        for head, lines in (("# What no rule says:", lost), (_GUESSED, hints))
+        for head, lines in (("# Not expressed by the rules:", lost), (_GUESSED, hints))
         if lines
     ]
     return "\n\n".join([*parts, text])
@@ -121,11 +122,11 @@ def as_policy(imported: Imported, name: str) -> str:
 
 def export_policy(policy: Policy, form: str) -> tuple[str, list[Rule]]:
     """
-    Return *policy* in a format, and the rules that it cannot hold.
+    Return *policy* in a format, and the rules that the format cannot express.
 
     :raises UsageError: if there is no such format, or it can only be read.
     """
     writers = {name: f.write for name, f in FORMATS.items() if f.write is not None}
     if form not in writers:
-        raise UsageError(f"policies cannot be written as {form!r}; there are {', '.join(writers)}")
+        raise UsageError(f"cannot write policies as {form!r}; there are {', '.join(writers)}")
     return writers[form](policy)

@@ -4,7 +4,7 @@ Bochs' msrs.def
 ---------------
 
 ``0x02c  0  RESET_HI RESET_LO  RSRVD_HI RSRVD_LO  IGNRD_HI IGNRD_LO``: registers with a reset value,
-reserved bits, which fault when changed, and ignored ones, which keep what they are.
+reserved bits, which fault when changed, and ignored bits, which never change.
 """
 
 import re
@@ -26,24 +26,25 @@ _TYPES: Final = {1: "a linear address", 2: "a physical address"}
 
 
 def looks_like(text: str) -> bool:
-    """Tell whether *text* seems to be such a file."""
+    """Return whether *text* seems to be such a file."""
     said = [x for x in text.splitlines() if x.strip() and not x.lstrip().startswith("#")]
     return bool(said) and _LINE.fullmatch(said[0]) is not None
 
 
 def read(text: str, source: str) -> Iterator[Statement]:
-    """Yield what the file says; raises PolicyError for a line that is none of it."""
+    """Yield the statements of the file; raise PolicyError for a malformed line."""
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         match = _LINE.fullmatch(line)
         if match is None:
-            raise refuse(source, number, f"{line.strip()[:60]!r}: an address, a type, six numbers")
+            message = "write an address, a type and six numbers"
+            raise refuse(source, number, f"{line.strip()[:60]!r}: {message}")
         index, kind = int(match[1], 16), int(match[2])
         words = [int(match[n], 16) for n in range(3, 9)]
         reset, reserved, ignored = (words[n] << 32 | words[n + 1] for n in (0, 2, 4))
         if kind and kind not in _TYPES:
-            raise refuse(source, number, f"type {kind}: there are 0, 1 and 2")
+            raise refuse(source, number, f"there is no type {kind}: write 0, 1 or 2")
         if kind:
             reserved = ignored = reset = 0
         ignored &= ~reserved
@@ -51,13 +52,13 @@ def read(text: str, source: str) -> Iterator[Statement]:
         if reserved | ignored:
             bits = Bits(rw=_U64 & ~(reserved | ignored), ro=ignored, fault=reserved)
         rule = Rule(index, read=Plain.SHADOW, write=Plain.SHADOW, reset=reset, bits=bits)
-        said = f"holds {reset:#x} at first" + (f", and {_TYPES[kind]}" if kind else "")
-        lost = f"that a value which is not {_TYPES[kind]} faults" if kind else ""
+        said = f"initially holds {reset:#x}" + (f", and {_TYPES[kind]}" if kind else "")
+        lost = f"writing a value that is not {_TYPES[kind]} does not fault" if kind else ""
         yield Statement(number, index, said, rule, lost)
 
 
 def write(policy: Policy) -> tuple[str, list[Rule]]:
-    """Return *policy* as such a file, and the rules that it cannot hold."""
+    """Return *policy* as such a file, and the rules that it cannot express."""
     said, left = each_msr(policy, _words)
     return "".join(f"0x{index:08x} 0 {words}\n" for index, words in said), left
 

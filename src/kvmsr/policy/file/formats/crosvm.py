@@ -4,7 +4,7 @@ crosvm's --userspace-msr
 ------------------------
 
 ``--userspace-msr 0x1a2,type=r,action=pass,from=cpu0``: an MSR that is passed to the host, or copied
-from it once and then emulated. (crosvm had the option until 2024; src/crosvm/config.rs of then.)
+from it once and then emulated. (crosvm had the option until 2024, in src/crosvm/config.rs.)
 """
 
 import re
@@ -29,12 +29,12 @@ _KEYS: Final = {
 
 
 def looks_like(text: str) -> bool:
-    """Tell whether *text* seems to have such options."""
+    """Return whether *text* seems to have such options."""
     return bool(_OPTION.search(text) or any(_BARE.fullmatch(x.strip()) for x in text.split("\n")))
 
 
 def read(text: str, source: str) -> Iterator[Statement]:
-    """Yield what the options say; raises PolicyError for one that crosvm would refuse."""
+    """Yield the statements of the options; raise PolicyError for one that crosvm would reject."""
     for number, line in enumerate(text.splitlines(), 1):
         found = _OPTION.findall(line)
         if not found and _BARE.fullmatch(line.strip()):
@@ -50,35 +50,36 @@ def _statement(option: str, line: int, source: str) -> Statement:
     except ValueError:
         index = -1
     if not 0 <= index < 1 << 32:
-        raise refuse(source, line, f"{number!r} is no MSR: write 0x1a2")
+        raise refuse(source, line, f"{number!r} is not an MSR: write 0x1a2")
     given = {"from": "", "filter": "", "type": "", "action": ""}
     for pair in pairs:
         key, _, value = pair.partition("=")
         if key not in _KEYS:
-            raise refuse(source, line, f"{key!r} is no key: there are {', '.join(_KEYS)}")
+            raise refuse(source, line, f"unknown key {key!r}: there are {', '.join(_KEYS)}")
         if value not in _KEYS[key]:
-            raise refuse(source, line, f"{key} is {value!r}: one of {', '.join(_KEYS[key])}")
+            known = ", ".join(_KEYS[key])
+            raise refuse(source, line, f"{key} must be one of {known}, not {value!r}")
         given[key] = value
     if not given["type"] or not given["action"]:
-        raise refuse(source, line, f"{option}: it needs type= and action=")
+        raise refuse(source, line, f"{option} needs type= and action=")
     reads, writes = "r" in given["type"], "w" in given["type"]
     if given["action"] == "pass":
         host = Host(0 if given["from"] else None)
         rule = Rule(
             index, read=host if reads else Plain.FAULT, write=host if writes else Plain.FAULT
         )
-        lost = "writes reach the host only with allow_host_writes = true" if writes else ""
+        lost = "writes only reach the host with allow_host_writes = true" if writes else ""
         return Statement(line, index, f"is passed to the host ({given['type']})", rule, lost)
     shadow = Plain.SHADOW
     rule = Rule(
         index, read=shadow if reads else Plain.FAULT, write=shadow if writes else Plain.FAULT
     )
-    lost = "there it begins as the host has it, and here as 0: set reset"
+    lost = "it starts with 0, not with the host's value: set reset"
     return Statement(line, index, f"is emulated ({given['type']})", rule, lost, guess=True)
 
 
 def write(policy: Policy) -> tuple[str, list[Rule]]:
-    """Return *policy* as options, a line each, and the rules that they cannot hold."""
+    """Return *policy* as options, one per line, and the rules that they cannot express."""
     said, left = each_msr(policy, _option)
     return "".join(f"--userspace-msr {index:#x},{option}\n" for index, option in said), left
 

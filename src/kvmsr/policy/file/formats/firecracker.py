@@ -3,8 +3,8 @@
 Firecracker's CPU templates
 ---------------------------
 
-``{"msr_modifiers": [{"addr": "0x10a", "bitmap": "0b1x0…"}]}``: what an MSR holds when the guest
-starts; x leaves a bit as KVM has it. (docs/cpu_templates of Firecracker.)
+``{"msr_modifiers": [{"addr": "0x10a", "bitmap": "0b1x0…"}]}``: the value of an MSR when the guest
+starts; x leaves a bit to KVM. (docs/cpu_templates of Firecracker.)
 """
 
 import json
@@ -24,16 +24,16 @@ _BITMAP: Final = re.compile(r"0b([01x_]+)")
 
 
 def looks_like(text: str) -> bool:
-    """Tell whether *text* seems to be a template."""
+    """Return whether *text* seems to be a template."""
     return text.lstrip().startswith("{") and '"msr_modifiers"' in text
 
 
 def read(text: str, source: str) -> Iterator[Statement]:
-    """Yield what the template says of MSRs; raises PolicyError where it is no template."""
+    """Yield what the template says about MSRs; raise PolicyError if it is malformed."""
     try:
         template: Any = json.loads(text)
     except json.JSONDecodeError as error:
-        raise refuse(source, error.lineno, f"this is no JSON: {error.msg}") from None
+        raise refuse(source, error.lineno, f"invalid JSON: {error.msg}") from None
     modifiers = template.get("msr_modifiers") if isinstance(template, dict) else None
     if not isinstance(modifiers, list):
         raise refuse(source, 1, "there is no list msr_modifiers")
@@ -43,11 +43,11 @@ def read(text: str, source: str) -> Iterator[Statement]:
         yield _statement(modifier, f"msr_modifiers[{number}]", line, source)
     others = [key for key in template if key != "msr_modifiers" and template[key]]
     if others:
-        yield Statement(1, None, ", ".join(others), None, "a policy is about MSRs alone")
+        yield Statement(1, None, ", ".join(others), None, "policies are only about MSRs")
 
 
 def _lines(text: str) -> list[int]:
-    """Return the lines of the modifiers' addresses."""
+    """Return the line of each modifier's address."""
     start = text.index('"msr_modifiers"')
     found = re.finditer(r'"addr"', text[start:])
     return [text.count("\n", 0, start + match.start()) + 1 for match in found]
@@ -64,20 +64,20 @@ def _statement(modifier: Any, what: str, line: int, source: str) -> Statement:
         raise refuse(source, line, f'{what}.bitmap must be a string of 0, 1 and x: "0b10x"')
     bits = match[1].replace("_", "")
     if len(bits) > 64:
-        raise refuse(source, line, f"{what}.bitmap has {len(bits)} bits: an MSR has 64")
+        raise refuse(source, line, f"{what}.bitmap has {len(bits)} bits, but an MSR has 64")
     bits = bits.rjust(64, "x")
     value = int(bits.replace("x", "0"), 2)
     free = bits.count("x")
-    lost = f"{free} bits are as KVM has them there, and 0 here" if free else ""
+    lost = f"{free} bits are 0, and not left to KVM" if free else ""
     if catalog().get(index) is not None and catalog()[index].access == "ro":
         rule = Rule(index, read=Value(value), write=Plain.FAULT)
     else:
         rule = Rule(index, read=Plain.SHADOW, write=Plain.SHADOW, reset=value)
-    return Statement(line, index, f"is {value:#x} at first", rule, lost)
+    return Statement(line, index, f"initially holds {value:#x}", rule, lost)
 
 
 def write(policy: Policy) -> tuple[str, list[Rule]]:
-    """Return *policy* as a template, and the rules that it cannot hold."""
+    """Return *policy* as a template, and the rules that it cannot express."""
     said, left = each_msr(policy, _first_value)
     modifiers = [{"addr": f"{index:#x}", "bitmap": f"0b{value:064b}"} for index, value in said]
     return json.dumps({"msr_modifiers": modifiers}, indent=2) + "\n", left

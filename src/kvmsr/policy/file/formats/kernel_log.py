@@ -3,7 +3,7 @@
 Kernel logs
 -----------
 
-What KVM and guests have written about MSRs over the years, pasted from dmesg, a journal or a trace:
+What KVM and guests have logged about MSRs over the years, from dmesg, a journal or a trace:
 "unhandled rdmsr: 0x…", "Unhandled WRMSR(0x…) = 0x…", ``kvm_msr`` events, "unchecked MSR access".
 """
 
@@ -37,12 +37,12 @@ _GUEST: Final = re.compile(
 
 
 def looks_like(text: str) -> bool:
-    """Tell whether *text* seems to have such lines."""
+    """Return whether *text* seems to have such lines."""
     return any(_parsed(line) is not None for line in text.splitlines())
 
 
 def read(text: str, source: str) -> Iterator[Statement]:
-    """Yield what the lines say, with one rule for an MSR; other lines are passed over."""
+    """Yield the statements of the lines, with one rule for each MSR; skip other lines."""
     del source
     found = [
         (number, *parsed)
@@ -54,7 +54,7 @@ def read(text: str, source: str) -> Iterator[Statement]:
     made: set[int] = set()
     for number, index, _, said, knows in found:
         if knows:
-            yield Statement(number, index, said, None, "KVM answered it: it needs no rule")
+            yield Statement(number, index, said, None, "KVM answered it, so no rule is needed")
             continue
         if index in made:
             yield Statement(number, index, said, None)
@@ -68,7 +68,7 @@ def read(text: str, source: str) -> Iterator[Statement]:
 
 
 def _parsed(line: str) -> tuple[int, bool, str, bool] | None:
-    """Return index, whether it was a write, what happened, and whether KVM answered it."""
+    """Return the index, whether it was a write, what happened, and whether KVM answered it."""
     match = _HOST.search(line)
     if match:
         is_write = match[2].lower() == "wr"

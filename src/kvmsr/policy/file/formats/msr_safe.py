@@ -3,8 +3,8 @@
 msr-safe's allow lists
 ----------------------
 
-``0x00000010 0x0000000000000000 # "NAME"``: an MSR that may be read, and the bits that may be
-written. (The README of LLNL's msr-safe; a write leaves all other bits as they are.)
+``0x00000010 0x0000000000000000 # "NAME"``: an MSR that may be read, and a mask of the bits that may
+be written; writes do not change any other bit. (The README of LLNL's msr-safe.)
 """
 
 import re
@@ -24,7 +24,7 @@ _U64: Final = (1 << 64) - 1
 
 
 def looks_like(text: str) -> bool:
-    """Tell whether *text* seems to be such a list."""
+    """Return whether *text* seems to be such a list."""
     lines = [line for line in text.splitlines() if line.strip()]
     said = [line for line in lines if not line.lstrip().startswith("#")]
     if said:
@@ -33,7 +33,7 @@ def looks_like(text: str) -> bool:
 
 
 def read(text: str, source: str) -> Iterator[Statement]:
-    """Yield what the list says; raises PolicyError for a line that is none of it."""
+    """Yield the statements of the list; raise PolicyError for a malformed line."""
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
@@ -47,13 +47,13 @@ def read(text: str, source: str) -> Iterator[Statement]:
             continue
         bits = Bits(rw=mask, ro=_U64 & ~mask)
         rule = Rule(index, read=Plain.SHADOW, write=Plain.SHADOW, bits=bits)
-        lost = "the guest has a register of its own: the host's value is neither read nor written"
+        lost = "the guest gets a register of its own; the host's is neither read nor written"
         said = f"may be read; bits {mask:#x} may be written"
         yield Statement(number, index, said, rule, lost, guess=True)
 
 
 def write(policy: Policy) -> tuple[str, list[Rule]]:
-    """Return *policy* as such a list, and the rules that it cannot hold."""
+    """Return *policy* as such a list, and the rules that it cannot express."""
     said, left = each_msr(policy, _mask)
     return "".join(f"0x{index:08x} 0x{mask:016x}\n" for index, mask in said), left
 

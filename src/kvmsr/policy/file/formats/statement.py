@@ -3,7 +3,7 @@
 Statements
 ----------
 
-What a file of another program's says of an MSR, and the rule that means the same here.
+What a file of another program says about an MSR, and the equivalent rule.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from kvmsr.policy.rule import Rule
 __all__ = ("Imported", "Statement", "each_msr", "refuse")
 
 _MOST: Final = 65_536
-"""MSRs of one rule that are written out, one by one."""
+"""The most MSRs of a rule that are written one by one."""
 
 _Said = TypeVar("_Said")
 
@@ -28,14 +28,14 @@ _Said = TypeVar("_Said")
 @dataclass(frozen=True, slots=True)
 class Statement:
     """
-    One thing that the file says.
+    One statement of the file.
 
-    :ivar line: where, from 1.
-    :ivar index: of which MSR; None: of none.
-    :ivar said: what it says, in words.
-    :ivar rule: the rule that is made of it; None: none.
-    :ivar lost: what no rule can say of it, or why there is none; "" if all is said.
-    :ivar guess: whether the 0 that reads get under the rule is a guess, and not what the file says.
+    :ivar line: its line, from 1.
+    :ivar index: the MSR that it is about, or None.
+    :ivar said: the statement in words.
+    :ivar rule: the equivalent rule, or None.
+    :ivar lost: what the rule does not express, or why there is no rule; "" if nothing is lost.
+    :ivar guess: whether reads return 0 only because the file does not say what the MSR holds.
     """
 
     line: int
@@ -47,7 +47,7 @@ class Statement:
 
     @property
     def hint(self) -> str:
-        """Return what gives a better value than a guessed 0, or "" if nothing is known to."""
+        """Return what would answer better than a guessed 0, or "" if nothing is known."""
         if self.rule is None or self.index is None or not self.guess:
             return ""
         models = [
@@ -77,8 +77,8 @@ class Imported:
     """
     A whole file.
 
-    :ivar format: which format it has.
-    :ivar statements: what it says, in its order.
+    :ivar format: the name of its format.
+    :ivar statements: its statements, in order.
     """
 
     format: str
@@ -86,12 +86,12 @@ class Imported:
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """Return the rules, in the file's order."""
+        """Return the rules, in the order of the file."""
         return tuple(each.rule for each in self.statements if each.rule is not None)
 
 
 def refuse(source: str, line: int, what: str) -> PolicyError:
-    """Return the error for a line that is not as the format wants it."""
+    """Return the error for a malformed line."""
     return PolicyError(what, file=source, line=line)
 
 
@@ -99,9 +99,9 @@ def each_msr(
     policy: Policy, say: Callable[[Rule], _Said | None]
 ) -> tuple[list[tuple[int, _Said]], list[Rule]]:
     """
-    Return what a format says of each MSR of *policy*, and the rules that it cannot hold.
+    Express each MSR of *policy* in a format. Also return the rules that cannot be expressed.
 
-    :param say: returns what the format says instead of a rule; None where it has no words for it.
+    :param say: returns a rule in the format, or None if the format cannot express it.
     """
     said: list[tuple[int, _Said]] = []
     left = []

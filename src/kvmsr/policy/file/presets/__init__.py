@@ -3,7 +3,7 @@
 Presets
 -------
 
-The policies that come with kvmsr, as files; ``extends = ["preset:quiet"]`` names one.
+The policies that come with kvmsr, as files. ``extends = ["preset:quiet"]`` refers to one.
 """
 
 from importlib import resources
