@@ -256,7 +256,7 @@ def test_the_controller_is_killed_and_the_guest_ends_well(tmp_path, vmm):
 
 
 def wait_for(path, process):
-    """Wait until a process, which goes on, has made a file."""
+    """Wait until a process, which must not end, has created a file."""
     for _ in range(600):
         if path.exists():
             return
