@@ -39,7 +39,7 @@ class Regs(Layout):
 
 @layout("kvm_segment")
 class Segment(Layout):
-    """A segment register with its hidden part; *limit* is in bytes, whatever *g* says."""
+    """A segment register with its hidden part; *limit* is in bytes, regardless of *g*."""
 
     base: U64
     limit: U32
