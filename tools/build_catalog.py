@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """
-Make the catalog that the package carries, src/kvmsr/msr/data/catalog.json, of the files beside it
-that people keep.
+Make src/kvmsr/msr/data/catalog.json, the catalog that is part of the package, from the files in
+data/names and data/details that people maintain.
 
     tools/build_catalog.py
 """
@@ -17,7 +17,7 @@ DATA = Path(__file__).parent.parent / "src/kvmsr/msr/data"
 
 
 def build(data: Path) -> bytes:
-    """Return the catalog made of the files in folder *data*, an MSR a line."""
+    """Return the catalog made from the files in folder *data*, one MSR per line."""
     lines = [msgspec.json.encode(msr) for msr in read_sources(data)]
     return b"[\n" + b",\n".join(lines) + b"\n]\n"
 

@@ -1,4 +1,4 @@
-"""KVM's numbers and layouts against the C headers of this system."""
+"""KVM's numbers and layouts, compared with the C headers of this system."""
 
 import ctypes
 import subprocess
@@ -15,7 +15,7 @@ NEWER = {"memory_fault": "KVM_EXIT_MEMORY_FAULT"}
 
 
 def structures():
-    """Yield each structure that has a name of its own in C."""
+    """Yield the structures that have names in C."""
     for module in (cpu, run, vm):
         for thing in vars(module).values():
             named = (
@@ -30,7 +30,7 @@ def paths(structure, prefix=""):
     """Yield the C path of each field of *structure*, with its offset and size."""
     for name, ctype in structure._fields_:
         field = getattr(structure, name)
-        # The union of exits has no name in C, and so none in a path.
+        # The union of exits has no name in C, so it does not appear in a path.
         path = prefix if (structure, name) == (run.Run, "exit") else f"{prefix}{name}."
         if path != prefix:
             yield path[:-1], field.offset, ctypes.sizeof(ctype)
@@ -58,7 +58,7 @@ PLAIN = {
 
 
 def facts():
-    """Yield what is claimed: a C expression, its value, and the macro it needs to exist, or ""."""
+    """Yield a C expression, the value it should have, and a macro that it depends on, or ""."""
     for structure in structures():
         name = f"struct {structure.C_NAME}"
         yield f"sizeof({name})", ctypes.sizeof(structure), ""
@@ -70,7 +70,7 @@ def facts():
         yield name, number, name
     for kind, prefix in abi.C_PREFIX.items():
         for member in kind:
-            # Some are members of a C enumeration and no macros; those are old enough to exist.
+            # Some are not macros but members of a C enumeration; those are old enough to exist.
             newer = prefix + member.name if kind in (abi.Cap, abi.ExitReason) else ""
             yield prefix + member.name, int(member), newer
     for name, value in PLAIN.items():

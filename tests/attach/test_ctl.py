@@ -154,7 +154,7 @@ def test_snapshots_of_qemu_and_the_registers_beside_them(tmp_path, qemu, bios):
 @pytest.mark.peer
 def test_another_policy_for_a_guest_that_runs(tmp_path, qemu, bios):
     (tmp_path / "policy.toml").write_text(SHADOW)
-    (tmp_path / "told.toml").write_text(f'{SHADOW}log = "never"\n')
+    (tmp_path / "quiet.toml").write_text(f'{SHADOW}log = "never"\n')
     (tmp_path / "wrong.toml").write_text("[[rule]]\nmsr = 0x1b0\n")
     (tmp_path / "wide.toml").write_text(
         f'{SHADOW}[[rule]]\nmsr = "0xc0000080-0xc0000084"\nread = "kernel"\nwrite = "ignore"\n'
@@ -166,19 +166,19 @@ def test_another_policy_for_a_guest_that_runs(tmp_path, qemu, bios):
         time.sleep(0.3)
         own = Path(f"/proc/{vm.process.pid}/task/{vm.process.pid}/children")
         [vmm] = own.read_text().split()
-        ctl(vmm, "policy", tmp_path / "told.toml")  # the VMM's process will do
+        ctl(vmm, "policy", tmp_path / "quiet.toml")  # the VMM's process will do
         wrong = vm.ctl("policy", tmp_path / "wrong.toml", check=False)
         assert (wrong.returncode, wrong.stderr.count("\n")) == (3, 1)
         assert "wrong.toml:1" in wrong.stderr
         for _ in range(5):
             vm.ctl("policy", tmp_path / "wide.toml")
-            vm.ctl("policy", tmp_path / "told.toml")
+            vm.ctl("policy", tmp_path / "quiet.toml")
         assert vm.runs_on()  # its registers are what they were
         vm.ctl("policy", tmp_path / "end.toml")
         assert vm.process.wait(20) == BAD << 1 | 1
-    told = json.loads((tmp_path / "summary.json").read_text())
-    assert {row["rule"] for row in told["accesses"]} >= {"told.toml:1", "end.toml:1"}
-    assert told["policy"].endswith("end.toml")
+    report = json.loads((tmp_path / "summary.json").read_text())
+    assert {row["rule"] for row in report["accesses"]} >= {"quiet.toml:1", "end.toml:1"}
+    assert report["policy"].endswith("end.toml")
 
 
 @pytest.mark.peer

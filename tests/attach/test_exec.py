@@ -51,21 +51,21 @@ def run(tmp_path, policy, *vmm):
 
 
 def test_the_table_answers(tmp_path, vmm):
-    done, told = run(tmp_path, CONSTANT, *vmm, COUNT)
+    done, report = run(tmp_path, CONSTANT, *vmm, COUNT)
     assert (done.returncode, done.stderr) == (7, "")
     assert done.stdout.split()[0] == str(0x1200)
-    assert told["exit"]["kind"] == "vmm"
-    [row] = told["accesses"]
+    assert report["exit"]["kind"] == "vmm"
+    [row] = report["accesses"]
     assert (row["index"], row["count"], row["last_value"]) == ("0x35", COUNT, "0x1200")
 
 
 @pytest.mark.parametrize("how", ["high", "many"])
 @pytest.mark.parametrize("policy", [CONSTANT, PYTHON], ids=["table", "handler"])
 def test_no_descriptor_escapes(tmp_path, vmm, how, policy):
-    done, told = run(tmp_path, policy, *vmm, COUNT, how)
+    done, report = run(tmp_path, policy, *vmm, COUNT, how)
     assert (done.returncode, done.stderr) == (7, "")
     assert done.stdout.split()[0] == str(0x1200 if policy is CONSTANT else COUNT << 8)
-    assert told["totals"]["reads"] == COUNT
+    assert report["totals"]["reads"] == COUNT
 
 
 def test_without_a_rule_the_guest_faults_as_without_kvmsr(tmp_path, vmm):
@@ -89,10 +89,10 @@ def test_where_no_rule_decides_the_vmms_own_filter_does(tmp_path, vmm, own):
 
 @pytest.mark.parametrize("storm", [[], ["storm"]], ids=["calm", "storm"])
 def test_a_handler_is_asked_once_for_each_access(tmp_path, vmm, storm):
-    done, told = run(tmp_path, PYTHON, *vmm, COUNT, *storm)
+    done, report = run(tmp_path, PYTHON, *vmm, COUNT, *storm)
     eax, kicks = map(int, done.stdout.split())
     assert eax == COUNT << 8
-    assert told["totals"]["reads"] == COUNT
+    assert report["totals"]["reads"] == COUNT
     assert not storm or kicks > 10
 
 
@@ -121,17 +121,17 @@ def test_a_failed_handler_shows_in_the_exit_status_where_the_vmm_ended_well(tmp_
     good = tmp_path / "good"  # the VMM ends with 7, so one that ends with 0 is needed
     good.write_text(f"#!/bin/sh\n{' '.join(map(str, vmm))} {COUNT}\nexit 0\n")
     good.chmod(0o755)
-    done, told = run(tmp_path, handler(tmp_path, "raise ValueError('no')"), good)
-    assert (done.returncode, told["exit"]["code"], told["exit"]["guest_code"]) == (6, 6, 0)
-    done, told = run(tmp_path, handler(tmp_path, "raise ValueError('no')"), *vmm, 1)
-    assert (done.returncode, told["exit"]["code"], told["exit"]["guest_code"]) == (7, 7, 7)
-    assert told["handler_failures"]["count"] >= 1
+    done, report = run(tmp_path, handler(tmp_path, "raise ValueError('no')"), good)
+    assert (done.returncode, report["exit"]["code"], report["exit"]["guest_code"]) == (6, 6, 0)
+    done, report = run(tmp_path, handler(tmp_path, "raise ValueError('no')"), *vmm, 1)
+    assert (done.returncode, report["exit"]["code"], report["exit"]["guest_code"]) == (7, 7, 7)
+    assert report["handler_failures"]["count"] >= 1
 
 
 def test_a_handler_that_interrupts_ends_the_vmm(tmp_path, vmm):
-    done, told = run(tmp_path, handler(tmp_path, "raise KeyboardInterrupt"), *vmm, COUNT)
+    done, report = run(tmp_path, handler(tmp_path, "raise KeyboardInterrupt"), *vmm, COUNT)
     assert (done.returncode, done.stderr) == (130, "")
-    assert told["exit"]["detail"] == "interrupted by a handler"
+    assert report["exit"]["detail"] == "interrupted by a handler"
 
 
 def test_a_handler_that_holds_the_interpreter_keeps_nothing_from_ending(tmp_path, vmm, start):
@@ -141,27 +141,27 @@ def test_a_handler_that_holds_the_interpreter_keeps_nothing_from_ending(tmp_path
     wait_for(tmp_path / "begun", begun)
     begun.terminate()
     assert begun.wait(20) == 6
-    told = json.loads((tmp_path / "summary.json").read_text())
-    assert "a handler held Python's interpreter" in told["exit"]["detail"]
+    report = json.loads((tmp_path / "summary.json").read_text())
+    assert "a handler held Python's interpreter" in report["exit"]["detail"]
 
 
 def test_a_handler_that_ends_the_controller_does_not_look_like_success(tmp_path, vmm):
     policy = '[defaults]\non_error = "ignore"\n' + handler(tmp_path, "os._exit(0)")
-    done, told = run(tmp_path, policy, *vmm, COUNT)
+    done, report = run(tmp_path, policy, *vmm, COUNT)
     assert done.returncode == 6
     assert done.stdout.split()[0] == "0"  # the guest went on, as on_error says
-    assert told["exit"]["detail"] == "a handler ended the process with status 0"
-    assert told["totals"]["reads"] == COUNT
+    assert report["exit"]["detail"] == "a handler ended the process with status 0"
+    assert report["totals"]["reads"] == COUNT
 
 
 def test_a_log_that_fails_is_noted_and_the_guest_goes_on(tmp_path, vmm):
     words = command(tmp_path, CONSTANT + 'log = "always"\n', *vmm, COUNT)
     words[words.index("--json") : words.index("--json")] = ["--log", "/dev/full"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
-    told = json.loads((tmp_path / "summary.json").read_text())
+    report = json.loads((tmp_path / "summary.json").read_text())
     assert (done.returncode, done.stderr) == (7, "")
-    assert told["accesses"][0]["count"] == COUNT
-    assert [note for note in told["notes"] if note.startswith("the log failed")] == [
+    assert report["accesses"][0]["count"] == COUNT
+    assert [note for note in report["notes"] if note.startswith("the log failed")] == [
         "the log failed, later accesses are not in it: --log /dev/full: No space left on device"
     ]
 
@@ -191,10 +191,10 @@ def test_the_vmm_inherits_every_descriptor(tmp_path, policy):
 
 
 def test_stop_ends_the_vmm(tmp_path, vmm):
-    done, told = run(tmp_path, '[[rule]]\nmsr = 0x35\nread = "stop"\n', *vmm, COUNT)
+    done, report = run(tmp_path, '[[rule]]\nmsr = 0x35\nread = "stop"\n', *vmm, COUNT)
     assert done.returncode == 6
-    assert told["exit"]["kind"] == "stop"
-    assert "policy.toml:1 stops the run at a read of MSR 0x35" in told["exit"]["detail"]
+    assert report["exit"]["kind"] == "stop"
+    assert "policy.toml:1 stops the run at a read of MSR 0x35" in report["exit"]["detail"]
 
 
 def test_stop_ends_a_vmm_that_a_wrapper_script_started(tmp_path, vmm):
@@ -203,16 +203,16 @@ def test_stop_ends_a_vmm_that_a_wrapper_script_started(tmp_path, vmm):
         f"#!/bin/sh\n{' '.join(map(str, vmm))} 100000000\necho $? > {tmp_path}/status\n"
     )
     wrapper.chmod(0o755)
-    done, told = run(tmp_path, '[[rule]]\nmsr = 0x35\nread = "stop"\n', wrapper)
-    assert (done.returncode, told["exit"]["kind"]) == (6, "stop")
+    done, report = run(tmp_path, '[[rule]]\nmsr = 0x35\nread = "stop"\n', wrapper)
+    assert (done.returncode, report["exit"]["kind"]) == (6, "stop")
 
 
 def test_the_summary_comes_when_the_last_process_has_ended(tmp_path, vmm):
     """As with -daemonize: the process that was started ends at once."""
     begin = f"import subprocess; subprocess.Popen({list(map(str, [*vmm, 30_000]))!r})"
-    done, told = run(tmp_path, CONSTANT, sys.executable, "-c", begin)
+    done, report = run(tmp_path, CONSTANT, sys.executable, "-c", begin)
     assert done.returncode == 0
-    assert told["totals"]["reads"] == 30_000
+    assert report["totals"]["reads"] == 30_000
 
 
 def test_a_vmm_in_the_background_gets_the_signal(tmp_path, vmm, start):
@@ -221,14 +221,14 @@ def test_a_vmm_in_the_background_gets_the_signal(tmp_path, vmm, start):
     wait_for(tmp_path / "begun", begun)
     begun.terminate()
     assert begun.wait(20) == 0
-    told = json.loads((tmp_path / "summary.json").read_text())
-    assert 20 <= told["totals"]["reads"] < 100_000_000
+    report = json.loads((tmp_path / "summary.json").read_text())
+    assert 20 <= report["totals"]["reads"] < 100_000_000
 
 
 def test_several_vmms_at_once(tmp_path, vmm):
     both = " & ".join(" ".join(map(str, [*vmm, count])) for count in (1000, 3000))
-    _, told = run(tmp_path, CONSTANT, "/bin/sh", "-c", f"{both}; wait")
-    assert told["totals"]["reads"] == 4000
+    _, report = run(tmp_path, CONSTANT, "/bin/sh", "-c", f"{both}; wait")
+    assert report["totals"]["reads"] == 4000
 
 
 def test_the_vmm_is_killed(tmp_path, vmm, start):
@@ -238,9 +238,9 @@ def test_the_vmm_is_killed(tmp_path, vmm, start):
     [child] = children(controller)
     os.kill(child, signal.SIGKILL)
     assert begun.wait(20) == 128 + signal.SIGKILL
-    told = json.loads((tmp_path / "summary.json").read_text())
-    assert "SIGKILL" in told["exit"]["detail"]
-    assert told["totals"]["reads"] > 10
+    report = json.loads((tmp_path / "summary.json").read_text())
+    assert "SIGKILL" in report["exit"]["detail"]
+    assert report["totals"]["reads"] > 10
 
 
 def test_the_controller_is_killed_and_the_guest_ends_well(tmp_path, vmm, start):
@@ -254,7 +254,7 @@ def test_the_controller_is_killed_and_the_guest_ends_well(tmp_path, vmm, start):
 
 
 def wait_for(path, process):
-    """Wait until a process, which goes on, has made a file."""
+    """Wait until a process, which must not end, has created a file."""
     for _ in range(600):
         if path.exists():
             return
@@ -278,9 +278,9 @@ def test_qemu_runs_under_it(tmp_path, qemu, start):
     time.sleep(3)
     begun.terminate()  # which is passed on
     assert begun.wait(20) == 0
-    told = json.loads((tmp_path / "summary.json").read_text())
-    assert "no VM" not in "".join(told["notes"])
-    assert told["exit"]["kind"] == "vmm"
+    report = json.loads((tmp_path / "summary.json").read_text())
+    assert "no VM" not in "".join(report["notes"])
+    assert report["exit"]["kind"] == "vmm"
 
 
 @pytest.mark.peer

@@ -24,9 +24,16 @@ def wrap(*words):
 def test_the_script_runs_the_vmm_under_the_policy(tmp_path, vmm):
     (tmp_path / "the policy.toml").write_text(CONSTANT)
     program, image = vmm
-    script, told = tmp_path / "wrapped", tmp_path / "msrs.json"
+    script, summary = tmp_path / "wrapped", tmp_path / "msrs.json"
     done = wrap(
-        program, "-o", script, "--policy", tmp_path / "the policy.toml", "--json", "--summary", told
+        program,
+        "-o",
+        script,
+        "--policy",
+        tmp_path / "the policy.toml",
+        "--json",
+        "--summary",
+        summary,
     )
     assert (done.returncode, done.stderr) == (0, "")
     run = subprocess.run(
@@ -35,7 +42,7 @@ def test_the_script_runs_the_vmm_under_the_policy(tmp_path, vmm):
     )  # fmt: skip
     assert (run.returncode, run.stderr) == (7, "")
     assert run.stdout.split()[0] == str(0x1200)
-    assert json.loads(told.read_text())["accesses"][0]["count"] == COUNT
+    assert json.loads(summary.read_text())["accesses"][0]["count"] == COUNT
 
 
 def test_questions_about_the_vmm_are_its_own_to_answer(tmp_path):

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A small KVM user that knows nothing of MSR exits: runs the loop image with COUNT accesses and
- * prints what EAX holds in the end. With "storm" a thread kicks the vCPU all the time, as VMMs do
- * it: by a signal whose handler sets immediate_exit. With "deny" a filter denies MSR 0x35 and the VMM
- * does not ask to see that; with "watch" it does, and answers 0x99. With "high" the vCPU is run by a
- * duplicate of its descriptor with a large number, and with "many" after 1,500 other vCPUs have come
- * and gone.
+ * A small VMM that does not know MSR exits. It runs the loop image with COUNT accesses and prints
+ * the final EAX. With "storm", a thread kicks the vCPU all the time, as VMMs do: by a signal whose
+ * handler sets immediate_exit. With "deny", a filter denies MSR 0x35 and the VMM does not ask for
+ * the exit; with "watch", it asks for the exit and answers 0x99. With "high", the vCPU is run
+ * through a duplicate of its descriptor with a large number; with "many", it is run after 1,500
+ * other vCPUs have come and gone.
  *
  *     vmm IMAGE COUNT [storm|deny|watch|high|many]
  */
@@ -126,7 +126,7 @@ int main(int argc, char **argv)
 		struct rlimit limit, more = { 1 << 17, 1 << 17 };
 
 		checked(getrlimit(RLIMIT_NOFILE, &limit), "getrlimit");
-		if (setrlimit(RLIMIT_NOFILE, &more)) /* that takes rights */
+		if (setrlimit(RLIMIT_NOFILE, &more)) /* without the right to raise it */
 			more.rlim_cur = limit.rlim_cur;
 		int high = checked(fcntl(vcpu, F_DUPFD_CLOEXEC, more.rlim_cur - 7), "F_DUPFD");
 		close(vcpu);

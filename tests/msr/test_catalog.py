@@ -1,4 +1,4 @@
-"""The catalog: unique names, and the names people use."""
+"""The catalog: names are unique, and the names that people use are found."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""Values as fields, and back."""
+"""Converting values to fields, and back."""
 
 import pytest
 from hypothesis import given
@@ -59,7 +59,7 @@ def test_units_are_converted():
         ({"pa0": "XX"}, "IA32_PAT.pa0 cannot be 'XX': a number, or one of UC, WC"),
     ],
 )
-def test_what_does_not_fit_is_told(fields, message):
+def test_what_does_not_fit_is_reported(fields, message):
     with pytest.raises(FieldError) as raised:
         encode(catalog().lookup("IA32_PAT"), fields)
     assert str(raised.value).startswith(message)

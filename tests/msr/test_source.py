@@ -1,4 +1,4 @@
-"""The files that the catalog is made of."""
+"""The files from which the catalog is made."""
 
 import re
 import subprocess
@@ -88,15 +88,15 @@ def test_a_bank_shares_its_details(tmp_path):
         ("[[msr]]", "[[msr", "x.toml: "),
         ('["intel"]', '["cyrix"]', "vendors must be some of"),
         ('["a", "b"]', "[]", "it has no sources"),
-        ('msr = "A{n}"', 'msr = "B"', "details of what has no name: B"),
+        ('msr = "A{n}"', 'msr = "B"', "details for MSRs that no file names: B"),
         ('name = "low" }', 'name = "low" }, { bits = 2, name = "x" }', "low and x overlap"),
-        ('name = "low"', 'name = "low", kind = "odd"', "bits or kind are none"),
-        ('bits = "3-0"', 'bits = "64"', "bits or kind are none"),
+        ('name = "low"', 'name = "low", kind = "odd"', "bits or kind are not valid"),
+        ('bits = "3-0"', 'bits = "64"', "bits or kind are not valid"),
         ('about = "x"', 'about = "x"\nscope = "hand"', "scope is 'hand'"),
         ("count = 2", 'count = 2\n[[msr]]\nindex = 0x11\nname = "B"', "0x11 is"),
     ],
 )
-def test_what_is_wrong_is_told_by_file_and_entry(tmp_path, old, new, message):
+def test_what_is_wrong_is_reported_with_file_and_entry(tmp_path, old, new, message):
     assert (NAMES + DETAILS).count(old) >= 1
     write(tmp_path, NAMES.replace(old, new), DETAILS.replace(old, new))
     with pytest.raises(CatalogError, match=re.escape(message)):
@@ -116,7 +116,7 @@ def test_names_mean_what_they_mean_in_linux():
 
 
 def test_looking_one_up_is_quick_to_start():
-    """No more is imported than it takes: the tables of the command line are not."""
+    """Only what a lookup needs is imported, and not the command line's tables."""
     script = "import sys, kvmsr.msr; kvmsr.msr.catalog(); print('rich' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

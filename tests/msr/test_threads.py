@@ -1,11 +1,11 @@
-"""MSRs that people have asked about in public: name, meaning, and what KVM does with them."""
+"""MSRs that people have asked about in public: their names and meanings, and what KVM does."""
 
 import pytest
 
 from kvmsr.cli.msr import about_kvm
 from kvmsr.msr import catalog
 
-UNKNOWN, KNOWN, READS = "No KVM knows it", "Reads and writes may be", "Reads may be"
+UNKNOWN, KNOWN, READS = "No KVM handles it", "Reads and writes may be", "Reads may be"
 
 
 @pytest.mark.parametrize(

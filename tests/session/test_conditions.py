@@ -12,19 +12,19 @@ def mov_ecx(index):
 
 def run(backend, tmp_path, code, policy, **options):
     (tmp_path / "guest.bin").write_bytes(code + b"\xe6\xf4")
-    told = []
+    logged = []
     with Machine(
         backend,
         memory=2 << 20,
         policy=policy,
-        log=lambda access, outcome, line: told.append(line),
+        log=lambda access, outcome, line: logged.append(line),
         **options,
     ) as machine:
         machine.load(Boot(tmp_path / "guest.bin", mode=16))
         before = machine.vcpus[0].get_msrs([0x174])[0x174]
         result = machine.run(timeout=30)
         after = machine.vcpus[0].get_msrs([0x174])[0x174]
-    return result, told, before, after
+    return result, logged, before, after
 
 
 def values(result):
@@ -40,11 +40,11 @@ def test_a_rule_holds_where_the_guest_is(any_backend, tmp_path):
             Rule(0x35, read=2, log="always"),
         ]
     )
-    result, told, *_ = run(any_backend, tmp_path, code, policy)
+    result, logged, *_ = run(any_backend, tmp_path, code, policy)
     first_rips = {row.rule: row.first_rip for row in result.summary}
     assert len(first_rips) == 2
     assert first_rips["rule[1]"] - first_rips["rule[0]"] == 66
-    assert told == ["vCPU 0: read of MSR 0x35 (MSR_CORE_THREAD_COUNT): 0x2 (rule[1]; unknown)"]
+    assert logged == ["vCPU 0: read of MSR 0x35 (MSR_CORE_THREAD_COUNT): 0x2 (rule[1]; unknown)"]
 
 
 def test_where_a_condition_fails_kvm_answers(any_backend, tmp_path):

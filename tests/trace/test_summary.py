@@ -1,4 +1,4 @@
-"""The summary: what is counted, and that a guest cannot make it grow for ever."""
+"""The summary: what it counts, and that a guest cannot make it grow without limit."""
 
 import sys
 import threading
@@ -115,10 +115,10 @@ steps = st.lists(
 def test_the_sum_of_several_vcpus_is_what_one_would_have_counted(steps, max_rows):
     one = Summary(100)
     several = [Summary(max_rows) for _ in range(3)]
-    # One vCPU after the other, so that first and last value mean the same in both.
+    # One vCPU after the other, so first and last value are the same in both.
     for vcpu, op, index, verdict, value in sorted(steps, key=lambda step: step[0]):
         if (op is Op.READ) == (verdict is Verdict.DONE):
-            continue  # reads give values, writes are done
+            continue  # a read returns a value, a write is done
         access = Access(vcpu, op, index, value if op is Op.WRITE else 0, Reason.UNKNOWN)
         outcome = Outcome(verdict, "r", value)
         for summary in (one, several[vcpu]):

@@ -3,8 +3,8 @@
 KVM's ABI
 ---------
 
-KVM's numbers and structures for x86-64, as data: no file descriptor is opened here. Every size,
-offset and number is compared with the C headers by ``tests/abi/test_headers.py``.
+KVM's numbers and structures for x86-64, as data: nothing here opens a file descriptor.
+``tests/abi/test_headers.py`` compares every size, offset and number with the C headers.
 """
 
 from kvmsr.abi import cpu, ioctls, run, vm

@@ -3,7 +3,7 @@
 Layout
 ------
 
-How a C structure is written down here: a class whose annotations are its fields, in order.
+Declare a C structure as a class whose annotations are its fields, in order.
 """
 
 import ctypes
@@ -48,7 +48,7 @@ def _items(value: Any) -> Any:
 
 
 class _Readable:
-    """Equality and a repr by fields, and a copy; shared by structures and unions."""
+    """Equality, repr and copy; common to structures and unions."""
 
     __slots__ = ()
 
@@ -91,10 +91,12 @@ class Overlay(_Readable, ctypes.Union):
 
 def layout(c_name: str) -> Callable[[_T], _T]:
     """
-    Turn a class's annotations into the ctypes fields of C structure *c_name*.
+    Return a decorator that turns a class's annotations into the ctypes fields of *c_name*.
 
-    (A decorator and not ``__init_subclass__``, because ctypes completes the class only after that
-    hook has run.)
+    This is not done by ``__init_subclass__``, because ctypes completes a class only after that hook
+    has run.
+
+    :param c_name: the structure's name in C.
     """
 
     def complete(cls: _T) -> _T:
@@ -102,7 +104,8 @@ def layout(c_name: str) -> Callable[[_T], _T]:
         for name, hint in inspect.get_annotations(cls, eval_str=True).items():
             metadata = getattr(hint, "__metadata__", None)  # Annotated[int, ctypes.c_uint8]
             fields.append((name, metadata[0] if metadata else hint))
-        # Made anew, because only a class born with __slots__ refuses a misspelt field: Regs(rpi=5).
+        # Create the class again, because only a class created with __slots__ refuses a misspelt
+        # field, as in Regs(rpi=5).
         body = {name: getattr(cls, name) for name in ("__doc__", "__module__", "__qualname__")}
         body |= {"__slots__": (), "_fields_": fields, "C_NAME": c_name}
         metaclass: Any = type(cls)
@@ -124,28 +127,32 @@ def _flexible_type(
 
 
 class Word(ctypes.c_uint64):
-    """A 64-bit number in memory, for ioctls that take the address of one."""
+    """A 64-bit number in memory, for ioctls that take an address."""
 
 
 def buffer(size: int, content: bytes = b"") -> Any:
-    """Return *size* bytes of memory with an address, beginning with *content*, else zero."""
+    """Return *size* bytes of memory with an address: *content*, followed by zeros."""
     return ctypes.create_string_buffer(content[:size], size)
 
 
 def address_of(thing: Any) -> int:
-    """Return where a structure or buffer lies; it must outlive the use of that."""
+    """Return the address of a structure or buffer, which must outlive the address's use."""
     return ctypes.addressof(thing)
 
 
 def size_of(structure: type[ctypes.Structure]) -> int:
-    """Return the bytes that a structure takes."""
+    """Return the size of a structure, in bytes."""
     return ctypes.sizeof(structure)
 
 
 def flexible(header: type[Layout], array: str, item: Any, count: int) -> Any:
     """
-    Return a zeroed structure *header* followed by *count* of *item* in the field named *array*.
+    Return a zeroed structure with an array of *count* items at its end.
 
-    This is how the kernel's headers write ``struct x { u32 n; struct item items[]; }``.
+    The kernel's headers declare such a structure as ``struct x { u32 n; struct item items[]; }``.
+
+    :param header: the structure before the array.
+    :param array: the name of the array's field.
+    :param item: the type of the array's items.
     """
     return _flexible_type(header, array, item, count)()

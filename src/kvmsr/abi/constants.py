@@ -4,8 +4,8 @@ Constants
 ---------
 
 Capabilities, exit reasons and flags. Source: Linux include/uapi/linux/kvm.h and
-arch/x86/include/uapi/asm/kvm.h; a member's name with the enumeration's entry of
-:data:`C_PREFIX` in front is the name there.
+arch/x86/include/uapi/asm/kvm.h. The C name of an enumeration's member is the enumeration's
+:data:`C_PREFIX` followed by the member's name.
 """
 
 import enum
@@ -13,10 +13,10 @@ from typing import Final
 
 KVM_API_VERSION: Final = 12
 MAX_IO_MSRS: Final = 255
-"""Entries that one KVM_GET_MSRS or KVM_SET_MSRS takes: the kernel refuses its 256 itself."""
+"""Most entries that one KVM_GET_MSRS or KVM_SET_MSRS accepts; the kernel refuses 256."""
 MSR_FILTER_MAX_RANGES: Final = 16
 MSR_FILTER_MAX_BITMAP_SIZE: Final = 0x600
-"""Bytes of one range's bitmap, so at most 0x3000 MSRs a range."""
+"""Largest bitmap of a range, in bytes; a range has at most 0x3000 MSRs."""
 MSR_FILTER_MAX_MSRS: Final = 8 * MSR_FILTER_MAX_BITMAP_SIZE
 NR_IOAPIC_PINS: Final = 24
 
@@ -120,7 +120,7 @@ class ExitReason(enum.IntEnum):
 class MsrExitReason(enum.IntFlag):
     """Why KVM gave an MSR access up, and the mask that asks for it (KVM_MSR_EXIT_REASON_*)."""
 
-    __hash__ = int.__hash__  # an enumeration's own is Python: slow, on the way of every access
+    __hash__ = int.__hash__  # enum's own is written in Python, too slow for every access
 
     INVAL = 1
     INVALID = 1  # as kvmsr.Reason has it
@@ -264,4 +264,4 @@ C_PREFIX: Final[dict[type[enum.IntEnum] | type[enum.IntFlag], str]] = {
     RoutingType: "KVM_IRQ_ROUTING_",
     SystemEvent: "KVM_SYSTEM_EVENT_",
 }
-"""What C puts in front of the names of each enumeration's members."""
+"""The prefix of the C names of each enumeration's members."""

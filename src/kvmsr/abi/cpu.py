@@ -3,8 +3,8 @@
 vCPU structures
 ---------------
 
-What the ioctls of a vCPU fd take and give. Source: Linux arch/x86/include/uapi/asm/kvm.h and
-include/uapi/linux/kvm.h; the C name of each structure is its ``C_NAME``.
+The arguments of the ioctls of vCPU fds. Source: Linux arch/x86/include/uapi/asm/kvm.h and
+include/uapi/linux/kvm.h; ``C_NAME`` is the name of a structure in C.
 """
 
 import ctypes
@@ -39,7 +39,7 @@ class Regs(Layout):
 
 @layout("kvm_segment")
 class Segment(Layout):
-    """A segment register with its hidden part; *limit* is in bytes, whatever *g* says."""
+    """A segment register with its hidden part; *limit* is in bytes, regardless of *g*."""
 
     base: U64
     limit: U32
@@ -133,7 +133,7 @@ class Fpu(Layout):
 
 @layout("kvm_xsave")
 class Xsave(Layout):
-    """The XSAVE area as far as KVM_GET_XSAVE gives it; KVM_GET_XSAVE2 may append more."""
+    """The part of the XSAVE area that KVM_GET_XSAVE returns; KVM_GET_XSAVE2 may append more."""
 
     region: Annotated[Any, ctypes.c_uint32 * 1024]
 
@@ -248,7 +248,7 @@ class Interrupt(Layout):
 
 @layout("kvm_translation")
 class Translation(Layout):
-    """A linear address and what the vCPU's page tables make of it."""
+    """A linear address and its translation by the vCPU's page tables."""
 
     linear_address: U64
     physical_address: U64
@@ -274,7 +274,7 @@ class GuestDebugArch(Layout):
 
 @layout("kvm_guest_debug")
 class GuestDebug(Layout):
-    """What KVM_SET_GUEST_DEBUG takes."""
+    """The argument of KVM_SET_GUEST_DEBUG."""
 
     control: U32
     pad: U32
@@ -283,7 +283,7 @@ class GuestDebug(Layout):
 
 @layout("kvm_debug_exit_arch")
 class DebugExitArch(Layout):
-    """What a KVM_EXIT_DEBUG tells."""
+    """The data of a KVM_EXIT_DEBUG."""
 
     exception: U32
     pad: U32
@@ -307,7 +307,7 @@ class Mce(Layout):
 
 @layout("kvm_cpuid_entry2")
 class CpuidEntry2(Layout):
-    """One CPUID leaf; *index* (the subleaf) counts only where *flags* bit 0 is set."""
+    """One CPUID leaf; *index* (the subleaf) is significant only if *flags* bit 0 is set."""
 
     function: U32
     index: U32
@@ -321,7 +321,7 @@ class CpuidEntry2(Layout):
 
 @layout("kvm_cpuid2")
 class Cpuid2(Layout):
-    """The head of a CPUID table."""
+    """The header of a CPUID table."""
 
     nent: U32
     padding: U32
@@ -338,7 +338,7 @@ class MsrEntry(Layout):
 
 @layout("kvm_msrs")
 class Msrs(Layout):
-    """The head of an MSR list with values."""
+    """The header of an MSR list with values."""
 
     nmsrs: U32
     pad: U32
@@ -346,7 +346,7 @@ class Msrs(Layout):
 
 @layout("kvm_signal_mask")
 class SignalMask(Layout):
-    """The head of the signal mask that is in force during KVM_RUN."""
+    """The header of the signal mask that is in force during KVM_RUN."""
 
     len: U32
 
@@ -362,7 +362,7 @@ class SyncRegs(Layout):
 
 @layout("s")
 class SyncArea(Overlay):
-    """The space of the kvm_run page that holds :class:`SyncRegs`."""
+    """The space for :class:`SyncRegs` in the kvm_run page."""
 
     regs: SyncRegs
     padding: Annotated[Any, ctypes.c_uint8 * 2048]

@@ -56,7 +56,7 @@ KVM_SET_IDENTITY_MAP_ADDR: Final = _iow(0x48, ctypes.c_uint64)
 KVM_CREATE_IRQCHIP: Final = _io(0x60)
 KVM_IRQ_LINE: Final = _iow(0x61, vm.IrqLevel)
 KVM_GET_IRQCHIP: Final = _iowr(0x62, vm.Irqchip)
-KVM_SET_IRQCHIP: Final = _ior(0x63, vm.Irqchip)  # _IOR although it writes: the header says so
+KVM_SET_IRQCHIP: Final = _ior(0x63, vm.Irqchip)  # the header says _IOR, although it writes
 KVM_IRQ_LINE_STATUS: Final = _iowr(0x67, vm.IrqLevel)
 KVM_SET_GSI_ROUTING: Final = _iow(0x6A, vm.IrqRouting)
 KVM_REINJECT_CONTROL: Final = _io(0x71)
@@ -121,4 +121,4 @@ NAMES: Final[dict[int, str]] = {
     for name, value in sorted(globals().items())
     if name.startswith("KVM_") and isinstance(value, int)
 }
-"""Name by number, for messages."""
+"""Names by number, for messages."""

@@ -3,8 +3,8 @@
 The kvm_run page
 ----------------
 
-What a vCPU's memory mapping starts with. The unnamed union behind an exit is :class:`ExitData`.
-Source: Linux include/uapi/linux/kvm.h.
+The structure at the start of a vCPU's memory mapping. The unnamed union with an exit's data is
+:class:`ExitData`. Source: Linux include/uapi/linux/kvm.h.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ from kvmsr.abi._layout import U8, U16, U32, U64, Layout, Overlay, layout
 from kvmsr.abi.cpu import DebugExitArch, SyncArea
 
 PIO_PAGE_OFFSET: Final = 1
-"""The page of the mapping, counted from 0, that holds the data of port I/O."""
+"""Number of the mapping's page, from 0, that has the data of port I/O."""
 
 
 @layout("hw")
@@ -92,7 +92,7 @@ class ExitInternal(Layout):
 
 @layout("emulation_failure")
 class ExitEmulationFailure(Layout):
-    """KVM_EXIT_INTERNAL_ERROR with suberror 1; the instruction is there if *flags* bit 0 is."""
+    """KVM_EXIT_INTERNAL_ERROR with suberror 1; the instruction is valid if *flags* bit 0 is set."""
 
     suberror: U32
     ndata: U32
@@ -153,7 +153,7 @@ class ExitMemoryFault(Layout):
 
 @layout("exit data")
 class ExitData(Overlay):
-    """The union of what the exits tell."""
+    """The union of the exits' data."""
 
     hw: ExitHw
     fail_entry: ExitFailEntry
@@ -193,4 +193,4 @@ class Run(Layout):
 
 
 IMMEDIATE_EXIT_OFFSET: Final = Run.immediate_exit.offset  # type: ignore[attr-defined]
-"""Where *immediate_exit* lies in the page, in bytes: the one field another thread may set."""
+"""Offset of *immediate_exit* in the page, in bytes; the only field that other threads may set."""

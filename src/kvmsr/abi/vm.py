@@ -3,7 +3,7 @@
 System and VM structures
 ------------------------
 
-What the ioctls of the system fd and of a VM fd take and give. Source: Linux
+The arguments of the ioctls of the system fd and of VM fds. Source: Linux
 arch/x86/include/uapi/asm/kvm.h and include/uapi/linux/kvm.h.
 """
 
@@ -26,7 +26,7 @@ class UserspaceMemoryRegion(Layout):
 
 @layout("kvm_dirty_log")
 class DirtyLog(Layout):
-    """Where KVM_GET_DIRTY_LOG puts a slot's bitmap, one bit a page."""
+    """The address where KVM_GET_DIRTY_LOG stores a slot's bitmap, with one bit per page."""
 
     slot: U32
     padding1: U32
@@ -141,7 +141,7 @@ class PitState2(Layout):
 
 @layout("kvm_reinject_control")
 class ReinjectControl(Layout):
-    """Whether missed PIT ticks are given later."""
+    """Whether missed PIT ticks are delivered later."""
 
     pit_reinject: U8
     reserved: Annotated[Any, ctypes.c_uint8 * 31]
@@ -160,7 +160,7 @@ class Irqfd(Layout):
 
 @layout("kvm_ioeventfd")
 class Ioeventfd(Layout):
-    """An address whose writes become an eventfd's signal."""
+    """An address at which writes signal an eventfd."""
 
     datamatch: U64
     addr: U64
@@ -214,7 +214,7 @@ class RoutingMsi(Layout):
 
 @layout("u")
 class RoutingTarget(Overlay):
-    """Where a GSI goes."""
+    """The target of a GSI route."""
 
     irqchip: RoutingIrqchip
     msi: RoutingMsi
@@ -234,7 +234,7 @@ class IrqRoutingEntry(Layout):
 
 @layout("kvm_irq_routing")
 class IrqRouting(Layout):
-    """The head of the GSI routing table."""
+    """The header of the GSI routing table."""
 
     nr: U32
     flags: U32
@@ -242,7 +242,7 @@ class IrqRouting(Layout):
 
 @layout("kvm_msr_list")
 class MsrList(Layout):
-    """The head of a list of MSR indices."""
+    """The header of a list of MSR indices."""
 
     nmsrs: U32
 
@@ -277,7 +277,7 @@ class EnableCap(Layout):
 
 @layout("kvm_stats_header")
 class StatsHeader(Layout):
-    """The head of a statistics fd; offsets are in bytes from the start of the file."""
+    """The header of a statistics fd; offsets are in bytes from the start of the file."""
 
     flags: U32
     name_size: U32
@@ -289,7 +289,7 @@ class StatsHeader(Layout):
 
 @layout("kvm_stats_desc")
 class StatsDesc(Layout):
-    """One statistic: *size* 64-bit values at *offset* of the data block; its name follows."""
+    """One statistic: *size* 64-bit values at *offset* in the data block. Its name follows."""
 
     flags: U32
     exponent: I16

@@ -196,10 +196,9 @@ class Controller:
 
     def _wait_for_filter(self) -> None:
         """
-        Wait until every VM has the policy's filter.
+        Wait until all VMs have the policy's filter, for a second at most.
 
-        A VM whose guest does not run, because it is stopped, gets it before it runs again; nobody
-        waits for that.
+        A VM whose guest is stopped gets the filter before it runs again.
         """
         raw = self._block.raw
         failed, deadline = raw.failed, time.monotonic() + _PATIENCE

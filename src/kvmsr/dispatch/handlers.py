@@ -85,7 +85,7 @@ class Handlers:
             except Fault:
                 return fault
             except KeyboardInterrupt:
-                raise  # Ctrl-C is no failure of the handler
+                raise  # Ctrl-C is not the handler's failure
             except BaseException as error:  # even SystemExit, which would end the vCPU's thread
                 return self._failed(
                     name, rule, access, f"raised {error_text(error)}", _trace(error)

@@ -3,8 +3,9 @@
 MSRs
 ----
 
-What is known about model-specific registers: :func:`catalog` and :func:`handled`, and values as
-their fields: :func:`decode` and :func:`encode`.
+Facts about model-specific registers. :func:`catalog` has their names and fields, :func:`handled`
+those that KVM may handle itself. :func:`decode` and :func:`encode` convert values to fields and
+back.
 """
 
 from kvmsr.msr.catalog import X2APIC, Catalog, HandledRange, catalog, handled

@@ -3,7 +3,7 @@
 The catalog
 -----------
 
-What is known about MSRs, by index and by name, and which of them KVM may handle itself.
+Facts about MSRs, by index and by name, and which of them KVM may handle itself.
 """
 
 import fnmatch
@@ -22,7 +22,7 @@ from kvmsr.msr.entry import Msr
 __all__ = ("X2APIC", "Catalog", "HandledRange", "catalog", "handled")
 
 X2APIC: Final = (0x800, 0x8FF)
-"""MSRs that no filter can deny: KVM lets them through before it looks at the filter."""
+"""First and last MSR that no filter can deny: KVM allows them before it looks at the filter."""
 
 _PREFIXES: Final = (
     "msr_ia32_",
@@ -35,19 +35,23 @@ _PREFIXES: Final = (
 )
 _RANGES: Final = (
     (0x00000000, 0x00001FFF, "the architectural range of Intel's and AMD's MSRs"),
-    (0x40000000, 0x400000FF, "Hyper-V's synthetic MSRs, which a hypervisor offers"),
+    (0x40000000, 0x400000FF, "Hyper-V's synthetic MSRs, which hypervisors offer"),
     (0x40000100, 0x40000FFF, "a range for hypervisors: Hyper-V's crash registers and others"),
     (0x4B564D00, 0x4B564DFF, "KVM's paravirtual MSRs"),
-    (0xC0000000, 0xC0001FFF, "AMD's architectural range, which Intel shares in part"),
+    (0xC0000000, 0xC0001FFF, "AMD's architectural range, which Intel partly shares"),
     (0xC0010000, 0xC0011FFF, "AMD's model-specific range"),
 )
 
 
 class HandledRange(NamedTuple):
     """
-    MSRs *first* to *last* that some KVM handles itself, for reads, for writes, or for both.
+    A range of MSRs that some KVM handles itself, for reads, for writes, or for both.
 
-    :ivar what: what they are, in a word or two.
+    :ivar first: the first MSR.
+    :ivar last: the last MSR.
+    :ivar reads: whether KVM handles reads.
+    :ivar writes: whether KVM handles writes.
+    :ivar what: what the MSRs are, in a few words.
     """
 
     first: int
@@ -58,7 +62,7 @@ class HandledRange(NamedTuple):
 
 
 class Catalog:
-    """MSRs by index and by name; names are looked up without regard to case."""
+    """MSRs by index and by name. Names are case-insensitive."""
 
     def __init__(self, msrs: Iterable[Msr]) -> None:
         self._by_index: dict[int, Msr] = {}
@@ -70,7 +74,7 @@ class Catalog:
                 self._by_name.setdefault(name.lower(), msr)
 
     def __getitem__(self, index: int) -> Msr:
-        """Return MSR *index*; KeyError if it has no name here."""
+        """Return MSR *index*. Raise KeyError if the catalog does not have it."""
         return self._by_index[index]
 
     def __contains__(self, index: object) -> bool:
@@ -83,23 +87,23 @@ class Catalog:
         return len(self._by_index)
 
     def get(self, index: int) -> Msr | None:
-        """Return MSR *index*, or None if it has no name here."""
+        """Return MSR *index*, or None if the catalog does not have it."""
         return self._by_index.get(index)
 
     def name(self, index: int) -> str:
-        """Return the canonical name of MSR *index*, or "" if it has none here."""
+        """Return the canonical name of MSR *index*, or "" if the catalog does not have it."""
         msr = self._by_index.get(index)
         return msr.name if msr else ""
 
     def names(self) -> list[str]:
-        """Return all names and aliases, in small letters."""
+        """Return all names and aliases, in lower case."""
         return list(self._by_name)
 
     def lookup(self, name: str) -> Msr:
         """
-        Return the MSR called *name*; IA32_, MSR_ and the like before it may be left out.
+        Return the MSR called *name*, which may omit a prefix like ``IA32_`` or ``MSR_``.
 
-        :raises UnknownMsrError: naming those that look like it.
+        :raises UnknownMsrError: if there is none; it suggests similar names.
         """
         wanted = name.strip().lower()
         msr = self._by_name.get(wanted)
@@ -121,16 +125,16 @@ class Catalog:
 
     def match(self, pattern: str) -> list[Msr]:
         """
-        Return the MSRs one of whose names is like *pattern*, by index.
+        Return the MSRs with a name or alias that matches *pattern*, in order of their indices.
 
-        :param pattern: with ``*``, ``?`` and ``[…]`` as in a shell.
+        :param pattern: may contain ``*``, ``?`` and ``[…]``, as in a shell.
         """
         like = re.compile(fnmatch.translate(pattern.lower())).fullmatch
         found = {msr.index: msr for name, msr in self._by_name.items() if like(name)}
         return [found[index] for index in sorted(found)]
 
     def search(self, words: str) -> list[Msr]:
-        """Return the MSRs whose names, meaning or fields have all of *words* in them, by index."""
+        """Return the MSRs with all of *words* in names, description or fields, ordered by index."""
         wanted = words.lower().split()
         return [
             msr
@@ -139,7 +143,7 @@ class Catalog:
         ]
 
     def neighbourhood(self, index: int) -> str:
-        """Return in words where MSR *index* lies among those that are known."""
+        """Describe in words where MSR *index* is among the known MSRs."""
         order = sorted(self._by_index)
         at = bisect_left(order, index)
         below = self._by_index[order[at - 1]] if at else None
@@ -170,17 +174,17 @@ def _text(msr: Msr) -> str:
 
 @functools.cache
 def catalog() -> Catalog:
-    """Return the catalog that comes with kvmsr, read on first use."""
+    """Return the catalog that comes with kvmsr. It is read on first use."""
     return Catalog(msgspec.json.decode(_data("catalog.json"), type=tuple[Msr, ...]))
 
 
 @functools.cache
 def handled() -> tuple[HandledRange, ...]:
     """
-    Return the MSRs that some KVM may handle itself, ascending and apart.
+    Return the MSRs that some KVM may handle itself, in ascending order and without overlaps.
 
-    Of every other MSR each KVM from Linux 5.10 on says that it does not know it; the source is in
-    the data file ``handled.toml``.
+    Every KVM since Linux 5.10 gives all other MSRs up as unknown. The data file ``handled.toml``
+    names the sources.
     """
     import tomllib
 
@@ -194,7 +198,7 @@ def handled() -> tuple[HandledRange, ...]:
 
 
 def _data(name: str) -> bytes:
-    """Return a data file. importlib.resources would double what a look-up imports."""
+    """Return the contents of a data file. (Importing importlib.resources would be slow.)"""
     data = pkgutil.get_data("kvmsr.msr", f"data/{name}")
     assert data is not None
     return data

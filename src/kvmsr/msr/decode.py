@@ -3,7 +3,7 @@
 Decoding
 --------
 
-A register's value as its fields, and back.
+Convert a register's value to its fields, and back.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,11 +19,11 @@ _U64: Final = (1 << 64) - 1
 
 class FieldValue(NamedTuple):
     """
-    A field, and what it holds.
+    A field and its value.
 
     :ivar field: the field.
-    :ivar number: its bits, as a number.
-    :ivar meaning: what that means, in words; "" where there is nothing to say.
+    :ivar number: the value, as a number.
+    :ivar meaning: the value's meaning, in words; "" if nothing is known about it.
     """
 
     field: MsrField
@@ -33,13 +33,13 @@ class FieldValue(NamedTuple):
 
 class Decoded:
     """
-    A value of an MSR, field by field.
+    The value of an MSR, field by field.
 
     :ivar msr: the MSR.
     :ivar value: the value.
-    :ivar fields: its fields, from the lowest.
+    :ivar fields: the fields and their values, from the lowest bit up.
     :ivar reserved: the reserved bits that are set.
-    :ivar unknown: the bits that are set and of which nothing is known here.
+    :ivar unknown: the bits that are set and that the catalog does not describe.
     """
 
     __slots__ = ("fields", "msr", "reserved", "unknown", "value")
@@ -57,7 +57,7 @@ class Decoded:
         self.unknown = value & ~described & ~msr.reserved & _U64
 
     def __getitem__(self, name: str) -> int:
-        """Return the number in field *name*; KeyError if there is none."""
+        """Return the number in field *name*. Raise KeyError if there is no such field."""
         for found in self.fields:
             if found.field.name == name:
                 return found.number
@@ -82,9 +82,9 @@ class Decoded:
 
 def decode(msr: Msr, value: int) -> Decoded:
     """
-    Return *value* of *msr*, field by field.
+    Return the fields of *value*, a value of *msr*.
 
-    :raises FieldError: if it does not fit 64 bits.
+    :raises FieldError: if *value* does not fit 64 bits.
     """
     if not 0 <= value <= _U64:
         raise FieldError(f"{msr.name}: {value:#x} does not fit an MSR's 64 bits")
@@ -93,9 +93,11 @@ def decode(msr: Msr, value: int) -> Decoded:
 
 def encode(msr: Msr, fields: Mapping[str, int | str], start: int = 0) -> int:
     """
-    Return *start* with *fields* put in, by number or by what the enumeration calls it.
+    Return a value of *msr* with the given fields.
 
-    :raises FieldError: if there is no such field, or a number does not fit it.
+    :param fields: values by field name: numbers, or names of the field's enumeration.
+    :param start: the value from which all other bits are taken.
+    :raises FieldError: if there is no such field, or a value does not fit it.
     """
     value = decode(msr, start).value
     known = {field.name: field for field in msr.fields}

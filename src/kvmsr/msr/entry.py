@@ -3,7 +3,7 @@
 Entries
 -------
 
-What the catalog says of one MSR.
+What the catalog says about an MSR.
 """
 
 from collections.abc import Mapping
@@ -14,21 +14,21 @@ import msgspec
 __all__ = ("CATEGORIES", "Msr", "MsrField")
 
 CATEGORIES: Final = ("control", "model-specific", "package-window")
-"""What an MSR is there for: it steers the CPU, belongs to one model, or looks into the package."""
+"""Kinds of MSRs: those that control the CPU, those of single models, and views of the package."""
 
 
 class MsrField(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """
-    Some neighbouring bits of an MSR.
+    A field of an MSR: adjacent bits with a meaning.
 
-    :ivar name: what it is called here; unique in its MSR.
+    :ivar name: the field's name, unique within the MSR.
     :ivar low: the lowest bit.
-    :ivar high: the highest.
-    :ivar about: what it means, in a few words.
-    :ivar kind: what its bits do, as in a policy's ``bits``: ``rw``, ``ro``, ``w1c`` and so on.
-    :ivar values: what numbers mean, where they are an enumeration.
-    :ivar scale: what one step is worth, in *unit*.
-    :ivar unit: W, MHz and the like; "" for a plain number.
+    :ivar high: the highest bit.
+    :ivar about: the field's meaning, in a few words.
+    :ivar kind: how its bits behave, as in a policy's ``bits``: ``rw``, ``ro``, ``w1c`` and so on.
+    :ivar values: names of values, if the field is an enumeration.
+    :ivar scale: value of one step, in *unit*.
+    :ivar unit: W, MHz and so on; "" for a plain number.
     """
 
     name: str
@@ -42,20 +42,20 @@ class MsrField(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
 
     @property
     def mask(self) -> int:
-        """Return the field's bits."""
+        """Return the mask of the field's bits."""
         return (2 << self.high) - (1 << self.low)
 
     @property
     def span(self) -> str:
-        """Return its bits as people write them, ``15:8`` or ``3``."""
+        """Return the range of the field's bits as text, ``15:8`` or ``3``."""
         return f"{self.high}:{self.low}" if self.high > self.low else f"{self.low}"
 
     def of(self, value: int) -> int:
-        """Return the field of a whole register."""
+        """Return the field's number in *value*, a register's value."""
         return (value & self.mask) >> self.low
 
     def meaning(self, number: int) -> str:
-        """Return in words what the field's *number* means, or ""."""
+        """Return the meaning of *number* in words, or "" if nothing is known about it."""
         if number in self.values:
             return self.values[number]
         if self.unit:
@@ -65,22 +65,23 @@ class MsrField(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
 
 class Msr(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """
-    One MSR.
+    An MSR.
 
     :ivar index: 0 to 2**32 - 1.
-    :ivar name: its canonical name.
-    :ivar aliases: its other names.
-    :ivar vendors: whose CPUs (or hypervisors) have it: ``intel``, ``amd``, ``kvm``, ``hyperv``.
-    :ivar models: which of their families or models, in words; "" for all that have it at all.
-    :ivar about: what it is, in a sentence; "" where only its name is known here.
-    :ivar scope: what has one of its own: ``thread``, ``core`` or ``package``; "" if not known here.
-    :ivar access: ``rw``, ``ro`` or ``wo``; "" if not known here.
-    :ivar reset: what it holds after reset, where that is defined.
+    :ivar name: the canonical name.
+    :ivar aliases: other names.
+    :ivar vendors: whose CPUs or hypervisors have it: ``intel``, ``amd``, ``kvm``, ``hyperv``.
+    :ivar models: the families or models that have it, in words; "" for no restriction.
+    :ivar about: a description in one sentence; "" if only the name is known.
+    :ivar scope: the unit that has a register of its own: ``thread``, ``core``, ``package`` or
+        ``vm``; "" if not known.
+    :ivar access: ``rw``, ``ro`` or ``wo``; "" if not known.
+    :ivar reset: the value after reset; None if it is not defined or not known.
     :ivar category: one of :data:`CATEGORIES`, or "".
-    :ivar fields: its fields, from the lowest; empty where none are known here.
-    :ivar rest: what the bits outside of all fields are: ``reserved``, or "" where that is open.
-    :ivar kvm: what KVM does with it beyond :func:`kvmsr.msr.handled`, in a sentence.
-    :ivar sources: where these facts are from.
+    :ivar fields: the fields, from the lowest bit up; empty if none are known.
+    :ivar rest: what the bits outside all fields are: ``reserved``, or "" if not known.
+    :ivar kvm: what KVM does with it, in a sentence, in addition to :func:`kvmsr.msr.handled`.
+    :ivar sources: the sources of these facts.
     """
 
     index: int
@@ -100,7 +101,7 @@ class Msr(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
 
     @property
     def reserved(self) -> int:
-        """Return the bits that are reserved, as far as that is known."""
+        """Return the mask of the bits that are known to be reserved."""
         if self.rest != "reserved":
             return 0
         return (1 << 64) - 1 & ~sum(field.mask for field in self.fields)

@@ -3,12 +3,13 @@
 The catalog's sources
 ---------------------
 
-The files that people keep, and the catalog that is made of them.
+Read the files that people maintain, and make the catalog from them.
 
-``data/names/*.toml`` list MSRs: index, name, aliases, and with ``count`` and ``stride`` whole
-banks, in whose names ``{n}`` is the number. ``data/details/*.toml`` say more of some of them, by
-name. Both begin with what holds for the whole file. Reading them takes a while, so the package has
-all of it in ``data/catalog.json``, which ``tools/build_catalog.py`` makes and a test compares.
+``data/names/*.toml`` list MSRs with index, name and aliases. ``count`` and ``stride`` describe a
+whole bank; ``{n}`` in its names is replaced by the number. ``data/details/*.toml`` add details to
+some MSRs, by name. In both, a table ``file`` at the top has defaults for the whole file. Reading
+all of them is slow, so the package contains the result, ``data/catalog.json``.
+``tools/build_catalog.py`` makes it, and a test compares it with these files.
 """
 
 import tomllib
@@ -78,9 +79,9 @@ class _Details(msgspec.Struct, forbid_unknown_fields=True):
 
 def read_sources(folder: Path) -> tuple[Msr, ...]:
     """
-    Return the catalog that the files under *folder* describe, by index.
+    Return the catalog that the files under *folder* describe, in order of the indices.
 
-    :raises CatalogError: naming file and entry, if one is not as it must be.
+    :raises CatalogError: if a file is not valid; the message names file and entry.
     """
     details: dict[str, tuple[_Detail, _Shared, str]] = {}
     for path in sorted((folder / "details").glob("*.toml")):
@@ -101,7 +102,7 @@ def read_sources(folder: Path) -> tuple[Msr, ...]:
                     raise CatalogError(f"{path.name}: {msr.index:#x} is {msr.name} and {other}")
     if not named >= set(details):
         nameless = ", ".join(sorted(set(details) - named))
-        raise CatalogError(f"details of what has no name: {nameless}")
+        raise CatalogError(f"details for MSRs that no file names: {nameless}")
     return tuple(msr for _, msr in sorted(made.items()))
 
 
@@ -143,7 +144,7 @@ def _fields(detail: _Detail, where: str) -> tuple[MsrField, ...]:
         high, _, low = str(field.bits).partition("-" if "-" in str(field.bits) else ":")
         ends = sorted((int(high), int(low or high)))
         if ends[1] > 63 or field.kind not in _KINDS:
-            raise CatalogError(f"{where}: {detail.msr}.{field.name}: bits or kind are none")
+            raise CatalogError(f"{where}: {detail.msr}.{field.name}: bits or kind are not valid")
         values = {int(number, 0): meaning for number, meaning in field.values.items()}
         new = MsrField(
             field.name, ends[0], ends[1], field.about, field.kind, values, field.scale, field.unit
@@ -160,7 +161,7 @@ def _fields(detail: _Detail, where: str) -> tuple[MsrField, ...]:
 def _check(what: str, shared: dict[str, Any]) -> None:
     for key, known in (("scope", _SCOPES), ("access", _ACCESS), ("category", ("", *CATEGORIES))):
         if shared.get(key, "") not in known:
-            raise CatalogError(f"{what}: {key} is {shared[key]!r}; there are {', '.join(known)}")
+            raise CatalogError(f"{what}: {key} is {shared[key]!r}; valid are {', '.join(known)}")
     if not shared.get("vendors") or not set(shared["vendors"]) <= set(_VENDORS):
         raise CatalogError(f"{what}: vendors must be some of {', '.join(_VENDORS)}")
     if not shared.get("sources"):

@@ -198,12 +198,12 @@ class _Supervisor:
         if info is None or info.si_signo == signal.SIGCHLD:
             return
         vmm = self._reported.get("vmm")
-        if info.si_code != _BY_THE_KERNEL:  # the terminal's has reached all of them by itself
+        if info.si_code != _BY_THE_KERNEL:  # the terminal has signalled all processes itself
             try:
                 os.kill(vmm or self._child, info.si_signo)
-            except ProcessLookupError:  # the VMM is in the background; its controller knows where
+            except ProcessLookupError:  # the VMM is in the background; its controller knows it
                 os.kill(self._child, info.si_signo)
-        if vmm is None:  # what a signal means to a VMM is the VMM's to say
+        if vmm is None:  # a VMM need not end because of a signal
             self._expect_end(info.si_signo)
 
     def _expect_end(self, number: int = 0) -> None:

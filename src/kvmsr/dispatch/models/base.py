@@ -108,7 +108,7 @@ class RegisterModel:
     # What a model overrides
 
     def setup(self) -> None:
-        """Prepare whatever the model keeps besides register values, before the guest begins."""
+        """Prepare the model's own state, in addition to registers, before the guest begins."""
 
     def read(self, register: Register, access: Access) -> int:
         """

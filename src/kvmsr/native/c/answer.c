@@ -38,9 +38,9 @@ static void ask_wish(const struct kvmsr_wish *wish, struct kvmsr_access *a)
 }
 
 /*
- * Has the VMM asked for this vCPU to come out of KVM_RUN? Where it has KVM unblock signals (with
- * KVM_SET_SIGNAL_MASK), one may be pending that this thread never sees: then yes, to be safe. KVM_RUN
- * may always return EINTR.
+ * Does the VMM want this thread to return from KVM_RUN? If the VMM lets KVM_RUN unblock signals
+ * (KVM_SET_SIGNAL_MASK), one may be pending that cannot interrupt a wait here. Then assume that it
+ * does: KVM_RUN may return EINTR at any time.
  */
 static int kicked(const struct vcpu *vcpu)
 {

@@ -55,8 +55,8 @@ struct kvmsr_vcpu *kvmsr_vcpu_at(struct kvmsr_block *block, uint32_t number)
 }
 
 /*
- * Take a record for a vCPU: one that another vCPU has left, or a fresh one. What it has counted stays
- * in it, for rows do not say which vCPU they are of.
+ * Take a record for a vCPU: one that a closed vCPU has left, or a new one. NULL if there is none. A
+ * record keeps the rows of the vCPU that left it, because rows do not name their vCPU.
  */
 struct kvmsr_vcpu *kvmsr_take_vcpu(struct kvmsr_block *block, uint32_t vm, uint32_t id)
 {
@@ -85,14 +85,14 @@ struct kvmsr_vcpu *kvmsr_take_vcpu(struct kvmsr_block *block, uint32_t vm, uint3
 	return vcpu;
 }
 
-/* The vCPU is over; its record may serve another. */
+/* Release the record of a vCPU that was closed, for another vCPU to take. */
 void kvmsr_free_vcpu(struct kvmsr_vcpu *vcpu)
 {
 	vcpu->pid = 0;
 	__atomic_store_n(&vcpu->taken, KVMSR_LEFT, __ATOMIC_RELEASE);
 }
 
-/* Is there an array of COUNT times SIZE bytes at OFFSET of a table of TOTAL bytes? */
+/* Does an array of COUNT elements of SIZE bytes fit at OFFSET in a table of TOTAL bytes? */
 static int fits(uint32_t offset, uint64_t count, size_t size, uint64_t total)
 {
 	return offset % 8 == 0 && offset <= total && count <= (total - offset) / size;

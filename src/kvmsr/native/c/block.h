@@ -35,7 +35,7 @@
 #define KVMSR_ROW_LIMIT 4096u
 #define KVMSR_EVENTS (1u << 13)
 #define KVMSR_MARKS (1u << 12)
-#define KVMSR_MAX_VMS 512u /* as many as shadows tell apart */
+#define KVMSR_MAX_VMS 512u /* a shadow's key has 9 bits for the VM */
 
 /* The MSRs that found no row: a bit for each, in pages that are allocated on demand. */
 #define KVMSR_PAGE_BITS 15
@@ -86,11 +86,12 @@ struct kvmsr_upcall {
 	struct kvmsr_outcome answer;
 };
 
+/* A record's way: never used, being filled in, in use, and left by a vCPU that was closed. */
 enum kvmsr_taken { KVMSR_FRESH, KVMSR_TAKING, KVMSR_TAKEN, KVMSR_LEFT };
 
 struct kvmsr_vcpu {
-	uint32_t taken; /* whether a vCPU has it, or had */
-	uint32_t vm, id; /* the VM's number in this run, the vCPU's in the VM */
+	uint32_t taken; /* enum kvmsr_taken */
+	uint32_t vm, id; /* the VM's number in this run; the vCPU's number in the VM */
 	uint32_t pid; /* of the process that runs it */
 	uint32_t reading; /* the number of the table being read, plus 1; 0: none */
 	uint32_t n_rows;
@@ -106,7 +107,7 @@ struct kvmsr_vcpu {
 };
 
 struct kvmsr_vm {
-	uint32_t pid; /* of the process that made it */
+	uint32_t pid; /* of the process that created it */
 	uint32_t generation; /* of the policy whose filter it has */
 };
 
@@ -115,18 +116,18 @@ struct kvmsr_block {
 	uint32_t version;
 	uint32_t max_vcpus;
 	uint64_t size;
-	uint32_t active; /* which of the tables holds */
-	uint32_t generation; /* of the policy; 0: there is none yet */
-	uint32_t n_vms;
-	uint32_t n_vcpus; /* the numbers of records given out; more than max_vcpus: too many */
-	uint32_t missed; /* VMs that go without the policy */
-	uint32_t trace; /* whether every access is an event, or only what is logged */
+	uint32_t active; /* the number of the table in force */
+	uint32_t generation; /* of the policy in force; 0: there is no policy yet */
+	uint32_t n_vms; /* VMs created; if more than KVMSR_MAX_VMS, some have no number */
+	uint32_t n_vcpus; /* records used so far; may exceed max_vcpus */
+	uint32_t missed; /* VMs that run without the policy */
+	uint32_t trace; /* whether every access is an event, or only those to be logged */
 	uint32_t lossless; /* whether a vCPU waits for room for its events */
 	uint32_t lost_ranges; /* the plan's filter ranges for which the VMM's own left no room */
 	uint32_t failed; /* errno, if KVM refused the plan */
 	uint32_t n_shadows;
-	uint64_t begun_ns; /* CLOCK_MONOTONIC: when counters began to count */
-	uint64_t refused; /* writes that found no room among the shadows */
+	uint64_t begun_ns; /* CLOCK_MONOTONIC; when counters started to count */
+	uint64_t refused; /* writes to shadows that found no room */
 	struct kvmsr_vm vms[KVMSR_MAX_VMS];
 	struct kvmsr_others others;
 	struct kvmsr_shadow shadows[KVMSR_SHADOW_SLOTS];

@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Which descriptor is which VM or vCPU. A VMM may duplicate and close them: so dup, fcntl and close
- * are interposed as well, and a VM or vCPU is over when its last descriptor is closed.
+ * Which descriptor refers to which VM or vCPU.
  *
- * A thread may be about to use what another one closes. So the memory of a struct vcpu is never given
- * back, only used for another vCPU; and the page of one that is in KVM_RUN goes when it comes out.
+ * A VMM may duplicate descriptors and close them. So dup, fcntl, close and their relatives are
+ * interposed, too, and a VM or vCPU is gone when its last descriptor has been closed.
+ *
+ * A thread may be about to run a vCPU that another thread closes. So the memory of a struct vcpu is
+ * never freed, only reused for another vCPU; and if the vCPU is in KVM_RUN when it is closed, its
+ * page is unmapped when KVM_RUN returns.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -29,7 +32,10 @@ uint32_t kvmsr_n_fds;
 
 static struct vcpu *free_vcpus;
 
-/* Make the table, for as many descriptors as the process may ever have; most of it takes no room. */
+/*
+ * Make the table, for as many descriptors as the process may ever have. Pages of it that are not
+ * touched use no memory.
+ */
 void kvmsr_make_table(void)
 {
 	struct rlimit limit;
@@ -59,7 +65,7 @@ struct vcpu *kvmsr_spare_vcpu(void)
 	return vcpu;
 }
 
-/* Give back what the vCPU has; whoever comes first, its closing or its last KVM_RUN, does so. */
+/* Release the vCPU's page and record: when it is closed, or when its last KVM_RUN has returned. */
 void kvmsr_retire(struct vcpu *vcpu)
 {
 	if (__atomic_exchange_n(&vcpu->retired, 1, __ATOMIC_ACQ_REL))
@@ -68,7 +74,7 @@ void kvmsr_retire(struct vcpu *vcpu)
 	kvmsr_free_vcpu(vcpu->cpu.shared);
 }
 
-/* FD is no longer what it was. The lock is held. */
+/* FD no longer refers to the VM or vCPU that it did. The lock is held. */
 void kvmsr_forget(int fd)
 {
 	struct descriptor *d = kvmsr_descriptor(fd);
@@ -92,6 +98,7 @@ void kvmsr_forget(int fd)
 		vm->fd = -1;
 }
 
+/* NEW has become a duplicate of OLD. */
 static void same(int old, int new)
 {
 	struct descriptor *from = kvmsr_descriptor(old), *to = kvmsr_descriptor(new);
@@ -116,6 +123,7 @@ static int is_known(int fd)
 	return d && (d->vcpu || d->vm);
 }
 
+/* FD is being closed. */
 static void gone(int fd)
 {
 	if (likely(!is_known(fd)))
@@ -155,7 +163,7 @@ PUBLIC int dup(int fd)
 	return made;
 }
 
-/* The descriptor that is replaced is closed by the kernel. */
+/* The kernel closes WANTED if it is open; same() forgets it. */
 PUBLIC int dup2(int fd, int wanted)
 {
 	REAL(dup2, int, int);

@@ -2,8 +2,9 @@
 /*
  * The shim of kvmsr exec, a library that is preloaded into a VMM: what its files share.
  *
- * Who calls whom, from the ground up: attach (the shared memory, and whether the controller lives),
- * descriptors and vmm (the VMM's VMs and vCPUs), answer (the way of one access), shim (the interposed ioctl).
+ * Calls go upwards only, in this order: attach (the shared memory; whether the controller is
+ * alive), descriptors and vmm (the VMM's VMs and vCPUs), answer (answering an access), shim (the
+ * interposed ioctl).
  *
  * The shim must never make things worse than they are without it. It prints nothing, never ends
  * the process, and if something goes wrong, it lets every ioctl through unchanged.
@@ -30,29 +31,31 @@ static inline int failed(long error)
 
 struct vm {
 	struct vm *next;
-	int fd; /* one of its descriptors; -1: all are closed */
-	uint32_t fds; /* how many it has */
+	int fd; /* the descriptor that created it; -1: all of its descriptors are closed */
+	uint32_t fds; /* number of its descriptors */
 	uint32_t number;
 	uint32_t size; /* of a vCPU's mapping */
 	uint32_t generation; /* of the policy whose filter it has */
-	int asked; /* the VMM has set a filter of its own, or reasons */
-	int filtered; /* ... a filter */
-	int unserved; /* there is no room for one of its vCPUs: it goes without the policy */
+	int asked; /* the VMM has set exit reasons or a filter */
+	int filtered; /* the VMM has set a filter */
+	int unserved; /* runs without the policy: there is no room for one of its vCPUs */
 	struct kvmsr_wish wish;
 };
 
 struct vcpu {
 	struct kvmsr_cpu cpu;
 	struct vm *vm;
-	struct vcpu *next; /* unused */
-	uint32_t fds; /* how many descriptors it has */
-	uint32_t size;
-	int running; /* in KVM_RUN, or on the way of an access */
-	int closed, retired;
-	int pending; /* its access has been put to Python, and waits */
-	int has_mask; /* KVM_SET_SIGNAL_MASK: it may sleep through a signal that is to get it out */
+	struct vcpu *next; /* in the list of free ones */
+	uint32_t fds; /* number of its descriptors */
+	uint32_t size; /* of the page's mapping */
+	int running; /* a thread is in its KVM_RUN, or answers its access */
+	int closed; /* its last descriptor has been closed */
+	int retired; /* its page and record have been released */
+	int pending; /* its access waits for Python's answer */
+	int has_mask; /* KVM_SET_SIGNAL_MASK is in use: a wait may miss the signal that kicks it */
 };
 
+/* What a descriptor of the VMM's refers to: a vCPU, a VM, or neither. */
 struct descriptor {
 	struct vcpu *vcpu;
 	struct vm *vm;
@@ -69,7 +72,7 @@ extern struct descriptor *kvmsr_fds; /* by number */
 extern uint32_t kvmsr_n_fds;
 void kvmsr_make_table(void);
 
-/* Return what FD is; NULL: the table has no place for it. */
+/* Return the entry of FD; NULL if the table has none for it. */
 static inline struct descriptor *kvmsr_descriptor(int fd)
 {
 	return (uint32_t)fd < kvmsr_n_fds ? &kvmsr_fds[fd] : NULL;
@@ -80,7 +83,7 @@ void kvmsr_retire(struct vcpu *vcpu);
 void kvmsr_forget(int fd);
 
 /* attach.c, for the others */
-extern pthread_mutex_t kvmsr_changing; /* for everything that is rare */
+extern pthread_mutex_t kvmsr_changing; /* held by everything but KVM_RUN */
 
 /* vmm.c */
 void kvmsr_renew(struct vm *vm);

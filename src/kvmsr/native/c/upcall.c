@@ -4,8 +4,9 @@
  *
  * Some accesses need Python: a handler, a register model, the host's MSRs. Under `kvmsr exec` the
  * vCPU is in the VMM's process and Python in the controller's, so the question goes through the
- * shared block. Each vCPU has one struct kvmsr_upcall, because a vCPU waits for one access at a
- * time; and the controller has one thread for each vCPU, which answers its questions in order.
+ * shared block. Each vCPU's record has one struct kvmsr_upcall, because a vCPU waits for one access
+ * at a time; and the controller has one thread for each record, which answers its questions in
+ * order.
  *
  * Everything hangs on one word, `state`: the number of the question times 4, plus
  *
@@ -26,7 +27,7 @@
  * fails, and the late answer is dropped. The fields of the answer have been overwritten by then,
  * but nobody reads them before the state says ANSWERED, and the only thread that could set it is
  * the one that has just failed; it goes on to answer the new question. Numbers repeat only after
- * 2**30 questions.
+ * 2**30 questions, and a vCPU that takes over the record of a closed one goes on counting.
  *
  * Every wait has a limit, in milliseconds, because not everything that ends it wakes the futex. The
  * vCPU has to notice that the controller has died or that the VMM wants its thread back (answer.c),

@@ -25,7 +25,7 @@ static int put_plan(struct vm *vm)
 
 	if (!vm->unserved) {
 		cap.args[0] |= table->reasons;
-		/* What the VMM denies comes to us as well: a rule may be for it. */
+		/* What the VMM's filter denies must come to the shim, too: a rule may apply to it. */
 		if (table->reasons && vm->filtered)
 			cap.args[0] |= KVM_MSR_EXIT_REASON_FILTER;
 		kvmsr_plan_filter(table, &plan);
@@ -43,7 +43,7 @@ static int put_plan(struct vm *vm)
 	return 0;
 }
 
-/* The policy was replaced: give the VM the new one's filter, before its guest runs again. */
+/* Set the filter of a policy that has replaced another one, before the guest runs again. */
 void kvmsr_renew(struct vm *vm)
 {
 	int before = errno;
@@ -68,7 +68,7 @@ static int is_kvm(int fd, const char *kind)
 	return !strncmp(found, kind, strlen(kind));
 }
 
-/* Return the VM behind FD. The lock is held. */
+/* Return the VM that FD refers to, or NULL. The lock is held. */
 static struct vm *vm_of(int fd)
 {
 	const struct descriptor *d = kvmsr_descriptor(fd);
@@ -104,7 +104,10 @@ void kvmsr_new_vm(int system, int fd)
 	pthread_mutex_unlock(&kvmsr_changing);
 }
 
-/* There is no room for one of its vCPUs: rather none of its exits are ours than some are nobody's. */
+/*
+ * There is no room for one of the VM's vCPUs. Take the whole VM out from under the policy: that
+ * vCPU's MSR exits would otherwise reach the VMM, which did not ask for them.
+ */
 static void leave_alone(struct vm *vm)
 {
 	vm->unserved = 1;
