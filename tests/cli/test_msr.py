@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.cli.test_cli import kvmsr
+from tests.command import kvmsr
 
 
 def test_an_msr_is_reported_by_index_and_by_name():
