@@ -10,6 +10,7 @@ import pytest
 
 from kvmsr import native
 from tests.attach.qmp import Monitor
+from tests.command import call, words_of
 
 pytestmark = [
     pytest.mark.kvm,
@@ -57,15 +58,15 @@ class Running:
     def __init__(self, folder, qemu, bios, *options, state=None):
         monitor = folder / "qmp"
         monitor.unlink(missing_ok=True)
-        words = [
-            sys.executable, "-m", "kvmsr", "exec", "--policy", folder / "policy.toml",
+        words = words_of(
+            "exec", "--policy", folder / "policy.toml",
             "--summary", folder / "summary.json", "--json",
             *(["--state", state] if state else []), "--",
             *qemu, "-accel", "kvm", "-bios", bios, "-m", "16", "-display", "none", "-nodefaults",
             "-no-reboot", "-device", "isa-debug-exit,iobase=0x501,iosize=1",
             "-qmp", f"unix:{monitor},server=on,wait=off", *options,
-        ]  # fmt: skip
-        self.process = subprocess.Popen(list(map(str, words)))
+        )  # fmt: skip
+        self.process = subprocess.Popen(words)
         self.monitor = Monitor(monitor)
 
     def ctl(self, *words, check=True):
@@ -97,10 +98,7 @@ class Running:
 
 
 def ctl(pid, *words, check=True):
-    done = subprocess.run(
-        [sys.executable, "-m", "kvmsr", "ctl", str(pid), *map(str, words)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = call("ctl", pid, *words)
     assert not check or not done.returncode, done.stderr
     return done
 
@@ -199,10 +197,7 @@ def test_nobody_is_there_to_ask():
 
 def test_a_state_file_that_is_none(tmp_path):
     (tmp_path / "state").write_text('{"vms": [{"shadows": 3}]}')
-    words = ["exec", "--state", tmp_path / "state", "--", sys.executable, "-c", ""]
-    done = subprocess.run(
-        [sys.executable, "-m", "kvmsr", *words], capture_output=True, text=True, check=False
-    )
+    done = call("exec", "--state", tmp_path / "state", "--", sys.executable, "-c", "")
     assert done.returncode == 2
     assert "this is not a state that kvmsr has saved" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from kvmsr import native
+from tests.command import call, words_of
 from tests.conftest import GUESTS, need, peer
 
 pytestmark = [
@@ -37,10 +38,10 @@ def up(access):
 def command(tmp_path, policy, *vmm):
     (tmp_path / "counting.py").write_text(UP)
     (tmp_path / "policy.toml").write_text(policy)
-    return [
-        sys.executable, "-m", "kvmsr", "exec", "--policy", tmp_path / "policy.toml",
-        "--json", "--summary", tmp_path / "summary.json", "--", *map(str, vmm),
-    ]  # fmt: skip
+    return words_of(
+        "exec", "--policy", tmp_path / "policy.toml", "--json", "--summary",
+        tmp_path / "summary.json", "--", *vmm,
+    )  # fmt: skip
 
 
 def run(tmp_path, policy, *vmm):
@@ -303,10 +304,7 @@ def test_a_static_program_is_refused(tmp_path):
     built = subprocess.run([need("cc"), "-static", "-o", tmp_path / "one", source], check=False)
     if built.returncode:
         pytest.skip("needs a static C library")
-    done = subprocess.run(
-        [sys.executable, "-m", "kvmsr", "exec", "--", tmp_path / "one"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = call("exec", "--", tmp_path / "one")
     assert done.returncode == 2
     assert "statically linked" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -3,21 +3,18 @@
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 
 from kvmsr import native
 from tests.attach.test_exec import CONSTANT, COUNT
+from tests.command import call
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"needs {native.why_not()}")
 
 
 def wrap(*words):
-    return subprocess.run(
-        [sys.executable, "-m", "kvmsr", "wrap", *map(str, words)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    return call("wrap", *words)
 
 
 @pytest.mark.kvm
@@ -63,7 +60,7 @@ def test_questions_about_the_vmm_are_its_own_to_answer(tmp_path):
         (["/bin/echo", "-o", "x", "--policy", "preset:nil"], "nil"),
     ],
 )
-def test_what_cannot_be_wrapped_is_told_in_a_line(words, why):
+def test_what_cannot_be_wrapped_is_reported_in_one_line(words, why):
     done = wrap(*words)
     assert done.returncode in (2, 3)
     assert why in done.stderr

@@ -13,30 +13,15 @@ import termios
 import time
 from pathlib import Path
 
+import click
 import pytest
 
 from kvmsr.cli import cli
+from tests.command import KVMSR, kvmsr, words_of
 from tests.conftest import GUESTS, kvm_missing
 from tests.machine.test_machine import ECHO
 
-KVMSR = [sys.executable, "-m", "kvmsr"]
 LIST = str(GUESTS / "list.elf")
-
-
-def kvmsr(*words, status=0, **options):
-    """Run a command; return its output and its errors."""
-    done = subprocess.run(
-        [*KVMSR, *map(str, words)],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=120,
-        check=False,
-        **options,
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-    return done.stdout, done.stderr
 
 
 # Help
@@ -50,10 +35,22 @@ def test_help_lists_each_command_with_the_first_line_of_its_own():
         assert " ".join([name, *first]) in listed
 
 
-@pytest.mark.parametrize("command", ["run", "doctor", "demo", "completion"])
-def test_each_command_has_help_with_an_example(command):
-    out, _ = kvmsr(command, "--help")
-    assert "Example" in out
+def commands():
+    """Yield the words of each command, and of each command in a group."""
+    for name in cli.list_commands(None):
+        command = cli.get_command(None, name)
+        yield name, command
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {one}", inner) for one, inner in command.commands.items())
+
+
+@pytest.mark.parametrize(("name", "command"), list(commands()))
+def test_each_command_has_help_with_an_example(name, command):
+    _, _, example = command.epilog.partition("Example")
+    assert f"kvmsr {name.split()[0]} " in example
+    assert all(
+        parameter.help for parameter in command.params if isinstance(parameter, click.Option)
+    )
 
 
 def test_run_has_the_options_that_were_promised():
@@ -252,7 +249,7 @@ class Terminal:
         self.before = termios.tcgetattr(slave)
         self.slave = slave
         self.process = subprocess.Popen(
-            [*KVMSR, *map(str, words)],
+            words_of(*words),
             stdin=slave,
             stdout=slave,
             stderr=slave,

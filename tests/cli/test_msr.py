@@ -9,7 +9,7 @@ import termios
 
 import pytest
 
-from tests.cli.test_cli import KVMSR, kvmsr
+from tests.command import KVMSR, kvmsr
 
 
 def test_an_msr_is_reported_by_index_and_by_name():

@@ -11,7 +11,8 @@ from kvmsr.cli import cli
 from kvmsr.cli._parameters import MsrIndex
 from kvmsr.cli.policy import command
 from kvmsr.policy.file import load_policy
-from tests.cli.test_cli import LIST, kvmsr
+from tests.cli.test_cli import LIST
+from tests.command import kvmsr
 
 POLICY = """\
 [[rule]]

@@ -1,9 +1,8 @@
 """kvmsr policy import and export."""
 
 import json
-import subprocess
 
-from tests.cli.test_cli import KVMSR, kvmsr
+from tests.command import kvmsr
 
 
 def test_a_file_becomes_a_policy_that_checks(tmp_path):
@@ -20,12 +19,11 @@ def test_a_file_becomes_a_policy_that_checks(tmp_path):
 
 
 def test_a_log_comes_through_a_pipe(tmp_path):
-    done = subprocess.run(
-        [*KVMSR, "policy", "import", "-", "-o", tmp_path / "x.toml"],
-        input="kvm: vcpu0 unhandled rdmsr: 0x1c9\n",
-        capture_output=True, text=True, check=True, timeout=60,
-    )  # fmt: skip
-    assert done.stdout == ""
+    with (tmp_path / "log").open("w+") as log:
+        log.write("kvm: vcpu0 unhandled rdmsr: 0x1c9\n")
+        log.seek(0)
+        out, _ = kvmsr("policy", "import", "-", "-o", tmp_path / "x.toml", stdin=log)
+    assert out == ""
     assert "msr = 0x1c9" in (tmp_path / "x.toml").read_text()
 
 

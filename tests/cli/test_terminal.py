@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from tests.cli.test_cli import LIST, kvmsr
+from tests.cli.test_cli import LIST
+from tests.command import kvmsr
 
 EVIL = "\x1b[2J\u202e\r\nkvmsr: forged \x9b1m"
 TAME = r"\x1b[2J\u202e\r\nkvmsr: forged \x9b1m"

@@ -5,17 +5,15 @@ A line that newly passes makes the test of its row fail as well as one that no l
 table is to be kept true.
 """
 
-import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from tests.command import run_guest
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
@@ -58,19 +56,12 @@ def test_the_table_is_what_comes_out(row, tmp_path):
     image = Path(folder) / f"{row.image}.flat"
     if not image.exists():
         pytest.skip(f"needs {image}")
-    log = tmp_path / "serial"
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "kvmsr", "run", "--backend", "soft", "--timeout", str(PATIENCE),
-            "--json", "--serial", log, "--log", tmp_path / "accesses",
-            *shlex.split(row.options), image,
-        ],
-        capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=2 * PATIENCE, check=False,
+    result, console = run_guest(
+        tmp_path, "--timeout", PATIENCE, *shlex.split(row.options), image,
+        backend="soft", timeout=2 * PATIENCE,
     )  # fmt: skip
-    assert done.stderr == ""
-    console = log.read_text(errors="replace").replace("\r", "")
     lines = {kind: re.findall(rf"^{kind}\b.*", console, re.MULTILINE) for kind in VERDICTS}
-    end = json.loads(done.stdout)["exit"]
+    end = result["exit"]
     assert [len(lines[kind]) for kind in VERDICTS] == [row.passes, row.fails, row.skips], lines[
         "FAIL"
     ]

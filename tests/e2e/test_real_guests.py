@@ -1,53 +1,31 @@
 """Real guests: Debian's kernel, SeaBIOS, and other people's tests, with QEMU beside us."""
 
-import json
 import os
 import re
 import struct
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from kvmsr.machine.loaders.decompress import decompress
 from kvmsr.machine.probe import probe
+from tests.command import run_guest
 from tests.conftest import GUESTS, ROOT
 
 pytestmark = pytest.mark.peer
 
-KVMSR = [sys.executable, "-m", "kvmsr"]
-
 # Keeps a kernel off what a KVM that emulates may lack; harmless elsewhere.
 LIMITED = "clearcpuid=smap,smep,cx16,xsaveopt noxsave nosmap nosmep nopti mitigations=off"
-
-
-def kvmsr(*words, tmp_path, timeout=300, backend="kvm"):
-    """Run a guest; return the summary and what it sent."""
-    log = tmp_path / "serial"
-    done = subprocess.run(
-        [
-            *(*KVMSR, "run", "--backend", backend, *map(str, words), "--json"),
-            *("--serial", log, "--log", tmp_path / "accesses"),
-        ],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=timeout,
-        check=False,
-    )
-    assert done.stderr == ""
-    return json.loads(done.stdout), log.read_text(errors="replace").replace("\r", "")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["acpi=off", ""])
 def test_debians_kernel_boots_to_its_end_on_the_soft_backend(kernel, tmp_path, how):
     """With the 8259s and the 8254, and with ACPI, local APIC, I/O APIC and TSC deadline."""
-    told, console = kvmsr(
-        kernel, "--policy", ROOT / "examples/linux.toml", "--memory", "512M", "--timeout", "200",
-        "--append", f"console=ttyS0 panic=-1 {how}",
-        tmp_path=tmp_path, backend="soft",
+    told, console = run_guest(
+        tmp_path, kernel, "--policy", ROOT / "examples/linux.toml", "--memory", "512M",
+        "--timeout", "200", "--append", f"console=ttyS0 panic=-1 {how}", backend="soft",
     )  # fmt: skip
     assert "VFS: Unable to mount root fs" in console
     assert told["exit"]["kind"] == "reset"
@@ -60,10 +38,10 @@ def test_debians_kernel_boots_to_its_end_on_the_soft_backend(kernel, tmp_path, h
 
 @pytest.mark.parametrize("preset", ["linux", "quiet"])
 def test_the_preset_for_linux_spares_it_its_complaints(kernel, tmp_path, preset):
-    told, console = kvmsr(
-        kernel, "--policy", f"preset:{preset}", "--memory", "512M", "--timeout", "200",
+    told, console = run_guest(
+        tmp_path, kernel, "--policy", f"preset:{preset}", "--memory", "512M", "--timeout", "200",
         "--append", "console=ttyS0 panic=-1",
-        tmp_path=tmp_path, backend="soft",
+        backend="soft",
     )  # fmt: skip
     assert "VFS: Unable to mount root fs" in console
     complains = "[Firmware Bug]: TSC doesn't count with P0 frequency!" in console
@@ -78,10 +56,9 @@ def test_the_preset_for_linux_spares_it_its_complaints(kernel, tmp_path, preset)
 def test_debians_kernel_boots_as_far_as_this_kvm_carries_it(kernel, tmp_path, host):
     verdict = probe(host)
     policy = ROOT / "examples/linux.toml"
-    told, console = kvmsr(
-        kernel, "--policy", policy, "--memory", "512M", "--timeout", "280",
+    told, console = run_guest(
+        tmp_path, kernel, "--policy", policy, "--memory", "512M", "--timeout", "280",
         "--append", f"console=ttyS0 panic=-1 {'' if verdict.ordinary else LIMITED}",
-        tmp_path=tmp_path,
     )  # fmt: skip
     assert "Linux version 6.1" in console
     assert "Command line: console=ttyS0" in console
@@ -112,10 +89,9 @@ def test_the_kernel_inside_starts_by_pvh(kernel, tmp_path):
     offset, length = struct.unpack_from("<II", data, 0x248)
     _, vmlinux = decompress(data[setup + offset : setup + offset + length], 1 << 30)
     (tmp_path / "vmlinux").write_bytes(vmlinux)
-    _, console = kvmsr(
-        tmp_path / "vmlinux", "--memory", "512M", "--timeout", "20",
+    _, console = run_guest(
+        tmp_path, tmp_path / "vmlinux", "--memory", "512M", "--timeout", "20",
         "--append", f"console=ttyS0 earlyprintk=ttyS0 panic=-1 {LIMITED}",
-        tmp_path=tmp_path,
     )  # fmt: skip
     assert "Linux version 6.1" in console
     assert "Hypervisor detected: KVM" in console
@@ -124,7 +100,7 @@ def test_the_kernel_inside_starts_by_pvh(kernel, tmp_path):
 @pytest.mark.kvm
 @pytest.mark.parametrize("image", ["bios.bin", "bios-256k.bin"])
 def test_seabios_runs_until_it_gives_up_booting(seabios, image, tmp_path):
-    told, console = kvmsr("--bios", seabios / image, "--timeout", "60", tmp_path=tmp_path)
+    told, console = run_guest(tmp_path, "--bios", seabios / image, "--timeout", "60")
     assert console.startswith("SeaBIOS (version")
     assert "Found QEMU fw_cfg" in console
     assert "Found 1 cpu(s) max supported 1 cpu(s)" in console
@@ -171,7 +147,7 @@ def run_qemu(qemu, image, *words, timeout=120):
 def test_without_a_policy_a_guest_sees_what_it_sees_in_qemu(qemu, tmp_path):
     # MSRs of which neither VMM knows more than KVM does.
     words = "277 fe c0000080 174 174=1234 174 1db 474f4f00 474f4f00=1 c0000080=1000000000000 1ad"
-    _, ours = kvmsr(GUESTS / "list.elf", "--append", words, tmp_path=tmp_path)
+    _, ours = run_guest(tmp_path, GUESTS / "list.elf", "--append", words)
     theirs = run_qemu(qemu, GUESTS / "list.elf", "-append", words)
     assert ours.splitlines() == theirs.splitlines()
     assert len(ours.splitlines()) == 11
@@ -199,5 +175,5 @@ def test_kvm_unit_tests_pass_and_fail_as_under_qemu(name, qemu, tmp_path):
     if not image.exists():
         pytest.skip(f"needs {image}")
     theirs = verdicts(run_qemu(qemu, image))
-    _, console = kvmsr(image, "--timeout", "100", tmp_path=tmp_path)
+    _, console = run_guest(tmp_path, image, "--timeout", "100")
     assert verdicts(console) == theirs

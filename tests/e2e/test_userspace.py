@@ -1,14 +1,13 @@
 """User space on the soft backend: Debian's kernel, busybox and a program of our own."""
 
-import json
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.command import run_guest
 from tests.conftest import need, peer
-from tests.e2e.test_real_guests import KVMSR
 from tests.nested.archive import Archive
 from tests.nested.parts import Kernel
 
@@ -92,21 +91,13 @@ def boot(kernel, work, tmp_path):
         initrd, policy = tmp_path / "initrd", tmp_path / "policy.toml"
         initrd.write_bytes(archive.finish())
         policy.write_text(POLICY + METERS)
-        log = tmp_path / "serial"
-        words = [
-            "run", kernel, "--backend", "soft", "--memory", "512M", "--initrd", initrd,
-            "--append", "console=ttyS0 quiet panic=-1", "--policy", policy, "--timeout", "200",
-            "--json", "--serial", log, "--log", tmp_path / "accesses", *options,
-        ]  # fmt: skip
-        done = subprocess.run(
-            [*KVMSR, *map(str, words)],
-            capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300, check=False,
+        result, console = run_guest(
+            tmp_path, kernel, "--memory", "512M", "--initrd", initrd, "--policy", policy,
+            "--append", "console=ttyS0 quiet panic=-1", "--timeout", "200", *options,
+            backend="soft",
         )  # fmt: skip
-        console = log.read_text(errors="replace").replace("\r", "")
-        assert done.stderr == ""
-        told = json.loads(done.stdout)
-        assert told["exit"]["kind"] == "reset", console
-        return told, console
+        assert result["exit"]["kind"] == "reset", console
+        return result, console
 
     return run
 

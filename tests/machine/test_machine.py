@@ -502,3 +502,18 @@ def test_closing_ends_a_run_that_goes_on(tmp_path):
     machine.close()
     runner.join(10)
     assert not runner.is_alive()
+
+
+def test_an_interruption_while_the_threads_start_is_one_of_the_run(tmp_path, monkeypatch):
+    start = threading.Thread.start
+
+    def start_and_interrupt(thread):
+        start(thread)
+        raise KeyboardInterrupt
+
+    (tmp_path / "loop").write_bytes(b"\xeb\xfe")
+    with Machine(memory=16 << 20) as machine:
+        machine.load(Boot(tmp_path / "loop", mode=16))
+        monkeypatch.setattr("kvmsr.machine.machine.VcpuThread.start", start_and_interrupt)
+        result = machine.run(timeout=20)
+    assert (result.end.kind, result.end.detail) == (EndKind.STOP, "interrupted")

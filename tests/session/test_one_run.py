@@ -2,12 +2,11 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 
 from kvmsr import Boot, Machine, backend, load_policy, native
+from tests.command import call
 from tests.conftest import GUESTS, peer
 
 pytestmark = [
@@ -124,12 +123,12 @@ def run_under_qemu(policy, qemu, monkeypatch):
     monkeypatch.setenv("SEEN", str(seen))
     bios = peer("seabios", "usr/share/seabios/bios.bin")
     words = [
-        sys.executable, "-m", "kvmsr", "exec", "--policy", policy, "--log", log, "--json",
-        "--summary", summary, "--", *qemu, "-accel", "kvm", "-bios", bios, "-m", "64",
+        "exec", "--policy", policy, "--log", log, "--json", "--summary", summary, "--",
+        *qemu, "-accel", "kvm", "-bios", bios, "-m", "64",
         "-kernel", GUESTS / "list.elf", "-append", WORDS, "-serial", f"file:{serial}",
         "-display", "none", "-nodefaults", "-no-reboot", "-device", "isa-debug-exit,iobase=0xf4",
     ]  # fmt: skip
-    subprocess.run(list(map(str, words)), timeout=60, check=False)
+    call(*words, timeout=60)
     lines = serial.read_text().replace("\r\n", "\n").splitlines()
     result = json.loads(summary.read_text())
     return Leavings(result, log.read_text().splitlines(), seen.read_text()), lines

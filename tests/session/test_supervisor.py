@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from kvmsr import Model, Policy, Rule, native
 from kvmsr.dispatch.models import Register, RegisterModel
 from kvmsr.session.supervisor import runs_code
+from tests.command import words_of
 from tests.conftest import GUESTS, kvm_missing
 
 HANDLERS = """
@@ -46,11 +46,10 @@ def command(folder, handler, backend, *options):
         "[[rule]]\nmsr = 0x36\nread = { value = 7 }\n"
         f'[[rule]]\nmsr = 0x35\nread = {{ python = "mine:{handler}" }}\n'
     )
-    return [
-        sys.executable, "-m", "kvmsr", "run", GUESTS / "list.elf", "--append", "36 36 35",
-        "--policy", folder / "policy.toml", "--backend", backend, "--serial", folder / "serial",
-        "--json", *options,
-    ]  # fmt: skip
+    return words_of(
+        "run", GUESTS / "list.elf", "--append", "36 36 35", "--policy", folder / "policy.toml",
+        "--backend", backend, "--serial", folder / "serial", "--json", *options,
+    )  # fmt: skip
 
 
 def finished(process, seconds):

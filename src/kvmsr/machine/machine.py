@@ -267,11 +267,7 @@ class Machine:
             raise UsageError("this machine has run already: build another one")
         begun = time.monotonic()
         try:
-            for thread in self._threads:
-                thread.start()
-        except RuntimeError as error:
-            raise HostError(f"cannot start a thread per vCPU: {error}; use fewer CPUs") from None
-        try:
+            self._start()
             self._watch(None if timeout is None else begun + timeout, timeout)
         except KeyboardInterrupt:
             self.end(End(EndKind.STOP, INTERRUPTED, "interrupted"))
@@ -286,6 +282,13 @@ class Machine:
             if thread.is_alive()
         ]
         return self.session.result(self._image, self._end, wall, notes)
+
+    def _start(self) -> None:
+        try:
+            for thread in self._threads:
+                thread.start()
+        except RuntimeError as error:
+            raise HostError(f"cannot start a thread per vCPU: {error}; use fewer CPUs") from None
 
     def end(self, end: End) -> None:
         """End the run; the first call decides how. May be called from any thread."""
