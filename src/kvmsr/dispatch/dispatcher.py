@@ -31,7 +31,7 @@ A plan and its register state at run time: an access goes in, an outcome comes o
 # and the chain gives them back the reason that policies are written for: unknown.
 #
 # Several vCPU threads call handle() at once, without a lock. Steps do not change, and two threads
-# that build the same chain build equal ones. Whatever does change (shadows, models, match counts)
+# that build the same chain build equal ones. State that changes (shadows, models, match counts)
 # protects itself.
 
 import time
