@@ -190,7 +190,7 @@ def test_policy(kvmsr):
 def test_policy_import_and_export(kvmsr):
     (kvmsr.folder / "log").write_text("kvm: vcpu0 unhandled rdmsr: 0x1c9\n")
     kvmsr("policy", "import", "log", "-o", "imported.toml")
-    assert "1 rules" in kvmsr("policy", "check", "imported.toml")[0]
+    assert "1 rule," in kvmsr("policy", "check", "imported.toml")[0]
     (kvmsr.folder / "list").write_text("0x00000199 0x000000000000ffff\n")
     kvmsr("policy", "import", "list", "-o", "imported.toml")
     exported, _ = kvmsr("policy", "export", "imported.toml", "--format", "msr-safe")

@@ -8,10 +8,10 @@ from tests.command import kvmsr
 def test_a_file_becomes_a_policy_that_checks(tmp_path):
     (tmp_path / "list").write_text('0x00000199 0x000000000000ffff # "IA32_PERF_CTL"\n')
     out, err = kvmsr("policy", "import", tmp_path / "list")
-    assert "msr-safe: 1 statements, 1 rules" in err
+    assert "msr-safe: 1 statement, 1 rule" in err
     assert "IA32_PERF_CTL" in err
     (tmp_path / "mine.toml").write_text(out)
-    assert "1 rules" in kvmsr("policy", "check", tmp_path / "mine.toml")[0]
+    assert "1 rule," in kvmsr("policy", "check", tmp_path / "mine.toml")[0]
     told, _ = kvmsr("policy", "import", tmp_path / "list", "--json")
     assert json.loads(told)["statements"][0]["index"] == "0x199"
     back, _ = kvmsr("policy", "export", tmp_path / "mine.toml", "--format", "msr-safe")

@@ -3,8 +3,8 @@
 MSRs on the terminal
 --------------------
 
-What people see of the catalog, and of a value: plain lines and columns, drawn without rich, which
-takes longer to import than a look-up takes otherwise.
+Prints MSRs and their values in plain lines and columns. Importing rich would take longer than the
+rest of a look-up.
 """
 
 import os
@@ -22,14 +22,18 @@ __all__ = ("print_decoded", "print_found", "print_msr")
 
 _GAP: Final = "  "
 _LEAST: Final = 30
-"""Characters that a line of the last column has, however narrow the terminal is."""
+"""The smallest width of the last column, however narrow the terminal is."""
 _ENDLESS: Final = 1 << 20
 
 _bold: Final = partial(click.style, bold=True)
 
 
 def print_msr(index: int, entry: Msr | None, kvm: str) -> None:
-    """Print what is known about MSR *index*; *kvm* says what KVM does with it."""
+    """
+    Print what is known about MSR *index*.
+
+    :param kvm: what KVM does with it.
+    """
     if entry is None:
         click.echo(
             f"{_bold(f'{index:#x}')} has no name in the catalog: {catalog().neighbourhood(index)}."
@@ -61,7 +65,7 @@ def _lines(entry: Msr, kvm: str) -> list[tuple[str, str]]:
 
 
 def _fields(entry: Msr) -> list[tuple[str, ...]]:
-    """Return a row for each field, the highest first, as data sheets draw them."""
+    """Return one row per field, the highest first, as in data sheets."""
     rows: list[tuple[str, ...]] = []
     for field in reversed(entry.fields):
         values = ", ".join(f"{number}: {text}" for number, text in field.values.items())
@@ -72,13 +76,13 @@ def _fields(entry: Msr) -> list[tuple[str, ...]]:
 
 
 def print_found(found: list[Msr]) -> None:
-    """Print a line for each MSR."""
+    """Print one line per MSR."""
     rows = [(f"{msr.index:#x}", msr.name, msr.about) for msr in found]
     _print_columns(("index", "name", "what"), rows)
 
 
 def print_decoded(decoded: Decoded) -> None:
-    """Print a value, field by field, and the bits that belong to none."""
+    """Print the fields of a value, and the set bits that belong to no field."""
     click.echo(_bold(f"{decoded.msr.name} = {decoded.value:#x}"))
     rows: list[tuple[str, ...]] = []
     emphasised = set()
@@ -99,7 +103,7 @@ def print_decoded(decoded: Decoded) -> None:
 def _print_columns(
     header: Sequence[str], rows: Sequence[Sequence[str]], emphasised: Container[int] = ()
 ) -> None:
-    """Print rows in columns, of which the last is broken where the terminal ends."""
+    """Print rows in columns; the last column is wrapped at the width of the terminal."""
     *widths, _ = (max(map(len, column)) for column in zip(header, *rows, strict=True))
     left = sum(widths) + len(_GAP) * len(widths)
     wrapper = textwrap.TextWrapper(
@@ -115,7 +119,7 @@ def _print_columns(
 
 
 def _width() -> int:
-    """Return how wide the terminal is; what goes elsewhere is not broken."""
+    """Return the width of the terminal; output to anything else is not wrapped."""
     try:
         return os.get_terminal_size(sys.stdout.fileno()).columns or _ENDLESS
     except (OSError, ValueError):

@@ -16,6 +16,7 @@ from kvmsr.cli._policies import IGNORE_MSRS, IMPORT, JSON, facts, finder_for, no
 from kvmsr.errors import FilterCapacityError, PolicyError
 from kvmsr.policy.file import read_policy
 from kvmsr.policy.plan import KernelFacts, Lint, Plan, compile_policy, x2apic_errors
+from kvmsr.text import counted
 
 __all__ = ("check",)
 
@@ -56,8 +57,8 @@ def _print(one: dict[str, Any]) -> None:
         echo(f"note: {one['file']}: {note}")
     if not one["errors"]:
         echo(
-            f"{one['file']}: {one['rules']} rules, {one['ranges']} of KVM's 16 filter ranges,"
-            f" {len(one['lints'])} lints"
+            f"{one['file']}: {counted(one['rules'], 'rule')}, {one['ranges']} of KVM's 16 filter"
+            f" ranges, {counted(len(one['lints']), 'lint')}"
         )
 
 

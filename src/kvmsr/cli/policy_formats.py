@@ -16,6 +16,7 @@ from kvmsr.cli._policies import FILE, load_unrun
 from kvmsr.errors import PolicyError, UsageError
 from kvmsr.files import read_regular
 from kvmsr.policy.file.formats import FORMATS, Imported, as_policy, export_policy, import_text
+from kvmsr.text import counted
 
 __all__ = ("export", "import_")
 
@@ -93,8 +94,8 @@ def _print(imported: Imported) -> None:
     from rich.table import Table
 
     console = Console(highlight=False, stderr=True, width=None if sys.stderr.isatty() else _WIDE)
-    count = len(imported.statements)
-    console.print(f"{imported.format}: {count} statements, {len(imported.rules)} rules")
+    statements = counted(len(imported.statements), "statement")
+    console.print(f"{imported.format}: {statements}, {counted(len(imported.rules), 'rule')}")
     table = Table("line", "MSR", "name", "statement", "rule", "lost", "better than 0")
     for each in imported.statements:
         index = "" if each.index is None else f"{each.index:#x}"

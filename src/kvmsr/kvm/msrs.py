@@ -12,6 +12,7 @@ from itertools import islice
 from kvmsr.abi import MAX_IO_MSRS, cpu, ioctls
 from kvmsr.errors import MsrListError, UsageError
 from kvmsr.kvm.handle import Handle
+from kvmsr.text import counted
 
 
 def _chunks(pairs: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
@@ -34,7 +35,7 @@ def _do(handle: Handle, request: int, pairs: list[tuple[int, int]]) -> list[int]
         for entry, (index, value) in zip(table.entries, chunk, strict=True):
             entry.index = index
             entry.data = value
-        count = handle.ioctl(request, table, f"{len(chunk)} MSRs")
+        count = handle.ioctl(request, table, counted(len(chunk), "MSR"))
         values += [entry.data for entry in table.entries[:count]]
         if count < len(chunk):
             index, value = chunk[count]

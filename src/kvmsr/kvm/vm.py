@@ -33,6 +33,7 @@ from kvmsr.errors import UsageError
 from kvmsr.kvm import stats
 from kvmsr.kvm.handle import Handle, read_stats
 from kvmsr.kvm.vcpu import Vcpu
+from kvmsr.text import counted
 
 __all__ = ("MsrFilterRange", "Vm")
 
@@ -301,7 +302,7 @@ class Vm(Handle):
             slot.nmsrs = given.nmsrs
             slot.base = given.base
             slot.bitmap = address_of(bitmap)
-        self.ioctl(ioctls.KVM_X86_SET_MSR_FILTER, request, f"{len(ranges)} ranges")
+        self.ioctl(ioctls.KVM_X86_SET_MSR_FILTER, request, counted(len(ranges), "range"))
 
     # Statistics
 

@@ -53,7 +53,7 @@ class Boot:
             raise UsageError("give a kernel image or --bios, not both: there is no disk to boot")
         refuse_unless(isinstance(append, str), "append", append, "give a str")
         valid = mode is None or (type(mode) is int and mode in _MODES)
-        refuse_unless(valid, "mode", mode, "give 16, 32 or 64, or None for what is no flat binary")
+        refuse_unless(valid, "mode", mode, "give 16, 32 or 64 for a flat binary, or None")
         put = object.__setattr__
         put(self, "image", None if image is None else to_path(image, "image"))
         put(self, "append", append)
