@@ -173,7 +173,7 @@ def test_explain_tells_rule_filter_kernel_and_guest(file):
     assert out.splitlines() == [
         "write of 0x106 to MSR 0x277 (IA32_PAT) on vCPU 0",
         "  KVM:     some KVMs handle writes; others hand them over as unknown or invalid."
-        " Keeps it; mainline refuses undefined types",
+        " Keeps it, and refuses undefined types on mainline",
         "  filter:  range 0 (0x277-0x277), bit 0 is 0: denied",
         "  comes to user space (filter): the guest sees #GP(0): reserved bits 0x100 would change",
         "    p.toml:1 write = ignore: skipped: the vCPU is 0 (when vcpu = [1])",
