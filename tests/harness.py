@@ -1,7 +1,10 @@
-"""A vCPU in real mode that runs a few bytes of code."""
+"""Guests that run a few bytes of code in real mode: a vCPU alone, and a whole machine."""
+
+from contextlib import contextmanager
 
 from kvmsr.abi import MsrExitReason, cpu
 from kvmsr.backend import Memory
+from kvmsr.machine import Boot, Machine
 
 CODE = 0x1000
 MSR = 0x474F4F00  # unknown to every KVM
@@ -39,3 +42,12 @@ class Guest:
         self.vcpu.close()
         self.vm.close()
         self.memory.close()
+
+
+@contextmanager
+def machine_with(folder, code, policy, backend="soft", **options):
+    """Give a machine that has loaded *code*, and keeps it in *folder*."""
+    (folder / "guest.bin").write_bytes(code)
+    with Machine(backend, policy=policy, **{"memory": "2M"} | options) as machine:
+        machine.load(Boot(folder / "guest.bin", mode=16))
+        yield machine

@@ -1,4 +1,4 @@
-"""Explanations run no code of the policy. tests/machine/test_explain.py compares them with runs."""
+"""Explanations run no code of the policy. test_explain_in_guests.py compares them with runs."""
 
 import pytest
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kvmsr import backend
-from kvmsr.machine import Boot, Machine
 from kvmsr.policy import Policy, Rule
+from tests.harness import machine_with
 
 ACCESSES = 1_000_000
 # mov $ACCESSES, %edi; mov $0x35, %ecx; 1: rdmsr; dec %edi; jnz 1b; mov $0, %al; out %al, $0xf4
@@ -30,7 +29,6 @@ def held():
 
 @pytest.mark.slow
 def test_a_million_accesses_leave_memory_as_it_was(tmp_path):
-    (tmp_path / "loop").write_bytes(LOOP)
     sizes, holds = [], []
     count = 0
 
@@ -43,8 +41,7 @@ def test_a_million_accesses_leave_memory_as_it_was(tmp_path):
         return count
 
     policy = Policy([Rule(0x35, read=answer)])
-    with Machine(backend.open("soft"), memory=4 << 20, policy=policy) as machine:
-        machine.load(Boot(tmp_path / "loop", mode=16))
+    with machine_with(tmp_path, LOOP, policy) as machine:
         result = machine.run(timeout=300)
     (row,) = result.summary
     assert (row.count, row.first_value, row.last_value) == (ACCESSES, 1, ACCESSES)

@@ -1,7 +1,7 @@
 """Conditions in a guest: on RIP, and asking KVM when a condition fails."""
 
-from kvmsr.machine import Boot, Machine
 from kvmsr.policy import Policy, Rule
+from tests.harness import machine_with
 
 RDMSR = b"\x0f\x32"
 
@@ -11,16 +11,9 @@ def mov_ecx(index):
 
 
 def run(backend, tmp_path, code, policy, **options):
-    (tmp_path / "guest.bin").write_bytes(code + b"\xe6\xf4")
     logged = []
-    with Machine(
-        backend,
-        memory=2 << 20,
-        policy=policy,
-        log=lambda access, outcome, line: logged.append(line),
-        **options,
-    ) as machine:
-        machine.load(Boot(tmp_path / "guest.bin", mode=16))
+    options["log"] = lambda access, outcome, line: logged.append(line)
+    with machine_with(tmp_path, code + b"\xe6\xf4", policy, backend, **options) as machine:
         before = machine.vcpus[0].get_msrs([0x174])[0x174]
         result = machine.run(timeout=30)
         after = machine.vcpus[0].get_msrs([0x174])[0x174]

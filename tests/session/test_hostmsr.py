@@ -5,10 +5,10 @@ import os
 import pytest
 
 from kvmsr.errors import HostError
-from kvmsr.machine import Boot, Machine
 from kvmsr.policy import Host, Policy, Rule
 from kvmsr.session import hostmsr
 from kvmsr.session.hostmsr import DeviceMsrs, running_on
+from tests.harness import machine_with
 
 
 @pytest.fixture
@@ -51,10 +51,9 @@ def test_what_is_missing_is_reported_before_the_guest_runs(tmp_path):
 def test_a_guest_reads_the_hosts_value(devices, any_backend, tmp_path, monkeypatch):
     monkeypatch.setattr(hostmsr.DeviceMsrs.__init__, "__defaults__", (devices,))
     # mov $0x1ad, %ecx; rdmsr; out %al, $0xf4
-    (tmp_path / "guest.bin").write_bytes(b"\x66\xb9\xad\x01\0\0\x0f\x32\xe6\xf4")
+    code = b"\x66\xb9\xad\x01\0\0\x0f\x32\xe6\xf4"
     policy = Policy([Rule(0x1AD, read=Host())])
-    with Machine(any_backend, memory=2 << 20, policy=policy) as machine:
-        machine.load(Boot(tmp_path / "guest.bin", mode=16))
+    with machine_with(tmp_path, code, policy, any_backend) as machine:
         result = machine.run(timeout=30)
     (row,) = result.summary
     assert (row.index, row.last_value) == (0x1AD, 0x11AD)

@@ -3,9 +3,9 @@
 import pytest
 
 from kvmsr.dispatch import Dispatcher
-from kvmsr.machine import Boot, Machine
 from kvmsr.policy import Access, Model, Op, Policy, Reason, Rule, Topology
 from kvmsr.policy.plan import compile_policy
+from tests.harness import machine_with
 
 RULE = Rule("MSR_CORE_THREAD_COUNT", read=Model("topology.core-thread-count"), write="fault")
 
@@ -29,10 +29,9 @@ def test_each_package_counts_its_own(topology, vcpus, expected):
 
 def test_a_guest_reads_it(any_backend, tmp_path):
     # mov $0x35, %ecx; rdmsr; out %al, $0xf4
-    (tmp_path / "guest.bin").write_bytes(b"\x66\xb9\x35\0\0\0\x0f\x32\xe6\xf4")
+    code = b"\x66\xb9\x35\0\0\0\x0f\x32\xe6\xf4"
     policy = Policy([RULE], topology=Topology(2, 2))
-    with Machine(any_backend, memory=2 << 20, cpus=3, policy=policy) as machine:
-        machine.load(Boot(tmp_path / "guest.bin", mode=16))
+    with machine_with(tmp_path, code, policy, any_backend, cpus=3) as machine:
         result = machine.run(timeout=30)
     (row,) = result.summary
     assert (row.index, row.last_value) == (0x35, 0x2_0003)

@@ -9,11 +9,11 @@ from msgspec import Meta
 from kvmsr.dispatch import Dispatcher, Verdict
 from kvmsr.dispatch.models import Field, Register, RegisterModel, Scope, Topology
 from kvmsr.errors import PolicyError
-from kvmsr.machine import Boot, Machine
 from kvmsr.policy import Access, Defaults, Fault, Model, Op, Policy, Reason, Rule
 from kvmsr.policy.file import load_policy
 from kvmsr.policy.plan import compile_policy
 from kvmsr.policy.register_models import BUILT_IN, find_model
+from tests.harness import machine_with
 
 UNIT, COUNTER, STATUS = 0x606, 0x611, 0x19C
 
@@ -257,12 +257,9 @@ class Uptime(RegisterModel):
 def test_the_clock_is_the_guests(any_backend, tmp_path):
     # mov $0x1234, %ecx; rdmsr; mov $0xffff, %cx; loop .; mov $0x1234, %ecx; rdmsr; out %al, $0xf4
     load = b"\x66\xb9\x34\x12\0\0"
-    (tmp_path / "guest.bin").write_bytes(
-        load + b"\x0f\x32" + b"\xb9\xff\xff\xe2\xfe" + load + b"\x0f\x32\xe6\xf4"
-    )
+    code = load + b"\x0f\x32" + b"\xb9\xff\xff\xe2\xfe" + load + b"\x0f\x32\xe6\xf4"
     policy = Policy([Rule(0x1234, read=Model(Uptime))])
-    with Machine(any_backend, memory=2 << 20, policy=policy) as machine:
-        machine.load(Boot(tmp_path / "guest.bin", mode=16))
+    with machine_with(tmp_path, code, policy, any_backend) as machine:
         begun = machine.vm.get_clock().clock
         result = machine.run(timeout=30)
         ended = machine.vm.get_clock().clock

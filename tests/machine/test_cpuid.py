@@ -1,54 +1,7 @@
-"""CPUID and ACPI: the tables that tell a guest what its machine is."""
+"""The CPUID that each vCPU sees."""
 
-import struct
-
-import pytest
-
-from kvmsr.errors import GuestMemoryError
 from kvmsr.kvm import CpuidEntry, CpuidTable
-from kvmsr.machine import acpi
 from kvmsr.machine.cpuid import features, guest_cpuid, to_features
-from kvmsr.machine.layout import Layout
-
-# ACPI
-
-
-def table(image, base, address):
-    offset = address - base
-    (length,) = struct.unpack_from("<I", image, offset + 4)
-    data = image[offset : offset + length]
-    assert len(data) == length
-    return data
-
-
-@pytest.mark.parametrize("cpus", [1, 2, 255, 300])
-def test_acpi_tables_lead_to_each_other_and_add_up(cpus):
-    base = 0xE0000
-    image = acpi.build_tables(base, cpus)
-    assert image[:8] == b"RSD PTR "
-    assert sum(image[:20]) & 0xFF == 0
-    assert sum(image[:36]) & 0xFF == 0
-    (xsdt_address,) = struct.unpack_from("<Q", image, 24)
-    xsdt = table(image, base, xsdt_address)
-    assert xsdt[:4] == b"XSDT"
-    fadt, madt = (table(image, base, a) for a in struct.unpack_from("<QQ", xsdt, 36))
-    facs, dsdt = (table(image, base, a) for a in struct.unpack_from("<QQ", fadt, 132))
-    assert (fadt[:4], madt[:4], facs[:4], dsdt[:4]) == (b"FACP", b"APIC", b"FACS", b"DSDT")
-    for one in (xsdt, fadt, madt, dsdt):
-        assert sum(one) & 0xFF == 0
-    assert struct.unpack_from("<II", fadt, 36) == struct.unpack_from("<QQ", fadt, 132)
-    if cpus == 1:  # RSDP, XSDT, FADT, MADT, FACS, DSDT
-        assert 36 + len(xsdt) + len(fadt) + len(madt) + len(facs) + len(dsdt) == 554
-    kinds, at = [], 44
-    while at < len(madt):
-        kinds.append(madt[at])
-        at += madt[at + 1]
-    assert at == len(madt)
-    assert kinds.count(0) + kinds.count(9) == cpus
-    assert kinds.count(1) == 1
-
-
-# CPUID
 
 
 def entry(function, index=0, flags=0, **registers):
@@ -118,25 +71,3 @@ def test_names_lead_to_bits():
     assert all(0 <= feature.bit < 32 for feature in known.values())
     places = [(f.function, f.index, f.register, f.bit) for f in set(known.values())]
     assert len(places) == len(set(places))
-
-
-# Memory
-
-
-def test_ram_leaves_room_below_4_gib():
-    small = Layout.of(64 << 20)
-    assert (small.low_size, small.high_size) == (64 << 20, 0)
-    large = Layout.of(8 << 30)
-    assert large.low_size + large.high_size == 8 << 30
-    assert large.low_size == 3 << 30
-    for layout in (small, large):
-        entries = layout.e820()
-        assert entries == sorted(entries)
-        ends = [start + size for start, size, _ in entries]
-        assert all(end <= start for end, (start, _, _) in zip(ends, entries[1:], strict=False))
-
-
-@pytest.mark.parametrize("size", [0, -1, 4096, (64 << 20) + 1, 1 << 60])
-def test_absurd_amounts_of_memory_are_refused(size):
-    with pytest.raises(GuestMemoryError, match="2 MiB to 1 TiB"):
-        Layout.of(size)
