@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """
-What an MSR access costs: answered by kvmsr with a constant, with a Python handler, among 10,000
-rules, and without the native core, against the least that any VMM can do, a C loop. Same guest,
-same KVM, taken in turns; medians, ranges, and the ratios pair by pair. Absolute times mean little
-on a shared machine, the ratios are the result.
+Measure what an MSR access costs: answered by kvmsr with a constant, with a Python handler, among
+10,000 rules, and without the native core, compared with the least that any VMM can do, a C loop.
+All run the same guest on the same KVM, in turns. The result is the ratios, pair by pair, with
+medians and ranges: absolute times mean little on a shared machine.
 
     bench/access.py [--count ACCESSES] [--pairs PAIRS] [--json FILE]
 """
@@ -74,7 +74,7 @@ def handler(access: object) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--pairs", type=int, default=25)
     parser.add_argument("--json", type=Path, default=BENCH / "results/access.json")
@@ -127,8 +127,8 @@ def report(times: dict[str, list[float]], options: argparse.Namespace) -> None:
         )
         print(f"{what:24}{ns:>28}{ratio:>28}")
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    told = {"machine": machine, "count": options.count, "pairs": options.pairs, "rows": rows}
-    options.json.write_text(json.dumps(told, indent=2) + "\n")
+    results = {"machine": machine, "count": options.count, "pairs": options.pairs, "rows": rows}
+    options.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":
