@@ -109,18 +109,18 @@ def test_run_shows_the_console_and_then_the_table(tmp_path):
 
 def test_json_is_alone_on_standard_output():
     out, err = kvmsr("run", LIST, "--append", "35 35=1", "--json")
-    told = json.loads(out)
+    report = json.loads(out)
     lines = err.replace("\r", "").splitlines(keepends=True)
     assert lines[:2] == ["rdmsr 0x00000035 #GP\n", TOLD]
-    assert told["schema"] == 1
-    assert told["backend"] in ("kvm", "soft")
-    assert told["image"] == LIST
-    assert told["policy"] == ""
-    assert 0 <= told["wall_s"] < 60
+    assert report["schema"] == 1
+    assert report["backend"] in ("kvm", "soft")
+    assert report["image"] == LIST
+    assert report["policy"] == ""
+    assert 0 <= report["wall_s"] < 60
     detail = "the guest turned itself off"
-    assert told["exit"] == {"kind": "shutdown", "code": 0, "guest_code": 0, "detail": detail}
-    assert told["totals"] == {"reads": 1, "writes": 1, "faults": 2}
-    assert [(a["index"], a["op"], a["rule"]) for a in told["accesses"]] == [
+    assert report["exit"] == {"kind": "shutdown", "code": 0, "guest_code": 0, "detail": detail}
+    assert report["totals"] == {"reads": 1, "writes": 1, "faults": 2}
+    assert [(a["index"], a["op"], a["rule"]) for a in report["accesses"]] == [
         ("0x35", "read", "defaults.unknown"),
         ("0x35", "write", "defaults.unknown"),
     ]
@@ -149,8 +149,8 @@ def test_a_handler_that_raises_fails_the_run_and_is_named(tmp_path):
     assert "rdmsr 0x00000035 #GP" in out
     assert "handler mine:broken failed (p.toml:1)" in out
     assert "raised KeyError: 'nothing'" in out
-    told, _ = kvmsr("run", LIST, "--append", "35", "--policy", policy, "--json", status=6)
-    assert json.loads(told)["handler_failures"]["count"] == 1
+    report, _ = kvmsr("run", LIST, "--append", "35", "--policy", policy, "--json", status=6)
+    assert json.loads(report)["handler_failures"]["count"] == 1
 
 
 def test_features_are_hidden_from_the_guest():
@@ -334,8 +334,8 @@ def test_doctor_tells_what_is_there():
     status = 4 if kvm_missing() else 0
     out, _ = kvmsr("doctor", status=status)
     assert "ignore_msrs: " in out
-    told, _ = kvmsr("doctor", "--json", status=status)
-    found = json.loads(told)
+    report, _ = kvmsr("doctor", "--json", status=status)
+    found = json.loads(report)
     assert found["ok"] == (not kvm_missing())
     names = [check["name"] for check in found["checks"]]
     assert names[:6] == [

@@ -18,8 +18,8 @@ def test_an_msr_is_reported_by_index_and_by_name():
     assert by_index == by_name
     assert "0x3a IA32_FEATURE_CONTROL" in by_index
     assert "14:8  senter_local" in by_index
-    told, _ = kvmsr("msr", "0x3a", "--json")
-    assert json.loads(told)["fields"][0]["name"] == "lock"
+    report, _ = kvmsr("msr", "0x3a", "--json")
+    assert json.loads(report)["fields"][0]["name"] == "lock"
 
 
 def test_columns_are_broken_where_the_terminal_ends_and_nowhere_else():
@@ -39,16 +39,16 @@ def test_columns_are_broken_where_the_terminal_ends_and_nowhere_else():
 def test_an_unknown_index_has_a_neighbourhood():
     out, _ = kvmsr("msr", "0x1b3")
     assert "between IA32_PACKAGE_THERM_INTERRUPT (0x1b2) and IA32_XFD (0x1c4)" in out
-    told, _ = kvmsr("msr", "0x99999999", "--json")
-    assert json.loads(told)["where"] == "in no range that CPUs or hypervisors use"
+    report, _ = kvmsr("msr", "0x99999999", "--json")
+    assert json.loads(report)["where"] == "in no range that CPUs or hypervisors use"
 
 
 def test_searching_lists_what_has_all_the_words():
     out, _ = kvmsr("msr", "--search", "thermal status")
     assert "IA32_THERM_STATUS" in out
     assert "IA32_MISC_ENABLE" not in out
-    told, _ = kvmsr("msr", "--search", "thermal", "--json")
-    assert {"0x19c", "0x1a2", "0x1b1"} <= {row["index"] for row in json.loads(told)}
+    report, _ = kvmsr("msr", "--search", "thermal", "--json")
+    assert {"0x19c", "0x1a2", "0x1b1"} <= {row["index"] for row in json.loads(report)}
     out, _ = kvmsr("msr", "--search", "no such thing")
     assert out.startswith("no MSR has 'no such thing'")
 
@@ -56,8 +56,8 @@ def test_searching_lists_what_has_all_the_words():
 def test_values_are_taken_apart_and_put_together():
     out, _ = kvmsr("decode", "0x3a", "0x800005")
     assert "set, but reserved: 0x800000 (bits 23)" in out
-    told, _ = kvmsr("decode", "IA32_PAT", "0x0007040600070406", "--json")
-    assert json.loads(told)["fields"][0] == {
+    report, _ = kvmsr("decode", "IA32_PAT", "0x0007040600070406", "--json")
+    assert json.loads(report)["fields"][0] == {
         "name": "pa0", "bits": "2:0", "value": 6, "meaning": "WB",
     }  # fmt: skip
     assert kvmsr("encode", "IA32_MTRR_DEF_TYPE", "type=WB", "enable=1")[0] == "0x806\n"

@@ -12,8 +12,8 @@ def test_a_file_becomes_a_policy_that_checks(tmp_path):
     assert "IA32_PERF_CTL" in err
     (tmp_path / "mine.toml").write_text(out)
     assert "1 rule," in kvmsr("policy", "check", tmp_path / "mine.toml")[0]
-    told, _ = kvmsr("policy", "import", tmp_path / "list", "--json")
-    assert json.loads(told)["statements"][0]["index"] == "0x199"
+    report, _ = kvmsr("policy", "import", tmp_path / "list", "--json")
+    assert json.loads(report)["statements"][0]["index"] == "0x199"
     back, _ = kvmsr("policy", "export", tmp_path / "mine.toml", "--format", "msr-safe")
     assert back == "0x00000199 0x000000000000ffff\n"
 

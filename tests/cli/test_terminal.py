@@ -59,8 +59,8 @@ def test_what_is_wrong_with_a_policy(tmp_path, line):
     assert safe(kvmsr("policy", "show", file, status=3)).startswith(f"kvmsr: {tmp_path}/{TAME}")
     said = safe(kvmsr("policy", "check", file, status=3))
     assert said.startswith(f"error: {tmp_path}/{TAME}")
-    told = json.loads(kvmsr("policy", "check", file, "--json", status=3)[0])
-    assert told["policies"][0]["file"] == str(file)
+    report = json.loads(kvmsr("policy", "check", file, "--json", status=3)[0])
+    assert report["policies"][0]["file"] == str(file)
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def test_what_a_run_says(folder):
     assert f": 0x1 ({TAME}.toml:11; unknown)" in err  # the log
     assert r"raised ValueError: \x1b[2J\u202e kvmsr: forged \x9b1m" in out
     assert f"{TAME}.toml:15 stops the run" in out
-    told = json.loads(kvmsr(*words, "--json", status=6)[0])
-    assert told["policy"] == str(folder / f"{EVIL}.toml")
+    report = json.loads(kvmsr(*words, "--json", status=6)[0])
+    assert report["policy"] == str(folder / f"{EVIL}.toml")
 
 
 def test_what_is_wrong_with_an_image(tmp_path):

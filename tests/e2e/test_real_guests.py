@@ -23,22 +23,22 @@ LIMITED = "clearcpuid=smap,smep,cx16,xsaveopt noxsave nosmap nosmep nopti mitiga
 @pytest.mark.parametrize("how", ["acpi=off", ""])
 def test_debians_kernel_boots_to_its_end_on_the_soft_backend(kernel, tmp_path, how):
     """With the 8259s and the 8254, and with ACPI, local APIC, I/O APIC and TSC deadline."""
-    told, console = run_guest(
+    report, console = run_guest(
         tmp_path, kernel, "--policy", ROOT / "examples/linux.toml", "--memory", "512M",
         "--timeout", "200", "--append", f"console=ttyS0 panic=-1 {how}", backend="soft",
     )  # fmt: skip
     assert "VFS: Unable to mount root fs" in console
-    assert told["exit"]["kind"] == "reset"
+    assert report["exit"]["kind"] == "reset"
     assert ("IOAPIC[0]: apic_id 0" in console) == (how == "")
     assert "TSC deadline timer available" in console
     assert "kernel BUG at" not in console
     assert "Oops" not in console
-    assert {access["index"] for access in told["accesses"]} >= {"0x8b", "0xc0010015"}
+    assert {access["index"] for access in report["accesses"]} >= {"0x8b", "0xc0010015"}
 
 
 @pytest.mark.parametrize("preset", ["linux", "quiet"])
 def test_the_preset_for_linux_spares_it_its_complaints(kernel, tmp_path, preset):
-    told, console = run_guest(
+    report, console = run_guest(
         tmp_path, kernel, "--policy", f"preset:{preset}", "--memory", "512M", "--timeout", "200",
         "--append", "console=ttyS0 panic=-1",
         backend="soft",
@@ -46,7 +46,7 @@ def test_the_preset_for_linux_spares_it_its_complaints(kernel, tmp_path, preset)
     assert "VFS: Unable to mount root fs" in console
     complains = "[Firmware Bug]: TSC doesn't count with P0 frequency!" in console
     assert complains == (preset == "quiet")
-    assert any(a["rule"].startswith("preset:linux:") for a in told["accesses"]) == (not complains)
+    assert any(a["rule"].startswith("preset:linux:") for a in report["accesses"]) == (not complains)
     lines = (tmp_path / "accesses").read_text().splitlines()
     assert all(line.startswith("vCPU 0: ") for line in lines)
 
@@ -56,7 +56,7 @@ def test_the_preset_for_linux_spares_it_its_complaints(kernel, tmp_path, preset)
 def test_debians_kernel_boots_as_far_as_this_kvm_carries_it(kernel, tmp_path, host):
     verdict = probe(host)
     policy = ROOT / "examples/linux.toml"
-    told, console = run_guest(
+    report, console = run_guest(
         tmp_path, kernel, "--policy", policy, "--memory", "512M", "--timeout", "280",
         "--append", f"console=ttyS0 panic=-1 {'' if verdict.ordinary else LIMITED}",
     )  # fmt: skip
@@ -65,18 +65,18 @@ def test_debians_kernel_boots_as_far_as_this_kvm_carries_it(kernel, tmp_path, ho
     assert "ACPI: RSDP 0x00000000000E0000" in console
     if verdict.ordinary:
         assert "Unable to mount root fs" in console
-        assert told["exit"]["kind"] == "reset"
+        assert report["exit"]["kind"] == "reset"
     else:
         # Everything up to the instruction that this KVM lacks is there, and the end explains it.
-        assert told["exit"]["kind"] == "emulation-failure"
-        assert told["exit"]["code"] == 5
+        assert report["exit"]["kind"] == "emulation-failure"
+        assert report["exit"]["code"] == 5
         assert re.search(
             r"cannot emulate the instruction at RIP 0xffffffff[0-9a-f]{8} \(64-bit code\): \w+",
-            told["exit"]["detail"],
+            report["exit"]["detail"],
         )
         assert "printk: console [ttyS0] enabled" in console
-    assert told["accesses"]
-    for access in told["accesses"]:
+    assert report["accesses"]
+    for access in report["accesses"]:
         assert access["name"]
         assert access["first_rip"].startswith("0xffffffff")
 
@@ -100,12 +100,12 @@ def test_the_kernel_inside_starts_by_pvh(kernel, tmp_path):
 @pytest.mark.kvm
 @pytest.mark.parametrize("image", ["bios.bin", "bios-256k.bin"])
 def test_seabios_runs_until_it_gives_up_booting(seabios, image, tmp_path):
-    told, console = run_guest(tmp_path, "--bios", seabios / image, "--timeout", "60")
+    report, console = run_guest(tmp_path, "--bios", seabios / image, "--timeout", "60")
     assert console.startswith("SeaBIOS (version")
     assert "Found QEMU fw_cfg" in console
     assert "Found 1 cpu(s) max supported 1 cpu(s)" in console
     assert "No bootable device." in console
-    assert told["exit"]["kind"] == "reset"
+    assert report["exit"]["kind"] == "reset"
 
 
 def qemu_cpu(qemu):

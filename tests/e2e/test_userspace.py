@@ -78,7 +78,7 @@ def work(tmp_path_factory):
 
 @pytest.fixture
 def boot(kernel, work, tmp_path):
-    """Return a function that boots the kernel, runs a script there, and tells what it printed."""
+    """Return a function that boots the kernel, runs a script there, and returns what it printed."""
     modules = Kernel(kernel, kernel.parent.parent / "lib/modules")
 
     def run(script, *options):
@@ -110,7 +110,7 @@ def test_programs_do_there_what_they_do_here(boot, work):
 
 
 def test_the_msr_driver_reads_what_the_policy_says(boot):
-    told, console = boot(
+    report, console = boot(
         "/bin/busybox insmod /msr.ko\n"
         "for what in 'rdmsr 0x35' 'rdmsr 0x1b0' 'wrmsr 0x1b0 0x77' 'rdmsr 0x1b0' 'rdmsr 0x34'"
         " 'wrmsr 0x34 6' 'rdmsr 0x123456' 'wrmsr 0x35 1'; do /work $what; done\n"
@@ -128,24 +128,24 @@ def test_the_msr_driver_reads_what_the_policy_says(boot):
         "rdmsr 0x123456: Input/output error",
         "wrmsr 0x35: Input/output error",
     ]
-    seen = {(row["index"], row["op"]): row for row in told["accesses"]}
+    seen = {(row["index"], row["op"]): row for row in report["accesses"]}
     assert seen["0x34", "read"]["reason"] == "filter"
     assert seen["0x123456", "read"]["outcomes"]["fault"] >= 1
     assert seen["0x1b0", "write"]["last_value"] == "0x77"
 
 
 def test_a_sleeping_guest_takes_no_time(boot):
-    told, console = boot(f"{CLOCKS}\n/bin/busybox sleep 30\n{CLOCKS}\n")
+    report, console = boot(f"{CLOCKS}\n/bin/busybox sleep 30\n{CLOCKS}\n")
     before, after = map(float, re.findall(r"^([0-9.]+)$", console, re.MULTILINE))
     assert 30 <= after - before < 32
-    assert told["wall_s"] < after - before
+    assert report["wall_s"] < after - before
 
 
 def test_unless_time_is_to_be_real(boot):
-    told, console = boot(f"{CLOCKS}\n/bin/busybox sleep 3\n{CLOCKS}\n", "--real-time")
+    report, console = boot(f"{CLOCKS}\n/bin/busybox sleep 3\n{CLOCKS}\n", "--real-time")
     before, after = map(float, re.findall(r"^([0-9.]+)$", console, re.MULTILINE))
     assert after - before >= 3
-    assert told["wall_s"] > after - before
+    assert report["wall_s"] > after - before
 
 
 READ_METERS = f"""{CLOCKS}

@@ -1,4 +1,4 @@
-"""Guests in our machine: what they see is what the policy says, and what is told agrees."""
+"""Guests in our machine: what they see is what the policy says, and the summary agrees."""
 
 import gc
 import re
@@ -238,9 +238,9 @@ def test_a_handler_that_raises_is_reported_and_the_run_fails(on_error, line):
     assert lines[0].endswith(line)
     assert result.exit_status == 6
     assert result.failure_count == 1
-    told = result.as_dict()["handler_failures"]
-    assert "test_machine:broken" in told["first"][0]["handler"]
-    assert told["first"][0]["message"] == "raised RuntimeError: out of order"
+    failures = result.as_dict()["handler_failures"]
+    assert "test_machine:broken" in failures["first"][0]["handler"]
+    assert failures["first"][0]["message"] == "raised RuntimeError: out of order"
 
 
 def test_a_handler_that_raises_may_stop_the_run():
