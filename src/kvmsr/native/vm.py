@@ -23,6 +23,7 @@ __all__ = ("NativeVm", "outcome_of")
 
 _VERDICTS: Final = by_number(VERDICTS)
 _VALUE, _STOP = Verdict.VALUE, VERDICTS[Verdict.STOP]
+_IS_VALUE: Final = VERDICTS[Verdict.VALUE]  # hashing a member takes longer than the rest
 _THREAD, _SCOPES = 0, len(Scope)
 _HAS, _WRITTEN = 2, 4
 _MADE: Final = 1 << 63
@@ -74,7 +75,7 @@ class NativeVm:
         outcome: Outcome = act(access)
         verdict, rule, value = outcome
         if verdict is _VALUE:
-            raw.verdict, raw.value = VERDICTS[_VALUE], value
+            raw.verdict, raw.value = _IS_VALUE, value
         else:
             raw.verdict = VERDICTS[verdict]
         if rule is not self.rules[number][2]:  # as for a handler that failed: defaults.on_error
