@@ -180,6 +180,8 @@ WRONG = [
     (["run", LIST, "--cpu-feature", "-x2apci"], 2, "did you mean x2apic"),
     (["run", LIST, "--serial", "/nope/log"], 2, "--serial /nope/log: cannot be written"),
     (["run", LIST, "--bios", "x"], 2, "not both"),
+    (["run", LIST, "-policy", "x"], 2, "No such option '-policy'. Did you mean '--policy'?"),
+    (["run", LIST, "-m", "512M"], 2, "No such option '-m'."),
     (["fly"], 2, "No such command 'fly'"),
 ]
 

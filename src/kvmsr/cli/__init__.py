@@ -84,7 +84,8 @@ def main(args: list[str] | None = None) -> None:
 def _status(args: list[str] | None) -> int:
     try:
         result: Any = cli.main(args, prog_name="kvmsr", standalone_mode=False)
-    except click.ClickException as error:
+    except click.ClickException as raised:
+        error = _about_the_whole_word(raised, sys.argv[1:] if args is None else args)
         error.message = one_line(error.message)  # type: ignore[misc]  # what it quotes was typed
         error.show()
         return error.exit_code
@@ -109,6 +110,18 @@ def _status(args: list[str] | None) -> int:
         )
         return 1
     return result if isinstance(result, int) else 0
+
+
+def _about_the_whole_word(error: click.ClickException, words: list[str]) -> click.ClickException:
+    """Suggest ``--policy`` for ``-policy``, of which click only reports ``-p``."""
+    if not isinstance(error, click.NoSuchOption) or error.ctx is None:
+        return error
+    known = {option for parameter in error.ctx.command.params for option in parameter.opts}
+    for word in words:
+        name = word.partition("=")[0]
+        if name.startswith(error.option_name) and f"-{name}" in known:
+            return click.NoSuchOption(name, possibilities=[f"-{name}"], ctx=error.ctx)
+    return error
 
 
 def _log_failure() -> None:
