@@ -178,4 +178,6 @@ def start():
     for process in begun:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # a group of its own
-        process.communicate()
+        process.wait()
+        for stream in filter(None, (process.stdout, process.stderr)):
+            stream.close()
