@@ -9,6 +9,7 @@ be able to move the terminal's cursor, change the writing direction, or forge li
 
 import difflib
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
 __all__ = ("counted", "error_text", "nearest", "one_line", "shown")
@@ -60,9 +61,13 @@ def error_text(error: BaseException) -> str:
 
 def nearest(word: object, known: Iterable[str]) -> str:
     """Return a hint for a *word* that is not *known*: the closest one, or a list of all."""
-    words = [str(one) for one in known]
-    near = difflib.get_close_matches(str(word), words, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(words)}"
+    return _nearest(str(word), tuple(map(str, known)))
+
+
+@lru_cache(maxsize=256)  # files have the same mistake again and again, and difflib is slow
+def _nearest(word: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import tomllib
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -10,7 +11,9 @@ from click.testing import CliRunner
 from kvmsr.cli import cli
 from kvmsr.cli._parameters import MsrIndex
 from kvmsr.cli.policy import command
+from kvmsr.errors import UsageError
 from kvmsr.policy.file import load_policy
+from kvmsr.session import load_state
 from tests.cli.test_cli import LIST
 from tests.command import kvmsr
 
@@ -125,6 +128,17 @@ def test_a_fifo_or_a_device_is_no_policy(tmp_path):
             out, err = kvmsr("policy", *words, name, status=3)
             assert f"{name}: " in out + err
             assert f"it is {kind}, not a regular file" in out + err
+
+
+def test_a_fifo_or_a_device_is_no_image_and_no_state(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for name, kind in ((tmp_path / "fifo", "a FIFO"), ("/dev/zero", "a device")):
+        for words in ([name], ["--bios", name], [LIST, "--initrd", name], [name, "--mode", 16]):
+            _, err = kvmsr("run", "--backend", "soft", *words, status=3)
+            assert err.startswith("kvmsr: cannot read ")
+            assert f"{name}: it is {kind}, not a regular file" in err
+        with pytest.raises(UsageError, match=f"cannot read the state: it is {kind}, not a regular"):
+            load_state(Path(name))
 
 
 def test_check_and_a_run_name_the_same_lines(tmp_path):

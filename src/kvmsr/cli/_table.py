@@ -127,7 +127,7 @@ def print_policy(policy: Policy) -> None:
         if text:
             say(cell(text))
     table = Table(title="Rules, in the order in which they are tried", title_justify="left")
-    for column in ("rule", "MSRs", "read", "write", "says more"):
+    for column in ("rule", "MSRs", "read", "write", "other keys"):
         table.add_column(column, overflow="fold")
     for rule, more in zip(policy.rules, policy_tables(policy)["rule"], strict=True):
         spans = ", ".join(f"{a:#x}" if a == b else f"{a:#x}-{b:#x}" for a, b in rule.msrs[:4])
@@ -156,5 +156,5 @@ def print_policy(policy: Policy) -> None:
     topology = policy.topology
     cores = "every core in one package"
     if topology.cores_per_package is not None:
-        cores = f"{topology.cores_per_package} cores a package"
-    say(f"topology: {topology.threads_per_core} threads a core, {cores}")
+        cores = f"{topology.cores_per_package} cores per package"
+    say(f"topology: {topology.threads_per_core} threads per core, {cores}")

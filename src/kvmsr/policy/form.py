@@ -7,6 +7,7 @@ Checks values from outside against declared types, and reports errors in the ter
 """
 
 import re
+from functools import lru_cache
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
@@ -17,6 +18,8 @@ from kvmsr.text import nearest
 __all__ = ("FormError", "Path", "convert", "convert_keys")
 
 _T = TypeVar("_T")
+
+_hints = lru_cache(maxsize=32)(get_type_hints)
 
 Path = tuple[str | int, ...]
 """The position of a value in a document: ``("rule", 2, "read")``."""
@@ -50,13 +53,15 @@ def convert(raw: Any, form: type[_T]) -> _T:
         raise FormError(str(error), ()) from None
 
 
-def convert_keys(raw: dict[str, Any], form: type) -> tuple[dict[str, Any], list[FormError]]:
+def convert_keys(
+    raw: dict[str, Any], form: type[msgspec.Struct]
+) -> tuple[dict[str, Any], list[FormError]]:
     """
     Convert the table *raw* key by key, for the structure *form*.
 
     Return the keys that are right, and an error for each that is not, or is missing.
     """
-    hints = get_type_hints(form)
+    hints = _hints(form)
     given: dict[str, Any] = {}
     errors: list[FormError] = []
     for key, value in raw.items():
@@ -67,10 +72,14 @@ def convert_keys(raw: dict[str, Any], form: type) -> tuple[dict[str, Any], list[
             given[key] = convert(value, hints[key])
         except FormError as error:
             errors.append(FormError(str(error), (key, *error.path)))
-    for field in msgspec.structs.fields(form):
-        if field.required and field.name not in raw:
-            errors.append(FormError(f"the key {field.name!r} is missing", ()))
+    missing = [name for name in _required(form) if name not in raw]
+    errors += (FormError(f"the key {name!r} is missing", ()) for name in missing)
     return given, errors
+
+
+@lru_cache(maxsize=32)
+def _required(form: type[msgspec.Struct]) -> tuple[str, ...]:
+    return tuple(field.name for field in msgspec.structs.fields(form) if field.required)
 
 
 def _in_words(what: str, path: Path, form: type) -> FormError:
@@ -102,7 +111,7 @@ def _fields_at(form: Any, path: Path) -> tuple[str, ...]:
     struct = _struct_in(form)
     for part in path:
         if struct is not None and isinstance(part, str):
-            struct = _struct_in(get_type_hints(struct).get(part))
+            struct = _struct_in(_hints(struct).get(part))
     return () if struct is None else struct.__struct_fields__
 
 

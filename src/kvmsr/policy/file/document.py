@@ -21,6 +21,8 @@ from kvmsr.text import nearest
 
 __all__ = ("Document", "RuleKeys")
 
+_DEEPEST: Final = 4  # rule, its number, when, value
+
 _Table = TypeVar("_Table", bound=msgspec.Struct)
 
 
@@ -53,6 +55,7 @@ class Document:
         self.errors: list[PolicyError] = []
         self._lines: dict[Path, int] = {}
         self._inside: dict[Path, list[Path]] = {}
+        self._first: dict[Path, int] = {}  # the first line of what is in a key
         raw: dict[str, Any] = {}
         try:
             raw = _parsed(text, source)
@@ -60,9 +63,12 @@ class Document:
             self.errors.append(error)
         else:
             self._lines = key_lines(text)
-            for key in self._lines:
+            for key, line in self._lines.items():
                 if len(key) > 2:  # what is in an element of [[rule]]
                     self._inside.setdefault(key[:2], []).append(key)
+                for depth in range(1, min(len(key), _DEEPEST)):
+                    first = self._first.get(key[:depth], line)
+                    self._first[key[:depth]] = min(first, line)
         known = File.__struct_fields__
         for name in raw:
             if name not in known:
@@ -103,13 +109,12 @@ class Document:
 
     def line(self, path: Path) -> int:
         """Return the line of *path*, or else of the closest key inside or around it."""
-        if path and path not in self._lines:  # the header [a.b] has a line, but a itself has none
-            inside = [line for key, line in self._lines.items() if key[: len(path)] == path]
-            if inside:
-                return min(inside)
-        while path and path not in self._lines:
-            path = path[:-1]
-        return self._lines.get(path, 0)
+        for depth in range(len(path), 0, -1):
+            # The header [a.b] has a line, but a itself has none.
+            line = self._lines.get(path[:depth]) or self._first.get(path[:depth])
+            if line:
+                return line
+        return 0
 
     def inside(self, path: Path) -> tuple[tuple[str, int], ...]:
         """Return the lines of the keys in the rule at *path*."""
