@@ -90,7 +90,12 @@ class Shutdown:
 
 @dataclass(slots=True)
 class Interrupted:
-    """KVM_RUN returned without an exit: a signal, a kick, or a vCPU that INIT or SIPI woke."""
+    """
+    KVM_RUN returned without an exit.
+
+    The reason is a signal, a kick, or an INIT or SIPI that woke the vCPU; or, on the soft backend,
+    that nothing in the VM can wake any of its vCPUs.
+    """
 
 
 @dataclass(slots=True)

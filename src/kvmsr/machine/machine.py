@@ -117,7 +117,7 @@ class Machine:
             self._notes += [f"on the soft backend: {why_soft}"] if why_soft else []
         self.over = False
         self._end: End | None = None
-        self._ended = threading.Event()
+        self._news = threading.Event()  # the run is over, or every vCPU may be asleep
         self._ending = threading.Lock()
         self._loaded: Loaded | None = None
         self._image = ""
@@ -296,8 +296,13 @@ class Machine:
             if self._end is None:
                 self._end = end
         self.over = True
-        self._ended.set()
+        self._news.set()
         self._kick()
+
+    def fell_asleep(self) -> None:
+        """Look soon whether the guest has halted for good: a vCPU's thread may have noticed."""
+        if all(thread.asleep for thread in self._threads):
+            self._news.set()
 
     def _debug_exit(self, value: int) -> None:
         detail = f"the guest wrote {value:#x} to the debug exit"
@@ -314,7 +319,9 @@ class Machine:
         With an in-kernel interrupt controller, a vCPU that halts for good never returns from
         KVM_RUN. So vCPUs that have not exited for a while are kicked, and each then finds out
         whether only another vCPU can wake it. A vCPU may be woken just after it has found that, so
-        all of them have to be asleep twice in a row, without an exit in between.
+        all of them have to be asleep twice in a row, without an exit in between. The soft backend
+        interrupts KVM_RUN by itself when nothing can wake a vCPU any more: then nobody has to wait
+        for the next kick.
         """
         pause = _SHORTEST_WATCH
         seen = [-1] * len(self._threads)
@@ -324,7 +331,9 @@ class Machine:
             if left is not None and left <= 0:
                 self.end(End(EndKind.TIMEOUT, TIMEOUT, f"{timeout:g} seconds are over"))
                 return
-            if self._ended.wait(pause if left is None else min(pause, left)):
+            self._news.wait(pause if left is None else min(pause, left))
+            self._news.clear()
+            if self.over:
                 return
             exits = [thread.exits for thread in self._threads]
             all_asleep = exits == seen and all(thread.asleep for thread in self._threads)
@@ -334,8 +343,8 @@ class Machine:
                 self.end(End(EndKind.HALT, 0, detail))
                 return
             for thread, before in zip(self._threads, seen, strict=True):
-                thread.asleep = False
-                if thread.exits == before:
+                was_asleep, thread.asleep = thread.asleep, False
+                if was_asleep or thread.exits == before:
                     thread.vcpu.kick()
             seen = exits
             pause = min(pause * 2, _LONGEST_WATCH)

@@ -60,6 +60,9 @@ class Runner(Protocol):
     def end(self, end: End) -> None:
         """End the run, unless it has ended already. May be called from any thread."""
 
+    def fell_asleep(self) -> None:
+        """Note that one more vCPU is asleep. May be called from any thread."""
+
 
 class VcpuThread(threading.Thread):
     """
@@ -67,8 +70,8 @@ class VcpuThread(threading.Thread):
 
     :param guest: runs the vCPU and answers its MSR accesses.
     :ivar vcpu: the vCPU.
-    :ivar asleep: whether, when last kicked, only another vCPU could wake it: it waited for SIPI, or
-        had halted with interrupts disabled and no interrupt line was wired to NMI.
+    :ivar asleep: whether, when last interrupted, only another vCPU could wake it: it waited for
+        SIPI, or had halted with interrupts disabled and no interrupt line was wired to NMI.
     """
 
     def __init__(self, runner: Runner, vcpu: Vcpu, guest: GuestVcpu) -> None:
@@ -108,6 +111,8 @@ class VcpuThread(threading.Thread):
             exit_ = guest.run(self._serve)
             if type(exit_) is Interrupted:
                 self._look_whether_asleep()
+                if self.asleep:
+                    runner.fell_asleep()
             else:
                 self._rare(exit_)
                 self._exits += 1
@@ -145,7 +150,7 @@ class VcpuThread(threading.Thread):
             self._end(EndKind.ERROR, 1, f"vCPU {self.vcpu.id}: kvmsr cannot handle {name}")
 
     def _look_whether_asleep(self) -> None:
-        """Find out, after a kick, whether this vCPU sleeps until another one wakes it."""
+        """Find out, after an interruption, whether it sleeps until another vCPU wakes it."""
         state = self.vcpu.get_mp_state()
         if state is Mp.HALTED:
             masked = not self.vcpu.get_regs().rflags & _INTERRUPT_FLAG

@@ -184,8 +184,11 @@ def _block(vcpu: Vcpu) -> bool:
                 vcpu.mp_state = Mp.RUNNABLE
                 vcpu.events.unhalted = False
             if vcpu.mp_state == Mp.RUNNABLE:
+                vm.woke_up()
                 return True
-            vm.wait_for_change()
+            vm.report_sleep()
+            if not vcpu.kicked:
+                vm.wait_for_change()
     return False
 
 

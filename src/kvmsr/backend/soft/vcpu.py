@@ -31,6 +31,7 @@ __all__ = ("Vcpu",)
 
 _BOOT_BASE: Final = 0xFEE0_0800
 _BSP: Final = 1 << 8
+_IF: Final = 1 << 9
 
 
 class Vcpu:
@@ -70,7 +71,7 @@ class Vcpu:
         self.regs_changes = 0
         self.init_pending = self.sipi_pending = False
         self.sipi_vector = 0
-        self.wanted = self.kicked = False
+        self.wanted = self.kicked = self._was_let_out = False
         self.thread = 0
         self.skipped = self.emulation.skipped
         self.queue_exception = self.events.queue
@@ -209,6 +210,14 @@ class Vcpu:
         return starts or (self.mp_state == Mp.HALTED and self.runnable())
 
     @property
+    def sleeps_for_good(self) -> bool:
+        """Whether only another vCPU or user space can wake it."""
+        if self.mp_state != Mp.HALTED:
+            return self.mp_state in (Mp.UNINITIALIZED, Mp.INIT_RECEIVED)
+        takes_interrupts = self.cpu.state.eflags.value & _IF
+        return not (takes_interrupts or self.vm.chip is None or self.vm.chip.may_send_nmi)
+
+    @property
     def has_to_come_out(self) -> bool:
         """Whether it has to leave the guest for a moment, for what is done outside of it."""
         return (
@@ -238,6 +247,15 @@ class Vcpu:
         if should:
             self.cpu.interrupt()
         return should
+
+    def let_out(self) -> None:
+        """Have KVM_RUN return as for a signal, unless it has since it fell asleep."""
+        if self.thread and not self._was_let_out:
+            self._was_let_out = self.kicked = True
+
+    def stirred(self) -> None:
+        """A vCPU has woken up, so that this one may."""
+        self._was_let_out = False
 
     def kick(self) -> None:
         """Make KVM_RUN return; from any thread."""

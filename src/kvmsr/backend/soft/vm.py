@@ -51,8 +51,18 @@ class VmVcpu(Protocol):
     def wakes(self) -> bool:
         """Whether it sleeps and has what ends that, though its thread has yet to see it."""
 
+    @property
+    def sleeps_for_good(self) -> bool:
+        """Whether only another vCPU or user space can wake it."""
+
     def attend(self) -> None:
         """Look for what waits for it."""
+
+    def let_out(self) -> None:
+        """Have its KVM_RUN return as for a signal, unless it has since it fell asleep."""
+
+    def stirred(self) -> None:
+        """A vCPU has woken up, so that others may."""
 
     def remind(self, *, contended: bool) -> bool:
         """
@@ -173,6 +183,25 @@ class Vm:
         finally:
             self.active += 1
             self.changed.notify_all()
+
+    def woke_up(self) -> None:
+        """A vCPU sleeps no longer."""
+        for vcpu in self.vcpus.values():
+            vcpu.stirred()
+
+    def report_sleep(self) -> None:
+        """
+        If nothing here can wake any vCPU any more, have the KVM_RUN of each return, once.
+
+        KVM_RUN returns like that whenever a signal comes, so user space has to expect it. It may
+        look at its vCPUs then, and need not poll for a guest that has halted for good.
+        """
+        vcpus = self.vcpus.values()
+        if self.active or any(vcpu.wakes or not vcpu.sleeps_for_good for vcpu in vcpus):
+            return
+        for vcpu in vcpus:
+            vcpu.let_out()
+        self.changed.notify_all()
 
     def wait_for_change(self) -> None:
         """Sleep until another thread has something, or a timer is due."""

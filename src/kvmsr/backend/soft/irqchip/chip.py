@@ -59,6 +59,11 @@ class IrqChip:
         """The local APICs."""
         return self._lapics.values()
 
+    @property
+    def may_send_nmi(self) -> bool:
+        """Whether a line is wired to NMI, as a watchdog does with the timer's."""
+        return self.ioapic.may_send_nmi or any(lapic.takes_pic_nmis for lapic in self.lapics)
+
     def attach_pit(self, pit: Pit) -> None:
         """Let the 8254 know what becomes of its interrupts."""
         self._pit = pit

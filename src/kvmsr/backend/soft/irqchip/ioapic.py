@@ -21,6 +21,7 @@ _SELECT, _WINDOW = 0x00, 0x10
 _ID, _VERSION, _ARBITRATION, _TABLE = 0x00, 0x01, 0x02, 0x10
 _VERSION_ID: Final = (PINS - 1) << 16 | 0x11
 _MASKED, _LEVEL, _REMOTE_IRR, _STATUS = 1 << 16, 1 << 15, 1 << 14, 1 << 12
+_MODE, _NMI = 7 << 8, 4 << 8
 _READ_ONLY: Final = _REMOTE_IRR | _STATUS
 _LOW: Final = 0xFFFF_FFFF
 
@@ -71,6 +72,11 @@ class Ioapic:
         if taken > 0 and entry & _LEVEL:
             self._entries[pin] |= _REMOTE_IRR
         return taken
+
+    @property
+    def may_send_nmi(self) -> bool:
+        """Whether a pin that is not masked sends NMIs."""
+        return any(entry & (_MASKED | _MODE) == _NMI for entry in self._entries)
 
     def end_of_interrupt(self, vector: int, *, level_triggered: bool) -> None:
         """

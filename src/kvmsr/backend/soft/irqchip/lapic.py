@@ -146,6 +146,11 @@ class Lapic:
         lvt0 = self._regs[_LVT0]
         return not lvt0 & _MASKED and lvt0 >> 8 & 7 == EXTINT
 
+    @property
+    def takes_pic_nmis(self) -> bool:
+        """Whether the 8259 pair's interrupts are wired to NMI."""
+        return self._regs[_LVT0] & (_MASKED | 7 << 8) == NMI << 8
+
     # Interrupts
 
     @property
