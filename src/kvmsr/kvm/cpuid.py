@@ -32,7 +32,7 @@ class CpuidEntry:
 
     @property
     def has_index(self) -> bool:
-        """Tell whether the subleaf counts."""
+        """Return whether the subleaf counts."""
         return bool(self.flags & CPUID_FLAG_SIGNIFCANT_INDEX)
 
 

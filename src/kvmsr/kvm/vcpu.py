@@ -3,7 +3,7 @@
 The vCPU handle
 ---------------
 
-A virtual CPU: its registers, and what else its ioctls set and tell. Running it is in ``running``.
+A virtual CPU: its registers, and what else its ioctls get and set. Running it is in ``running``.
 """
 
 from collections.abc import Iterable, Mapping
@@ -237,7 +237,7 @@ class Vcpu(RunningVcpu):
         self.ioctl(ioctls.KVM_SET_TSC_KHZ, khz)
 
     def kvmclock_ctrl(self) -> None:
-        """Tell the guest that it was paused (KVM_KVMCLOCK_CTRL)."""
+        """Let the guest know that it was paused (KVM_KVMCLOCK_CTRL)."""
         self.ioctl(ioctls.KVM_KVMCLOCK_CTRL)
 
     def stats(self) -> dict[str, stats.Stat]:

@@ -18,7 +18,7 @@ from kvmsr.backend.soft.memory import Slots
 __all__ = ("CpuMemory",)
 
 _PAGE: Final = 0x1000
-_LAST_PAGE: Final = (1 << 40) - _PAGE  # of the physical addresses that CPUID tells of
+_LAST_PAGE: Final = (1 << 40) - _PAGE  # of the physical addresses that CPUID reports
 _IOAPIC_PAGE: Final = 0xFEC0_0000
 _LAST: Final = (1 << 64) - 1
 _UNKNOWN: Final = -1

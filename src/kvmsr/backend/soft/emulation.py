@@ -30,7 +30,7 @@ class Emulation:
 
     All of it returns whether the guest goes on; False: it has shut down, or there is an exit.
 
-    :ivar knows_next_rip: the guest came out at an instruction, so that SVM has told the RIP behind.
+    :ivar knows_next_rip: the guest came out at an instruction, so SVM has reported the next RIP.
     """
 
     def __init__(self, cpu: Engine, events: Events, debugging: Debugging, profile: Profile) -> None:

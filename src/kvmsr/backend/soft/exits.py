@@ -120,7 +120,7 @@ class Intercepts:
         return vcpu.vm.port_out(port, size, value) or write_in_place(vcpu, port, size, value)
 
     def _may_access_ports(self) -> bool:
-        """Tell by IOPL alone; the task's permission map is looked at later."""
+        """Decide by IOPL alone; the task's permission map is looked at later."""
         state = self._vcpu.cpu.state
         allowed: bool = state.hflags.value & 3 <= state.eflags.value >> 12 & 3
         return allowed

@@ -73,7 +73,7 @@ def supported_cpuid(profile: Profile) -> tuple[CpuidEntry, ...]:
         leaf(0, _MAX_BASIC, ebx, ecx, edx),
         leaf(1, signature, 0x0001_0800, _1_ECX, _1_EDX),
         (7, 0, CPUID_FLAG_SIGNIFCANT_INDEX, 0, _7_EBX, 0, 0),
-        (0xB, 0, CPUID_FLAG_SIGNIFCANT_INDEX, 0, 0, 0, 0),  # a topology is user space's to tell
+        (0xB, 0, CPUID_FLAG_SIGNIFCANT_INDEX, 0, 0, 0, 0),  # the topology is up to user space
         leaf(_KVM_BASE, _KVM_BASE + 1, *kvm),
         leaf(_KVM_BASE + 1, _KVM_FEATURES, 0, 0, 0),
         leaf(0x8000_0000, _MAX_EXTENDED, ebx, ecx, edx),

@@ -92,7 +92,7 @@ def write_in_place(vcpu: Vcpu, port: int, size: int, value: int) -> bool:
 
 
 def _is_plain(vcpu: Vcpu) -> bool:
-    """Tell whether the CPU itself ends the instruction well: IN or OUT, and no debugger."""
+    """Return whether the CPU itself ends the instruction well: IN or OUT, and no debugger."""
     # Writes to no memory that were made before come first.
     return not vcpu.debugging.control and not vcpu.cpu.writes and first_byte(vcpu.cpu) in _PLAIN
 

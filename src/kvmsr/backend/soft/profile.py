@@ -30,9 +30,9 @@ class Profile:
     A kernel.
 
     :ivar vendor: the vendor module's: ``amd``, ``intel`` or ``pvm``.
-    :ivar completion: how a deflected instruction is skipped: ``vmx`` (the RIP of then, and the
-        length that the exit told), ``svm`` (the next RIP that the exit told) or ``emulator`` (the
-        RIP and RFLAGS that the emulator has put by).
+    :ivar completion: how a deflected instruction is skipped: ``vmx`` (the RIP at that time, and the
+        length that the exit reported), ``svm`` (the next RIP that the exit reported) or
+        ``emulator`` (the RIP and RFLAGS that the emulator has put by).
     :ivar unadvertised_unsupported: a feature MSR that the guest's CPUID does not offer is
         UNSUPPORTED to it, not INVALID.
     :ivar exempts_all_listed: the host may read 0 from and write 0 to every listed MSR, also one
@@ -55,12 +55,12 @@ class Profile:
     :ivar misc_enable: MISC_ENABLE's value at reset.
     :ivar microcode: UCODE_REV's value at reset.
     :ivar fastpath: MSRs whose writes may be done before the filter is asked.
-    :ivar checks_soft_exceptions: kvm_amd drops a #BP or #OF of user space's where SVM has not told
-        the next RIP and the instruction at RIP is not the one that raises it (since the stable
-        kernels of December 2025, svm_update_soft_interrupt_rip of svm/svm.c; before, it skipped
-        that instruction).
+    :ivar checks_soft_exceptions: kvm_amd drops a #BP or #OF that user space injects, if SVM has not
+        reported the next RIP and the instruction at RIP is not one that raises it
+        (svm_update_soft_interrupt_rip of svm/svm.c, since late 2025; before, KVM skipped that
+        instruction).
     :ivar deflects: ``mask`` (KVM_CAP_X86_USER_SPACE_MSR takes reasons) or ``all`` (it is a
-        boolean, every #GP is deflected, no reason is told, and there is no filter).
+        boolean, every #GP is deflected, without a reason, and there is no filter).
     :ivar checks_cap_arguments: unknown reasons are refused.
     :ivar la57: the host's CPU has linear addresses of 57 bits, and what is canonical goes by that:
         since Linux 6.13, ``is_noncanonical_msr_address`` of arch/x86/kvm/mmu.h.

@@ -143,7 +143,7 @@ def _enter_guest(vcpu: Vcpu) -> bool:
     execution, entered_at = vcpu.vm.execution, vcpu.cpu.regs[_RIP]
     execution.take()
     try:
-        if vcpu.events.nmi_waits_for_shadow:  # nothing tells when it is over
+        if vcpu.events.nmi_waits_for_shadow:  # nothing reports its end
             if vcpu.cpu.step():
                 vcpu.skipped()
         else:

@@ -119,7 +119,7 @@ def get_events(vcpu: Vcpu, events: Any) -> None:
     exception.error_code = last.error_code
     events.interrupt.injected = int(own.interrupt is not None)
     events.interrupt.nr = last.interrupt
-    by_svm = vcpu.vm.profile.completion == "svm"  # it cannot tell whose shadow it is
+    by_svm = vcpu.vm.profile.completion == "svm"  # it does not know whose shadow it is
     events.interrupt.shadow = (_ANY_SHADOW if by_svm else _STI_SHADOW) if vcpu.cpu.shadow else 0
     events.nmi.pending, events.nmi.masked = bool(own.nmis), vcpu.cpu.nmi_masked
     events.sipi_vector = 0

@@ -149,7 +149,7 @@ class Vcpu:
 
     @property
     def wants_window(self) -> bool:
-        """Whether user space is to be told when the guest can take an interrupt."""
+        """Whether user space asks for an exit as soon as the guest can take an interrupt."""
         asked = self.lapic is None and self.events.interrupt is None
         return asked and bool(self.run.request_interrupt_window)
 
@@ -160,7 +160,7 @@ class Vcpu:
             return True
         return self.cpu.interruptible and self.has_interrupt()
 
-    # What the local APIC tells; under the VM's lock
+    # What comes from the local APIC; under the VM's lock
 
     def wake(self) -> None:
         """An interrupt may be deliverable."""
@@ -242,7 +242,7 @@ class Vcpu:
 
     def remind(self, *, contended: bool) -> bool:
         """Have it come out of the guest if it should; return whether it should."""
-        # The first request may have met a store of the engine's own, and nobody tells of a signal.
+        # The first request may have met a store of the engine's own, and nothing reports a signal.
         should = self.cpu.running and (self.wanted or contended or self.signals.active)
         if should:
             self.cpu.interrupt()
@@ -267,5 +267,5 @@ class Vcpu:
             self.vm.changed.notify_all()
 
     def clock_changed(self) -> None:
-        """Tell the guest that kvmclock was set."""
+        """Write the clock to the guest again: kvmclock was set."""
         update_clock(self)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What the engine asks and tells
-------------------------------
+Between the engine and its client
+---------------------------------
 
 The accesses that nobody inside answers, and who drives an engine.
 """

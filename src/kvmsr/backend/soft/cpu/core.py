@@ -164,7 +164,7 @@ class Core:
 
     def watch_gaps(self, gaps: list[tuple[int, int]]) -> None:
         """
-        Tell where there is no memory or it is read-only, as first and last addresses.
+        Set where there is no memory or it is read-only, as first and last addresses.
 
         A hook that covered writable memory would make each store there slow.
         """

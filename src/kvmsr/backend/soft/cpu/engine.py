@@ -130,8 +130,8 @@ class Engine(GuestCpu):
         """
         Run the guest for one instruction, or until it comes out of it.
 
-        :return: whether the instruction was executed. If the guest traces itself, it has yet to be
-            told.
+        :return: whether the instruction was executed. The #DB of a guest that traces itself is yet
+            to be raised.
         """
         state = self.state
         self._traced = state.eflags.value & _TF

@@ -3,7 +3,7 @@
 Instructions
 ------------
 
-As much of an instruction as the engine does not tell: the few that are intercepted are decoded
+As much of an instruction as the engine does not report: the few that are intercepted are decoded
 here, prefixes first (SDM volume 2, chapter 2).
 """
 

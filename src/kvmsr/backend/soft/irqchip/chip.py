@@ -110,7 +110,7 @@ class IrqChip:
         return sum(lapic.accept(message) for lapic in targets)
 
     def end_of_interrupt(self, vector: int, *, level_triggered: bool) -> None:
-        """Tell the I/O APIC that a local APIC has ended an interrupt."""
+        """Pass the end of an interrupt on to the I/O APIC."""
         self.ioapic.end_of_interrupt(vector, level_triggered=level_triggered)
 
     def has_interrupt(self, lapic: Lapic) -> bool:
@@ -124,7 +124,7 @@ class IrqChip:
     def _pic_has(self, lapic: Lapic) -> bool:
         return self.pic.output and lapic.accepts_pic_interrupt()
 
-    # What the controllers tell
+    # What comes from the controllers
 
     def _pic_changed(self) -> None:
         for lapic in self._lapics.values():

@@ -3,7 +3,7 @@
 What happens to a vCPU
 ----------------------
 
-What a local APIC has to tell the vCPU that it belongs to.
+What a local APIC does to the vCPU that it belongs to.
 """
 
 from typing import Protocol

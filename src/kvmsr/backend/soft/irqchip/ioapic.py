@@ -31,8 +31,8 @@ class Ioapic:
     The I/O APIC.
 
     :param deliver: sends a message; returns how many took it.
-    :param acked: told when a pin's interrupt has ended.
-    :param unmasked: told when a pin is unmasked.
+    :param acked: called when a pin's interrupt has ended.
+    :param unmasked: called when a pin is unmasked.
     """
 
     def __init__(

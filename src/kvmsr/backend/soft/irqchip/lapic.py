@@ -140,7 +140,7 @@ class Lapic:
         return self._regs[_LDR], self._regs[_DFR]
 
     def accepts_pic_interrupt(self) -> bool:
-        """Tell whether the 8259 pair's interrupts come through (kvm_apic_accept_pic_intr)."""
+        """Return whether the 8259 pair's interrupts come through (kvm_apic_accept_pic_intr)."""
         if not self.is_enabled:
             return True
         lvt0 = self._regs[_LVT0]

@@ -61,7 +61,7 @@ def set_msr(vcpu: MsrVcpu, index: int, value: int, host: bool) -> MsrRet:
 
 def pardons(profile: Profile, index: int, value: int | None = None, *, host: bool) -> bool:
     """
-    Tell whether an access that no handler knows succeeds all the same (kvm_do_msr_access).
+    Return whether an access that no handler knows succeeds all the same (kvm_do_msr_access).
 
     :param value: what is written; None: it is read.
     :param host: whether what the host saves and restores as 0 counts.

@@ -216,7 +216,7 @@ def _unadvertised(vcpu: MsrVcpu) -> MsrRet:
 
 
 def _is_gated(vcpu: MsrVcpu, feature: str, host: bool) -> bool:
-    """Tell whether the guest's CPUID bars the way; newer kernels bar the host's too."""
+    """Return whether the guest's CPUID bars access; newer kernels bar the host's, too."""
     barred = not host or vcpu.vm.profile.unadvertised_unsupported
     return barred and not vcpu.cpuid.has(feature)
 

@@ -122,8 +122,8 @@ class GuestCpuid:
         return struct.pack("<3I", *(self.register(function, name) for name in registers))
 
     def _find_maxphyaddr(self) -> int:
-        tells = self.register(0x8000_0000, "eax") >= _ADDRESS_SIZES
-        width = self.register(_ADDRESS_SIZES, "eax") & 0xFF if tells else 0
+        has_leaf = self.register(0x8000_0000, "eax") >= _ADDRESS_SIZES
+        width = self.register(_ADDRESS_SIZES, "eax") & 0xFF if has_leaf else 0
         return width or _DEFAULT_MAXPHYADDR
 
     def _find_pv_features(self) -> int:

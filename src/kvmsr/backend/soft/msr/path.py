@@ -11,8 +11,9 @@ says so by a bool, the padding is cleared, and what is left to do is named for e
 the start of the next KVM_RUN (:attr:`MsrVcpu.complete_emulation`), exactly once, by what user space
 has put into ``error`` and ``data`` by then. Until then registers show the state before it.
 
-How the instruction is skipped differs: on Intel the length that the exit told is added to the RIP
-of *then*; AMD's hardware tells the next RIP, which is kept; so does the emulator, with RFLAGS.
+How the instruction is skipped differs. On Intel, the length that the exit reported is added to the
+RIP at that time. AMD's hardware reports the next RIP, which is kept. The emulator keeps both the
+next RIP and RFLAGS.
 """
 
 import struct

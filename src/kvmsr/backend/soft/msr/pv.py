@@ -67,14 +67,14 @@ def _write_system_time(vcpu: MsrVcpu, value: int) -> MsrRet:
 
 
 def update_clock(vcpu: MsrVcpu) -> None:
-    """Tell the guest how its TSC relates to kvmclock, as of now (kvm_guest_time_update)."""
+    """Write to the guest how its TSC relates to kvmclock now (kvm_guest_time_update)."""
     place = vcpu.msrs[_SYSTEM_TIME_NEW]
     if not place & _ENABLED:
         return
     vcpu.msrs.clock_version = version = vcpu.msrs.clock_version + 2 & 0xFFFF_FFFF
     now, tsc = vcpu.clock.kvmclock()
-    told = _PVCLOCK.pack(version, 0, tsc, now, *scale(vcpu.clock.tsc_khz), _TSC_STABLE)
-    vcpu.vm.write_guest(place & ~_ENABLED, told)
+    clock = _PVCLOCK.pack(version, 0, tsc, now, *scale(vcpu.clock.tsc_khz), _TSC_STABLE)
+    vcpu.vm.write_guest(place & ~_ENABLED, clock)
 
 
 def _write_async_pf(vcpu: MsrVcpu, value: int) -> MsrRet:

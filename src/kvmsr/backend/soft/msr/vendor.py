@@ -198,7 +198,7 @@ def _write_mcg_ext(vcpu: MsrVcpu, index: int, value: int, host: bool) -> MsrRet:
 
 
 def _read_tsx(vcpu: MsrVcpu, index: int, host: bool) -> tuple[MsrRet, int]:
-    return UNSUPPORTED if host else INVALID  # ARCH_CAPABILITIES does not tell of it
+    return UNSUPPORTED if host else INVALID  # ARCH_CAPABILITIES does not have it
 
 
 def _write_tsx(vcpu: MsrVcpu, index: int, value: int, host: bool) -> MsrRet:
