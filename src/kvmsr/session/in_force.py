@@ -24,7 +24,7 @@ from kvmsr.text import counted
 __all__ = ("InForce", "Shared")
 
 MAX_VMS = 512
-"""Number of VMs with registers of their own; if a VMM creates more, they share registers."""
+"""Number of VMs of a run that can be under a policy."""
 
 _MAX_VCPUS = 1 << 16
 

@@ -48,7 +48,7 @@ from kvmsr.trace import Summary
 __all__ = ("PATIENCE", "Witness", "runs_code", "supervise")
 
 PATIENCE: Final = 4.5
-"""Seconds that a child may take to end after a signal or its timeout; it tries to take fewer."""
+"""Seconds that a child may take to end after a signal or its timeout; it aims for fewer."""
 
 _PAUSE: Final = 0.1
 _MOST: Final = 1 << 16
