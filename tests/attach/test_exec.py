@@ -209,8 +209,9 @@ def test_stop_ends_a_vmm_that_a_wrapper_script_started(tmp_path, vmm):
 
 
 def test_the_summary_comes_when_the_last_process_has_ended(tmp_path, vmm):
-    """As with -daemonize: the process that was started ends at once."""
-    begin = f"import subprocess; subprocess.Popen({list(map(str, [*vmm, 30_000]))!r})"
+    """As with -daemonize: the process that was started ends at once, here before there is a VM."""
+    later = f"sleep 1; exec {' '.join(map(str, [*vmm, 30_000]))}"
+    begin = f"import subprocess; subprocess.Popen(['/bin/sh', '-c', {later!r}])"
     done, report = run(tmp_path, CONSTANT, sys.executable, "-c", begin)
     assert done.returncode == 0
     assert report["totals"]["reads"] == 30_000

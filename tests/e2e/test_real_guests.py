@@ -90,7 +90,7 @@ def test_the_kernel_inside_starts_by_pvh(kernel, tmp_path):
     _, vmlinux = decompress(data[setup + offset : setup + offset + length], 1 << 30)
     (tmp_path / "vmlinux").write_bytes(vmlinux)
     _, console = run_guest(
-        tmp_path, tmp_path / "vmlinux", "--memory", "512M", "--timeout", "20",
+        tmp_path, tmp_path / "vmlinux", "--memory", "512M", "--timeout", "100",
         "--append", f"console=ttyS0 earlyprintk=ttyS0 panic=-1 {LIMITED}",
     )  # fmt: skip
     assert "Linux version 6.1" in console

@@ -156,7 +156,7 @@ class Controller:
         """Serve vCPUs until the run's processes have ended."""
         assert self._processes is not None
         stopping = 0.0
-        while not self._processes.over(self._runners()):
+        while not self._processes.over():
             self._processes.wait(_PAUSE)
             self._questions.serve(list(self._block.vcpus()))
             if self._end is not None and not stopping:

@@ -5,11 +5,12 @@ Processes of a run
 
 ``kvmsr exec`` starts one process, but the VMM may be another one: a wrapper script may start it, it
 may go to the background (``-daemonize``), or a driver may start several. All of them inherit the
-*life line*, one end of a pair of sockets. The run lasts until no process has that end open any
-more, and no process of the run that runs a vCPU is left.
+*life line*, one end of a pair of sockets, and an environment that names the run. The run lasts
+until no process has that end open any more, and none has that environment: some programs close what
+they inherit before they start others.
 
-Only the VMM knows which processes run vCPUs, and what it says may be wrong. So kvmsr waits for such
-a process, or sends it a signal, only if its environment names this run: then the run started it.
+Only the VMM knows which processes run vCPUs, and what it says may be wrong. So kvmsr sends such a
+process a signal only if its environment names this run: then the run started it.
 """
 
 import os
@@ -74,15 +75,11 @@ class Processes:
                 os.set_inheritable(fd, False)
             life.close()
 
-    def over(self, runners: Iterable[int]) -> bool:
-        """
-        Return whether all processes of the run have ended.
-
-        :param runners: the processes that run vCPUs, according to the VMM.
-        """
+    def over(self) -> bool:
+        """Return whether all processes of the run have ended."""
         if self.child.poll() is None or not self._line_is_cut():
             return False
-        return not any(self._is_ours(pid) for pid in set(runners) - {0, self.child.pid})
+        return not any(self._is_ours(int(path.name)) for path in Path("/proc").glob("[1-9]*"))
 
     def wait(self, seconds: float) -> None:
         """Wait for *seconds*, or until the child ends."""
