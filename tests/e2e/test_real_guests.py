@@ -4,13 +4,14 @@ import os
 import re
 import struct
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from kvmsr.machine.loaders.decompress import decompress
 from kvmsr.machine.probe import probe
-from tests.command import run_guest
+from tests.command import KVMSR, run_guest
 from tests.conftest import GUESTS, ROOT
 
 pytestmark = pytest.mark.peer
@@ -83,16 +84,24 @@ def test_debians_kernel_boots_as_far_as_this_kvm_carries_it(kernel, tmp_path, ho
 
 @pytest.mark.slow
 @pytest.mark.kvm
-def test_the_kernel_inside_starts_by_pvh(kernel, tmp_path):
+def test_the_kernel_inside_starts_by_pvh(kernel, tmp_path, start):
     data = kernel.read_bytes()
     setup = (data[0x1F1] + 1) * 512
     offset, length = struct.unpack_from("<II", data, 0x248)
     _, vmlinux = decompress(data[setup + offset : setup + offset + length], 1 << 30)
     (tmp_path / "vmlinux").write_bytes(vmlinux)
-    _, console = run_guest(
-        tmp_path, tmp_path / "vmlinux", "--memory", "512M", "--timeout", "100",
-        "--append", f"console=ttyS0 earlyprintk=ttyS0 panic=-1 {LIMITED}",
+    serial = tmp_path / "serial"
+    running = start(
+        [*KVMSR, "run", "--backend", "kvm", tmp_path / "vmlinux", "--memory", "512M", "--serial",
+         serial, "--append", f"console=ttyS0 earlyprintk=ttyS0 panic=-1 {LIMITED}"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
+    console = ""
+    for _ in range(1500):  # where KVM emulates the guest it takes its time, and never ends
+        console = serial.read_text(errors="replace") if serial.exists() else ""
+        if "Hypervisor detected: KVM" in console or running.poll() is not None:
+            break
+        time.sleep(0.1)
     assert "Linux version 6.1" in console
     assert "Hypervisor detected: KVM" in console
 
