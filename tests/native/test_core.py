@@ -90,3 +90,11 @@ def test_a_table_that_is_cut_off_anywhere_is_refused():
     for length in range(0, len(whole), 8):
         data = ffi.new("char[]", whole[:length] or b"\0")
         assert lib.kvmsr_table_check(ffi.cast("struct kvmsr_table *", data), length)
+
+
+@needs_core
+def test_vcpu_counts_that_another_process_wrote_lead_nowhere():
+    with Block(2) as block:
+        block.take(0, 0)
+        block.raw.n_vcpus = block.raw.max_vcpus = (1 << 32) - 1
+        assert [(vcpu.vm, vcpu.id) for vcpu in block.vcpus()] == [(0, 0)]

@@ -86,9 +86,13 @@ class Controller:
             self.session = Session(policy, self._kvm, log=log, vcpus=_MAX_VCPUS)
             assert self.session.shared is not None
             self._block = self.session.shared.block
-            self.session.check()
-            if kept is not None:
-                self.session.restore(kept)
+            try:
+                self.session.check()
+                if kept is not None:
+                    self.session.restore(kept)
+            except BaseException:
+                self.session.close()
+                raise
         except BaseException:
             self._kvm.close()
             raise

@@ -91,7 +91,10 @@ class Block:
 
     def vcpus(self) -> Iterator[Any]:
         """Yield the records of all vCPUs, including those that are gone, in order of creation."""
-        for number in range(min(self.raw.n_vcpus, self.raw.max_vcpus)):
+        # How many there is room for, the mapping says: another process can write max_vcpus.
+        none, one = lib.kvmsr_block_size(0), lib.kvmsr_block_size(1)
+        room = (len(self._mapping) - none) // (one - none)
+        for number in range(min(self.raw.n_vcpus, room)):
             record = lib.kvmsr_vcpu_at(self.raw, number)
             if record.taken:
                 yield record

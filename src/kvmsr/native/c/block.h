@@ -122,7 +122,6 @@ struct kvmsr_block {
 	uint32_t n_vcpus; /* records used so far; may exceed max_vcpus */
 	uint32_t missed; /* VMs that run without the policy */
 	uint32_t trace; /* whether every access is an event, or only those to be logged */
-	uint32_t lossless; /* whether a vCPU waits for room for its events */
 	uint32_t lost_ranges; /* the plan's filter ranges for which the VMM's own left no room */
 	uint32_t failed; /* errno, if KVM refused the plan */
 	uint32_t n_shadows;
