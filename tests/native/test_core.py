@@ -65,8 +65,8 @@ def test_a_broken_table_is_refused_or_harmless():
     chance = random.Random(5)
     refused = 0
     with Block(1) as block:
-        cpu = ffi.new("struct kvmsr_cpu *")
-        cpu.block, cpu.shared, cpu.fd = block.raw, block.take(0, 0), -1
+        cpu = block.new_cpu(0, 0)
+        cpu.fd = -1
         outcome = ffi.addressof(cpu, "outcome")
         for _ in range(20_000):
             data = bytearray(whole)
@@ -95,6 +95,6 @@ def test_a_table_that_is_cut_off_anywhere_is_refused():
 @needs_core
 def test_vcpu_counts_that_another_process_wrote_lead_nowhere():
     with Block(2) as block:
-        block.take(0, 0)
-        block.raw.n_vcpus = block.raw.max_vcpus = (1 << 32) - 1
+        block.new_cpu(0, 0)
+        block.raw.n_vcpus = (1 << 32) - 1
         assert [(vcpu.vm, vcpu.id) for vcpu in block.vcpus()] == [(0, 0)]

@@ -154,8 +154,7 @@ class Native:
         self.block.install(compile_table(plan, self.names, logs=True))
         self.cpus = []
         for number in range(4):
-            cpu = ffi.new("struct kvmsr_cpu *")
-            cpu.block, cpu.shared = self.block.raw, self.block.take(0, number)
+            cpu = self.block.new_cpu(0, number)
             cpu.fd, cpu.rip = -1, RIP
             self.cpus.append(cpu)
 

@@ -24,6 +24,7 @@ from kvmsr.attach.control import ControlServer
 from kvmsr.attach.elf import find_vmm
 from kvmsr.attach.processes import BLOCK, Processes
 from kvmsr.attach.questions import Questions
+from kvmsr.attach.vms import Vms
 from kvmsr.backend import HostBackend
 from kvmsr.dispatch import Sink
 from kvmsr.errors import BackendError, UsageError
@@ -42,6 +43,7 @@ _MAX_VCPUS: Final = 1024
 _PAUSE: Final = 0.05
 _GRACE: Final = 5.0
 _PATIENCE: Final = 1.0
+_REQUIRE: Final = "KVMSR_REQUIRE"
 _PASSED_ON: Final = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -53,6 +55,7 @@ class Controller:
     :param policy: the policy.
     :param log: receives the accesses that the policy logs.
     :param state: the file that keeps the registers from one run to the next.
+    :param require: do not let a VM run that would not be under the whole policy.
     :param output_to_stderr: send the VMM's standard output to standard error.
     :param witness: the connection to the supervisor.
     :raises UsageError: if there is no such VMM, or no library can be preloaded into it.
@@ -67,6 +70,7 @@ class Controller:
         *,
         log: Sink | None = None,
         state: Path | None = None,
+        require: bool = False,
         output_to_stderr: bool = False,
         witness: Witness | None = None,
     ) -> None:
@@ -76,6 +80,7 @@ class Controller:
         self._to_stderr = output_to_stderr
         self._witness = witness or Witness()
         self._state = state
+        self._require = require
         self._end: End | None = None
         self._processes: Processes | None = None
         self._over = False
@@ -96,13 +101,15 @@ class Controller:
         except BaseException:
             self._kvm.close()
             raise
-        self._questions = Questions(self.session, self._stop_at, self._interrupt)
+        self._questions = Questions(self.session, self._block, self._stop_at, self._interrupt)
+        self._vms = Vms(self._block)
 
     def run(self) -> RunResult:
         """Run the VMM until it ends, and return the result."""
         self._begun = time.monotonic()
         with self._passing_signals_on():
             server = ControlServer(self._control)
+            lib.kvmsr_live(self._block.tables)
             try:
                 self._witness.begin(self.session, shlex.join(self._command))
                 self._processes = self._start()
@@ -110,6 +117,7 @@ class Controller:
                 self._serve()
             finally:
                 self._over = True
+                lib.kvmsr_end(self._block.tables)
                 self._witness.end()
                 self._questions.close()
                 server.close()
@@ -129,13 +137,16 @@ class Controller:
 
     def _start(self) -> Processes:
         preload = ":".join(filter(None, (str(native.SHIM), os.environ.get("LD_PRELOAD"))))
+        inherited = [self._block.fd, self._block.tables_fd]
         environment = os.environ | {
             "LD_PRELOAD": preload,
-            BLOCK: f"{os.getpid()}:{self._block.fd}",
+            BLOCK: ":".join(map(str, [os.getpid(), *inherited])),
         }
+        if self._require:
+            environment[_REQUIRE] = "1"
         sys.stdout.flush()
         stdout = sys.stderr.fileno() if self._to_stderr else None
-        return Processes(self._command, self._program, environment, [self._block.fd], stdout)
+        return Processes(self._command, self._program, environment, inherited, stdout)
 
     @contextmanager
     def _passing_signals_on(self) -> Iterator[None]:
@@ -162,13 +173,13 @@ class Controller:
         stopping = 0.0
         while not self._processes.over():
             self._processes.wait(_PAUSE)
-            self._questions.serve(list(self._block.vcpus()))
+            self._questions.serve()
+            self._vms.look()
             if self._end is not None and not stopping:
                 self._processes.send(signal.SIGTERM, self._runners())
                 stopping = time.monotonic()
             elif stopping and time.monotonic() - stopping > _GRACE:
                 self._processes.send(signal.SIGKILL, self._runners())
-        self._questions.serve(list(self._block.vcpus()))
 
     def _stop_at(self, access: Access, rule: str) -> None:
         """End the VMM because of *rule*. The access gets no answer."""
@@ -204,48 +215,64 @@ class Controller:
 
         A VM whose guest is stopped gets the filter before it runs again.
         """
-        raw = self._block.raw
-        failed, deadline = raw.failed, time.monotonic() + _PATIENCE
-        raw.failed = 0
-        while time.monotonic() < deadline and not self._over and not raw.failed:
-            vms = raw.vms[0 : min(raw.n_vms, lib.KVMSR_MAX_VMS)]
-            if all(vm.generation == raw.generation for vm in vms):
-                break
+        tables, deadline = self._block.tables, time.monotonic() + _PATIENCE
+        while not self._over:
+            vms = [vm for _, vm in self._block.vms() if vm.taken == lib.KVMSR_TAKEN]
+            waiting = [vm for vm in vms if vm.generation != tables.generation]
+            for vm in vms:
+                if vm not in waiting and vm.failed:
+                    why = os.strerror(vm.failed)
+                elif vm not in waiting and vm.lost_ranges and self._require:
+                    why = "its filter has no room beside the VMM's own"
+                else:
+                    continue
+                raise UsageError(
+                    f"KVM refused the policy for a VM: {why}; the policy before it stays in force"
+                )
+            if not waiting or time.monotonic() > deadline:
+                return
             time.sleep(0.002)
-        if raw.failed:
-            why = os.strerror(raw.failed)
-            raise UsageError(
-                f"KVM refused the policy for a VM: {why}; the policy before it stays in force"
-            )
-        raw.failed = failed
 
     # The end
 
     def _result(self, end: End) -> RunResult:
-        wall = time.monotonic() - self._begun
-        return self.session.result(shlex.join(self._command), end, wall, list(self._notes()))
+        self._vms.look()
+        return self.session.result(
+            shlex.join(self._command),
+            end,
+            time.monotonic() - self._begun,
+            notes=[*self._questions.notes, *self._notes()],
+            losses=list(self._losses()),
+            vms=self._vms.reports(),
+        )
+
+    def _losses(self) -> Iterator[str]:
+        """Yield a line for everything that was not under the policy."""
+        yield from self._vms.losses()
+        missed = self._block.raw.missed
+        if missed:
+            yield (
+                f"{counted(missed, 'VM')} not under the policy: no more than"
+                f" {lib.KVMSR_MAX_VMS} at a time can be"
+            )
 
     def _notes(self) -> Iterator[str]:
         raw = self._block.raw
-        if not raw.n_vms:
+        if not raw.n_vms and not raw.missed:
             yield "the VMM created no VM through KVM's ioctls, so no access could be seen"
-        if raw.failed:
-            why = os.strerror(raw.failed)
-            yield f"KVM refused the policy for a VM: {why}; that VM ran without it"
-        if raw.lost_ranges:
-            yield (
-                f"{counted(raw.lost_ranges, 'filter range')} of the policy found no room beside"
-                " the VMM's own: MSRs in them were left to KVM"
-            )
-        if raw.missed:
-            yield (
-                f"{raw.missed:,} VMs were not under the policy: there is room for"
-                f" {lib.KVMSR_MAX_VMS} VMs and {_MAX_VCPUS:,} vCPUs"
-            )
+        if any(vm.loads for _, vm in self._block.vms()) and not self.session.restored:
+            yield from self._load_note()
         dropped = sum(vcpu.dropped for vcpu in self._block.vcpus())
         if dropped:
             accesses = counted(dropped, "access", "accesses")
             yield f"not logged because they came too fast: {accesses}"
+
+    def _load_note(self) -> Iterator[str]:
+        if self.session.plan.policy.has_registers:
+            yield (
+                "the VMM loaded a saved state into a VM: the policy's own registers were not in it,"
+                " and began at their reset values; kvmsr ctl save and load keep them"
+            )
 
 
 def _require_shim() -> None:

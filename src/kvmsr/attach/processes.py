@@ -28,7 +28,7 @@ from kvmsr.errors import UsageError
 __all__ = ("BLOCK", "Processes")
 
 BLOCK: Final = "KVMSR_BLOCK"
-"""The environment variable that names a run's shared memory: the controller and a descriptor."""
+"""The environment variable that names a run's shared memory: controller and descriptors."""
 
 
 class Processes:
@@ -37,7 +37,7 @@ class Processes:
 
     :param command: the program and its arguments.
     :param program: the program's path.
-    :param environment: the process's environment, including BLOCK; ``KVMSR_LIFE`` is added.
+    :param environment: the process's environment, including BLOCK.
     :param inherited: descriptors of this process to inherit, in addition to those that this process
         has inherited itself.
     :param stdout: descriptor of its standard output; None for this process's own.
@@ -63,7 +63,7 @@ class Processes:
             self.child = subprocess.Popen(
                 list(command),
                 executable=program,
-                env={**environment, "KVMSR_LIFE": str(life.fileno())},
+                env=dict(environment),
                 close_fds=False,  # management tools hand descriptors to their VMMs
                 stdout=stdout,
             )

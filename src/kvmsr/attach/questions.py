@@ -3,33 +3,38 @@
 Questions of a VMM's vCPUs
 --------------------------
 
-If an access needs Python, the VMM's vCPU writes a question into the shared memory and sleeps on a
-futex until it is answered. Here, each vCPU has a thread that sleeps on the same futex until there
-is a question. Several vCPUs may be answered at the same time.
+If an access needs Python, the VMM's vCPU writes a question into the shared memory and waits until
+it is answered. Here, each vCPU has a thread that waits for its questions. Several vCPUs may be
+answered at the same time.
 
 A vCPU may give up a question that takes too long, because the controller seems to be dead or
 because the VMM has to set the vCPU's state, and may then ask another one. So questions are
 numbered, and an answer is put in place only if its own question is still waiting. native/c/upcall.c
 explains the protocol.
 
-An adversary may have written what is in the shared memory, and may change it while it is being
-read. So a question is copied first, and only the copy is checked and used. Nonsense is answered
-with #GP.
+A guest that has broken into its VMM may write anything there, at any time. So a question is copied
+first, and only the copy is checked and used. It must name a rule of the policy that needs Python
+and covers the MSR in this direction; nonsense is answered with #GP. And whatever the VMM writes, no
+more is done for it in a round than for one that logs as fast as it can.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
 from kvmsr.dispatch import Verdict
 from kvmsr.native import ffi, lib
-from kvmsr.native.words import OPS, REASONS, VERDICTS, access_of
+from kvmsr.native.block import Block, access_reader
+from kvmsr.native.words import OPS, REASONS, VERDICTS, made_access
 from kvmsr.policy import Access
 from kvmsr.session import Session
+from kvmsr.text import error_text
 
 __all__ = ("Questions",)
 
-_WAIT_MS: Final = 100
+_WAIT_MS: Final = 1000
+_MOST_LOGGED: Final = 2000
+_N_OPS, _N_REASONS, _N_VERDICTS = len(OPS), len(REASONS), len(VERDICTS)
 
 
 class Questions:
@@ -37,76 +42,100 @@ class Questions:
     Answers the questions of a VMM's vCPUs, and logs the accesses that they report.
 
     :param session: the policy at work.
+    :param block: the shared memory.
     :param stop: called with the access at which the policy stops the run, and with the rule.
     :param interrupt: called if a handler raises KeyboardInterrupt.
+    :ivar notes: lines that the user should read.
     """
 
     def __init__(
         self,
         session: Session,
+        block: Block,
         stop: Callable[[Access, str], None],
         interrupt: Callable[[], None],
     ) -> None:
+        self.notes: list[str] = []
         self._session = session
+        self._block = block
         self._stop = stop
         self._interrupt = interrupt
-        self._served = 0
+        self._served: set[int] = set()
+        self._next_logged = 0
         self._closed = False
 
-    def serve(self, vcpus: Sequence[Any]) -> None:
-        """Start to answer the vCPUs that are new in *vcpus*, and log what all of them report."""
-        for vcpu in vcpus[self._served :]:
-            threading.Thread(target=self._answer_all, args=(vcpu,), daemon=True).start()
-        self._served = len(vcpus)
-        self._log(vcpus)
+    def serve(self) -> None:
+        """Start to answer the vCPUs that are new, and log what vCPUs report: so many at most."""
+        for number in range(self._block.n_vcpus):
+            if number not in self._served and self._block.vcpu(number).taken == lib.KVMSR_TAKEN:
+                self._served.add(number)
+                threading.Thread(target=self._answer_all, args=(number,), daemon=True).start()
+        self._log(_MOST_LOGGED)
 
     def close(self) -> None:
-        """Stop answering."""
+        """Stop answering, and log the rest. All vCPUs must have ended."""
         self._closed = True
+        self._log(self._block.n_vcpus * lib.KVMSR_EVENTS)
 
-    def _log(self, vcpus: Sequence[Any]) -> None:
+    def _log(self, most: int) -> None:
+        """Log up to *most* accesses, beginning with another vCPU each time."""
+        count = self._block.n_vcpus
         event = ffi.new("struct kvmsr_event *")
-        for vcpu in vcpus:
-            while lib.kvmsr_next_event(vcpu, event):
-                policy = self._session.policy_of(event.serial)
-                if policy is None or not _is_sound(event) or event.verdict >= len(VERDICTS):
-                    continue
-                raw = ffi.new(
-                    "struct kvmsr_access *",
-                    (event.value, vcpu.id, event.index, event.op, event.reason),
-                )
-                policy.native(vcpu.vm).log(access_of(raw), event)
+        for step in range(count):
+            vcpu = self._block.vcpu((self._next_logged + step) % count)
+            while most and lib.kvmsr_next_event(vcpu, event):
+                most -= 1
+                self._log_event(vcpu, event)
+        self._next_logged += 1
 
-    def _answer_all(self, vcpu: Any) -> None:
+    def _log_event(self, vcpu: Any, event: Any) -> None:
+        vm, number = vcpu.vm, vcpu.id
+        policy = self._session.policy_of(event.serial)
+        if policy is None or event.verdict >= _N_VERDICTS or not _is_sound(vm, number, event):
+            return
+        access = made_access(event.value, number, event.index, event.op, event.reason)
+        policy.native(vm).log(access, event)
+
+    def _answer_all(self, number: int) -> None:
         """Answer the questions of one vCPU; the body of a thread."""
+        vcpu = self._block.vcpu(number)
         asked = ffi.new("struct kvmsr_upcall *")
+        spin = ffi.new("struct kvmsr_spin *")
+        lib.kvmsr_spin_init(spin)
+        read = access_reader(asked)
         while not self._closed:
-            question = lib.kvmsr_await_question(vcpu, _WAIT_MS)
-            if not question:
+            if not lib.kvmsr_next_question(vcpu, asked, spin, _WAIT_MS):
                 continue
-            ffi.memmove(asked, ffi.addressof(vcpu, "upcall"), ffi.sizeof("struct kvmsr_upcall"))
             try:
-                answered = self._answer(vcpu.vm, asked)
+                answered = self._answer(vcpu.vm, vcpu.id, asked, read)
             except KeyboardInterrupt:  # from a handler: Ctrl-C is raised in the main thread only
                 self._interrupt()
                 return
+            except Exception as error:  # a model that cannot be set up, for example
+                answered = True
+                asked.outcome.verdict = lib.KVMSR_FAULT
+                if not self.notes:
+                    self.notes.append(f"accesses got #GP: {error_text(error)}")
             if not answered:
                 return
-            outcome = asked.outcome
-            lib.kvmsr_give_answer(vcpu, question, outcome.verdict, outcome.value, outcome.name)
+            lib.kvmsr_give_answer(vcpu, asked)
 
-    def _answer(self, vm: int, asked: Any) -> bool:
+    def _answer(
+        self, vm: int, number: int, asked: Any, read: Callable[[], tuple[int, int, int, int, int]]
+    ) -> bool:
         """Put the answer into *asked*. Return False if the run stops, and there is no answer."""
         outcome = asked.outcome
         policy = self._session.policy_of(asked.serial)
-        if policy is None or not _is_sound(asked.access):
+        if policy is None or not _is_sound(vm, number, asked.access):
             outcome.verdict = lib.KVMSR_FAULT
             return True
         side = policy.native(vm)
-        if outcome.verdict != lib.KVMSR_STOP and not side.asks_python(outcome.rule):
+        value, _, index, op, reason = read()
+        access = made_access(value, number, index, op, reason)
+        if not side.asks(access, outcome.rule, stop=outcome.verdict == lib.KVMSR_STOP):
             outcome.verdict = lib.KVMSR_FAULT
             return True
-        access = access_of(asked.access)
+        side.follow_resets()
         found = side.answer(access, outcome)
         if found.verdict is Verdict.STOP:
             self._stop(access, found.rule)
@@ -114,6 +143,11 @@ class Questions:
         return True
 
 
-def _is_sound(raw: Any) -> bool:
-    """Return whether *raw*'s direction and reason are valid numbers."""
-    return bool(raw.op < len(OPS) and raw.reason < len(REASONS))
+def _is_sound(vm: int, vcpu: int, raw: Any) -> bool:
+    """Return whether the numbers of VM and vCPU, and *raw*'s direction and reason, are valid."""
+    return bool(
+        vm < lib.KVMSR_MAX_VMS
+        and vcpu < lib.KVMSR_MAX_ID
+        and raw.op < _N_OPS
+        and raw.reason < _N_REASONS
+    )

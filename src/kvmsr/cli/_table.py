@@ -16,7 +16,7 @@ from rich.table import Table
 from kvmsr.cli._output import cell
 from kvmsr.policy import Policy
 from kvmsr.policy.file.toml import action_text, msr_names, policy_tables
-from kvmsr.session import EndKind, RunResult
+from kvmsr.session import EndKind, RunResult, VmReport
 from kvmsr.text import counted
 from kvmsr.trace import Row
 
@@ -24,6 +24,7 @@ __all__ = ("print_policy", "print_result")
 
 _WIDE: Final = 200
 _GOOD: Final = (EndKind.HALT, EndKind.RESET, EndKind.SHUTDOWN, EndKind.VMM)
+_OTHER_KEYS: Final = ("reset", "bits", "scope", "keep", "when", "log")
 _DEBUG_EXIT: Final = "isa-debug-exit"
 _ENDED_WITH_0: Final = 1
 """The exit status 2v+1 for v = 0, which by convention means success."""
@@ -34,6 +35,8 @@ def print_result(result: RunResult, file: TextIO | None = None) -> None:
     file = file or sys.stdout
     console = Console(file=file, highlight=False, width=None if file.isatty() else _WIDE)
     say = partial(console.print, soft_wrap=True)
+    for loss in result.losses:
+        say(f"[red]not under the policy:[/red] {cell(loss)}")
     if len(result.summary):
         console.print(_table(result))
     elif not result.lost:
@@ -43,6 +46,8 @@ def print_result(result: RunResult, file: TextIO | None = None) -> None:
         say(rest)
     if not result.lost:
         say(_totals(result))
+    for vm in result.vms if len(result.vms) > 1 else ():
+        say(_vm(vm))
     for note in result.notes:
         say(f"note: {cell(note)}")
     for failure in result.failures:
@@ -60,13 +65,19 @@ def _ending(result: RunResult) -> str:
     end, why = result.end, ""
     is_good = end.kind in _GOOD and end.code == 0
     if result.exit_status != end.code:
-        why = ": a handler failed"
+        why = ": a handler failed" if result.failure_count else ": see the first line"
     elif _is_debug_exit(result):
         why = ": a debug exit with v gives 2v+1"
         is_good = end.code == _ENDED_WITH_0
     colour = "green" if is_good else "yellow"
     detail = f": {cell(end.detail)}" if end.detail else ""
     return f"[{colour}]{end.kind}[/{colour}]{detail} (exit status {result.exit_status}{why})"
+
+
+def _vm(vm: VmReport) -> str:
+    vcpus, accesses = counted(vm.vcpus, "vCPU"), counted(vm.accesses, "access", "accesses")
+    resets = f", {counted(vm.resets, 'reset')}" if vm.resets else ""
+    return f"VM of {cell(vm.process)} ({vm.pid}): {vcpus}, {accesses}{resets}"
 
 
 def _is_debug_exit(result: RunResult) -> bool:
@@ -134,7 +145,7 @@ def print_policy(policy: Policy) -> None:
         if len(rule.msrs) > 4:
             spans += f" and {len(rule.msrs) - 4} more"
         names = msr_names(rule.msrs, 2)
-        said = {key: more[key] for key in ("reset", "bits", "scope", "when", "log") if key in more}
+        said = {key: more[key] for key in _OTHER_KEYS if key in more}
         table.add_row(
             cell(rule.where),
             cell(f"{spans} {names}".strip()),

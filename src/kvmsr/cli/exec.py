@@ -55,6 +55,11 @@ Examples:
     help="A file that keeps shadowed registers and models from one run to the next; the VMM's"
     " snapshots do not include them.",
 )
+@click.option(
+    "--require",
+    is_flag=True,
+    help="Do not let a VM run that would not be under the whole policy.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def command(
     vmm: tuple[str, ...],
@@ -62,6 +67,7 @@ def command(
     log: str,
     summary: str | None,
     state: Path | None,
+    require: bool,
     as_json: bool,
 ) -> int:
     """
@@ -69,7 +75,8 @@ def command(
 
     The VMM can be any dynamically linked program that uses KVM. It runs unmodified, on this
     terminal. When it has ended, a table shows the MSR accesses that reached user space. The exit
-    status is that of the VMM, or 6 if that is 0 but a handler failed.
+    status is that of the VMM, or 6 if that is 0 but a handler failed or a VM was not under the
+    policy.
     """
     _refuse_option(vmm[0])
     rules = load_policy(policy) if policy else Policy()
@@ -77,7 +84,13 @@ def command(
     witness = supervise(rules, partial(_print, summary=summary, as_json=as_json))
     with access_log(log, lambda data: None, shared=False) as (_, sink):
         controller = Controller(
-            vmm, rules, log=sink, state=state, output_to_stderr=to_stdout, witness=witness
+            vmm,
+            rules,
+            log=sink,
+            state=state,
+            require=require,
+            output_to_stderr=to_stdout,
+            witness=witness,
         )
         with closing(controller):
             result = controller.run()

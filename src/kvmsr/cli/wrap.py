@@ -45,6 +45,7 @@ Example:
 @click.option("--log", metavar="FILE", help="As for kvmsr exec.")
 @click.option("--summary", metavar="FILE", help="As for kvmsr exec.")
 @click.option("--state", metavar="FILE", help="As for kvmsr exec.")
+@click.option("--require", is_flag=True, help="As for kvmsr exec.")
 @click.option("--json", "as_json", is_flag=True, help="As for kvmsr exec.")
 def command(
     vmm: str,
@@ -53,6 +54,7 @@ def command(
     log: str | None,
     summary: str | None,
     state: str | None,
+    require: bool,
     as_json: bool,
 ) -> None:
     """
@@ -70,7 +72,7 @@ def command(
     for name, file in (("--log", log), ("--summary", summary), ("--state", state)):
         if file is not None:
             options += [name, file if file == "-" else str(Path(file).absolute())]
-    options += ["--json"] * as_json
+    options += ["--require"] * require + ["--json"] * as_json
     script = _SCRIPT.format(
         vmm=shlex.quote(str(program)),
         kvmsr=f"{shlex.quote(sys.executable)} -m kvmsr",

@@ -269,6 +269,12 @@ class Dispatcher:
         self.shadows.restore(state["shadows"])
         self._begun = self._clock() - state["elapsed"]
 
+    def reset(self) -> None:
+        """Give registers and models the state that they began with. Match counts go on."""
+        self.models.reset()
+        self.shadows.forget()
+        self._begun = self._clock()
+
     # Preparing
 
     def _find(self, op: Op, index: int) -> Act:

@@ -79,6 +79,12 @@ class Shadows:
         self._values[key] = value
         return True
 
+    def forget(self) -> None:
+        """Reset all registers."""
+        with self._changing:
+            self._values.clear()
+            self._written.clear()
+
     def state(self) -> dict[str, Any]:
         """Return everything that is kept, as JSON types."""
         with self._changing:

@@ -281,7 +281,7 @@ class Machine:
             for thread in self._threads
             if thread.is_alive()
         ]
-        return self.session.result(self._image, self._end, wall, notes)
+        return self.session.result(self._image, self._end, wall, notes=notes)
 
     def _start(self) -> None:
         try:

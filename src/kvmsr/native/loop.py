@@ -50,9 +50,8 @@ class NativeLoop:
         self._fd = fd
         self._enter = enter
         self._stop = stop
-        self._cpu = ffi.new("struct kvmsr_cpu *")
-        self._cpu.block = vm.block.raw
-        self._cpu.shared = self._shared = vm.block.take(vm.number, vcpu)
+        self._cpu = vm.block.new_cpu(vm.number, vcpu)
+        self._shared = self._cpu.shared
         self._cpu.fd = fd
         self._page = ffi.from_buffer(page)
         self._cpu.run = ffi.cast("struct kvm_run *", self._page)

@@ -139,7 +139,6 @@ class _Writer:
         head.bits = self._array("struct kvmsr_bits", list(self._bits))
         head.n_bits = len(self._bits)
         head.vcpus, head.n_vcpus = self._array("uint32_t", self._vcpus), len(self._vcpus)
-        head.counters = self._array("uint64_t", [0] * self._counters)
         head.n_counters = self._counters
         head.reasons = sum(_EXIT_REASONS[reason] for reason in plan.reasons)
         head.default_deny, head.n_ranges = plan.filter.default_deny, len(plan.filter.ranges)
@@ -179,6 +178,7 @@ class _Writer:
             action=kind,
             scope=SCOPES[rule.scope],
             log=_log(rule.log, action),
+            keep=rule.keep,
         )
         if isinstance(action, Counter):
             made = made._replace(hz=action.hz)

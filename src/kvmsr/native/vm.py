@@ -8,16 +8,18 @@ the rules want logged, and save and restore the registers. Outcomes and state ar
 of a :class:`~kvmsr.dispatch.Dispatcher` alone.
 """
 
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from kvmsr.dispatch import Dispatcher, Outcome, Verdict
+from kvmsr.dispatch.state import MAX_SHADOWS
 from kvmsr.errors import PolicyError
-from kvmsr.native import ffi, lib
+from kvmsr.native import lib
 from kvmsr.native.block import Block
 from kvmsr.native.table import Names, TableRule, table_rules
 from kvmsr.native.words import VERDICTS, by_number
-from kvmsr.policy import Access, Scope
+from kvmsr.policy import Access, Model, Op, Plain, Scope
 
 __all__ = ("NativeVm", "outcome_of")
 
@@ -25,9 +27,10 @@ _VERDICTS: Final = by_number(VERDICTS)
 _VALUE, _STOP = Verdict.VALUE, VERDICTS[Verdict.STOP]
 _IS_VALUE: Final = VERDICTS[Verdict.VALUE]  # hashing a member takes longer than the rest
 _THREAD, _SCOPES = 0, len(Scope)
-_HAS, _WRITTEN = 2, 4
 _MADE: Final = 1 << 63
 _U64: Final = (1 << 64) - 1
+_LONGEST: Final = 1 << 62
+_MAX_ASKED: Final = 4096
 
 
 def outcome_of(raw: Any, names: Names) -> Outcome:
@@ -40,11 +43,12 @@ class NativeVm:
     The Python side of one VM under one policy.
 
     :param dispatcher: has the policy's plan, handlers and models.
-    :param block: has the table and the shadows.
+    :param block: has the VM's record, with its shadows.
     :param names: the numbers of the rules' names.
-    :param vm: the VM's number in the block, 0 to 511.
+    :param vm: the VM's number in the block.
     :ivar number: the VM's number in the block.
     :ivar rules: the rules of the table, in the order of their numbers.
+    :ivar serial: tells apart the VMs that have had this number one after the other.
     """
 
     def __init__(self, dispatcher: Dispatcher, block: Block, names: Names, *, vm: int = 0) -> None:
@@ -53,13 +57,44 @@ class NativeVm:
         self.names = names
         self.rules: list[TableRule] = table_rules(dispatcher.plan)
         self.number = vm
+        self._record = block.vm(vm)
+        self.serial = int(self._record.serial)
+        self._resets = int(self._record.resets)
+        self._following = threading.Lock()
+        self._asked: set[tuple[int, Op, int, bool]] = set()  # what was found to be so
         self._acts: list[Callable[[Access], Outcome] | None] = [
             None if rule is None else dispatcher.act(rule, op) for rule, op, _ in self.rules
         ]
 
-    def asks_python(self, rule: int) -> bool:
-        """Return whether *rule*, which may be any number, is the number of a rule of the policy."""
-        return rule < len(self._acts) and self._acts[rule] is not None
+    def asks(self, access: Access, rule: int, *, stop: bool) -> bool:
+        """
+        Return whether an access may ask Python for the sake of a rule.
+
+        A VMM may claim anything. But the rule must exist, cover the MSR in this direction, and have
+        an action that needs Python.
+
+        :param rule: the rule's number, any number.
+        :param stop: whether it is to stop the run, instead of to answer.
+        """
+        key = rule, access.op, access.index, stop
+        if key in self._asked:
+            return True
+        found = self._may_ask(access, rule, stop=stop)
+        if found and len(self._asked) < _MAX_ASKED:
+            self._asked.add(key)
+        return found
+
+    def _may_ask(self, access: Access, rule: int, *, stop: bool) -> bool:
+        if rule >= len(self.rules):
+            return False
+        given, op, _ = self.rules[rule]
+        if op is not access.op:
+            return False
+        if given is None:
+            return stop and self._default_stops(rule)
+        if not any(given is one for one in self.dispatcher.plan.segment(op, access.index).rules):
+            return False
+        return (given.action(op) is Plain.STOP) if stop else self._acts[rule] is not None
 
     def answer(self, access: Access, raw: Any) -> Outcome:
         """
@@ -67,9 +102,10 @@ class NativeVm:
 
         :param raw: the outcome that asks, a ``struct kvmsr_outcome``; the answer is put into it.
         """
-        if raw.verdict == _STOP:
-            return Outcome(Verdict.STOP, self.names.name(raw.name))
         number = raw.rule
+        name = self.rules[number][2]
+        if raw.verdict == _STOP:
+            return Outcome(Verdict.STOP, name)
         act = self._acts[number]
         assert act is not None
         outcome: Outcome = act(access)
@@ -78,9 +114,39 @@ class NativeVm:
             raw.verdict, raw.value = _IS_VALUE, value
         else:
             raw.verdict = VERDICTS[verdict]
-        if rule is not self.rules[number][2]:  # as for a handler that failed: defaults.on_error
+        if rule is not name:  # as for a handler that failed: defaults.on_error
             raw.name = self.names.number(rule)
         return outcome
+
+    def _default_stops(self, rule: int) -> bool:
+        """Return whether *rule* is the number of a default that stops the run."""
+        name = self.rules[rule][2].removeprefix("defaults.")
+        return getattr(self.dispatcher.plan.policy.defaults, name) is Plain.STOP
+
+    def follow_resets(self) -> None:
+        """Reset the models if the guest has been reset. C has already reset the shadows."""
+        resets = self._record.resets
+        if resets == self._resets:
+            return
+        with self._following:
+            if resets != self._resets:
+                self._resets = resets
+                self.dispatcher.models.reset(self._kept())
+
+    def reset(self) -> None:
+        """Reset all registers and models."""
+        lib.kvmsr_reset(self._record, 1)
+        with self._following:
+            self._resets = self._record.resets
+            self.dispatcher.models.reset()
+
+    def _kept(self) -> set[Any]:
+        """Return the keys of the models that rules keep when the guest resets."""
+        actions = [
+            action for rule in self.dispatcher.plan.policy.rules if rule.keep
+            for action in (rule.read, rule.write)
+        ]  # fmt: skip
+        return {action.key for action in actions if isinstance(action, Model)}
 
     def log(self, access: Access, raw: Any) -> None:
         """Log an access that C has answered with *raw*, if its rule wants that."""
@@ -96,21 +162,20 @@ class NativeVm:
         No vCPU may run during the call.
         """
         values, written = [], []
-        raw = self.block.raw
+        self.follow_resets()
         for shadow in self._shadows():
-            key = shadow.key
-            if key >> 54 & 0x1FF != self.number or not shadow.state & _HAS:
+            if not shadow.state & lib.KVMSR_HAS:
                 continue
-            name = [_holder(key), key & 0xFFFF_FFFF]
+            name = [_holder(shadow.key), shadow.key & 0xFFFF_FFFF]
             values.append([*name, shadow.value])
-            if shadow.state & _WRITTEN:
+            if shadow.state & lib.KVMSR_WRITTEN:
                 written.append(name)
-        counters = self._counters(raw)
+        counters = self._counters()
         return {
             "shadows": {"values": sorted(values), "written": sorted(written)},
             "models": self.dispatcher.models.state(),
             "conditions": {name: counters[number] for number, name in self._counted()},
-            "elapsed": lib.kvmsr_now_ns() - raw.begun_ns & _U64,
+            "elapsed": self._elapsed(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -125,35 +190,42 @@ class NativeVm:
         if set(state["conditions"]) != {name for _, name in counted}:
             raise PolicyError("this state was saved under another policy: its conditions differ")
         self.dispatcher.models.restore(state["models"])
-        counters = self._counters(self.block.raw)
+        lib.kvmsr_reset(self._record, 1)
+        self._resets = self._record.resets
+        counters = self._counters()
         for number, name in counted:
             counters[number] = state["conditions"][name]
         # This may be before the host booted, and wrap around; C wraps in the same way.
-        self.block.raw.begun_ns = lib.kvmsr_now_ns() - state["elapsed"] & _U64
-        self.block.forget(self.number)
+        self._record.begun_ns = lib.kvmsr_now_ns() - state["elapsed"] & _U64
         written = {tuple(key) for key in state["shadows"]["written"]}
         for holder, index, value in state["shadows"]["values"]:
-            key = _key(self.number, holder, index)
-            lib.kvmsr_shadow_put(self.block.raw, key, value, (holder, index) in written)
+            how = lib.KVMSR_WRITTEN if (holder, index) in written else 0
+            if any(rule.keep for rule in self.dispatcher.plan.segment(Op.WRITE, index).rules):
+                how |= lib.KVMSR_KEEP
+            lib.kvmsr_shadow_put(self._record, _key(holder, index), value, how)
+
+    def _elapsed(self) -> int:
+        begun = self._record.begun_ns
+        elapsed: int = lib.kvmsr_now_ns() - begun & _U64
+        return elapsed if begun and elapsed < _LONGEST else 0
 
     @property
     def shadows(self) -> int:
         """Return the number of shadows that are kept."""
-        return int(self.block.raw.n_shadows)
+        return min(int(self._record.n_shadows), MAX_SHADOWS)
 
     @property
     def refused(self) -> int:
         """Return the number of writes that found no room."""
-        return int(self.block.raw.refused)
+        return int(self._record.refused)
 
     def _shadows(self) -> Any:
-        if not self.block.raw.n_shadows:
+        if not self._record.n_shadows:
             return ()
-        return (s for s in self.block.raw.shadows if s.key)
+        return (shadow for shadow in self._record.shadows if shadow.key)
 
-    def _counters(self, raw: Any) -> Any:
-        table = lib.kvmsr_table_at(raw, raw.active)
-        return ffi.cast("uint64_t *", ffi.cast("char *", table) + table.counters)
+    def _counters(self) -> Any:
+        return lib.kvmsr_counters(self._record, self.block.tables.active)
 
     def _counted(self) -> list[tuple[int, str]]:
         """Return the counter's number and the name of each rule that counts its matches."""
@@ -171,6 +243,6 @@ def _holder(key: int) -> int:
     return unit if scope == _THREAD else -_SCOPES * unit - scope
 
 
-def _key(vm: int, holder: int, index: int) -> int:
+def _key(holder: int, index: int) -> int:
     scope, unit = (_THREAD, holder) if holder >= 0 else (-holder % _SCOPES, -holder // _SCOPES)
-    return _MADE | vm << 54 | scope << 52 | unit << 32 | index
+    return _MADE | scope << 52 | unit << 32 | index

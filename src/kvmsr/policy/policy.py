@@ -12,7 +12,7 @@ from typing import Final
 
 from kvmsr.errors import PolicyError
 from kvmsr.policy.access import Handler
-from kvmsr.policy.actions import Host, Plain, Python, plain
+from kvmsr.policy.actions import Counter, Host, Model, Plain, Python, plain
 from kvmsr.policy.rule import Rule
 from kvmsr.policy.selector import MsrSpec
 from kvmsr.policy.topology import Topology
@@ -91,6 +91,14 @@ class Policy:
             error = host_write_error(rule)
             if error is not None:
                 raise error
+
+    @property
+    def has_registers(self) -> bool:
+        """Return whether the policy keeps registers, which a VMM's snapshots do not contain."""
+        actions = [action for rule in self.rules for action in (rule.read, rule.write)]
+        return Plain.SHADOW in (self.defaults.unknown, self.defaults.invalid) or any(
+            action is Plain.SHADOW or isinstance(action, Counter | Model) for action in actions
+        )
 
 
 def host_write_error(rule: Rule) -> PolicyError | None:

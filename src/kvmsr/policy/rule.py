@@ -81,6 +81,7 @@ class Rule:
     :ivar reset: the initial value of a ``shadow`` register or a counter.
     :ivar bits: how each bit of a ``shadow`` register behaves; None for all ``rw``.
     :ivar scope: which vCPUs share a ``shadow`` register or a counter.
+    :ivar keep: whether the registers survive a reset of the guest.
     :ivar when: the condition under which the rule holds; None for always.
     :ivar log: which accesses are logged; None logs faults ``once``.
     :ivar place: the rule's position in its file: file, line and key.
@@ -93,6 +94,7 @@ class Rule:
     reset: int
     bits: Bits | None
     scope: Scope
+    keep: bool
     when: When | None
     log: Log | None
     where: str = field(compare=False)
@@ -107,6 +109,7 @@ class Rule:
         reset: int | None = None,
         bits: Bits | Mapping[str, str] | None = None,
         scope: str | None = None,
+        keep: bool = False,
         when: When | Mapping[str, Any] | None = None,
         log: str | None = None,
         where: str = "",
@@ -123,6 +126,7 @@ class Rule:
         put(self, "reset", 0 if reset is None else Value(reset).value)
         put(self, "bits", bits if isinstance(bits, Bits | None) else Bits.parse(bits))
         put(self, "scope", to_scope(scope) or Scope.THREAD)
+        put(self, "keep", keep)
         put(self, "when", when if isinstance(when, When | None) else When.parse(when))
         put(self, "log", to_log(log))
         put(self, "where", where)
@@ -145,6 +149,10 @@ class Rule:
             ):
                 if given:
                     raise FormError(f"no effect: neither action is {user}", (key,))
+        if self.keep and not any(
+            action is Plain.SHADOW or isinstance(action, Counter | Model) for action in actions
+        ):
+            raise FormError("no effect: neither action has a register to keep", ("keep",))
         if self.when is not None and self.when.value is not None and self.read is not None:
             message = "reads have no value to compare: put them in a rule of their own"
             raise FormError(message, ("when", "value"))

@@ -7,7 +7,7 @@ A policy at work: the :class:`Session`, and its :class:`RunResult`.
 """
 
 from kvmsr.session.facts import VmFacts
-from kvmsr.session.result import End, EndKind, RunResult
+from kvmsr.session.result import End, EndKind, RunResult, VmReport
 from kvmsr.session.session import Session
 from kvmsr.session.state import State, load_state, parse_state, save_state
 from kvmsr.session.vcpu import GuestVcpu
@@ -20,6 +20,7 @@ __all__ = (
     "Session",
     "State",
     "VmFacts",
+    "VmReport",
     "load_state",
     "parse_state",
     "save_state",

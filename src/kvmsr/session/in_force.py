@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from kvmsr.dispatch import Dispatcher, HandlerFailure, Sink
+from kvmsr.native import lib
 from kvmsr.native.block import Block
 from kvmsr.native.table import Names, compile_table
 from kvmsr.native.vm import NativeVm
@@ -23,10 +24,8 @@ from kvmsr.text import counted
 
 __all__ = ("InForce", "Shared")
 
-MAX_VMS = 512
-"""Number of VMs of a run that can be under a policy."""
-
-_MAX_VCPUS = 1 << 16
+_MAX_FAILURES = 32
+_MAX_NOTES = 100
 
 
 class Shared(NamedTuple):
@@ -66,6 +65,7 @@ class InForce:
         self._host = host_msrs(plan.policy)
         self._dispatchers: dict[int, Dispatcher] = {}
         self._natives: dict[int, NativeVm] = {}
+        self._gone = _Findings()
         self._building = threading.RLock()
 
     def check(self) -> None:
@@ -82,22 +82,23 @@ class InForce:
 
         :raises PolicyError: if a model cannot be set up for it.
         """
-        number = vm % MAX_VMS
         with self._building:
-            found = self._dispatchers.get(number)
+            found = self._dispatchers.get(vm)
             if found is None:
-                found = self._dispatchers[number] = self._build(self._facts(number))
+                found = self._dispatchers[vm] = self._build(self._facts(vm))
             return found
 
     def native(self, vm: int) -> NativeVm:
         """Return the Python side of a VM whose accesses C answers."""
         assert self._shared is not None
-        number = vm % MAX_VMS
         with self._building:
-            found = self._natives.get(number)
+            found = self._natives.get(vm)
+            if found is not None and found.serial != self._shared.block.vm(vm).serial:
+                self._gone.add(self._dispatchers.pop(vm))  # another VM has got its number
+                found = None
             if found is None:
-                found = NativeVm(self.dispatcher(number), *self._shared, vm=number)
-                self._natives[number] = found
+                found = NativeVm(self.dispatcher(vm), *self._shared, vm=vm)
+                self._natives[vm] = found
             return found
 
     def install(self) -> None:
@@ -123,26 +124,25 @@ class InForce:
     @property
     def failures(self) -> list[HandlerFailure]:
         """Return the first handler failures of each VM."""
-        return [failure for one in self._known() for failure in one.failures]
+        return self._findings().failures
 
     @property
     def failure_count(self) -> int:
         """Return the number of handler failures."""
-        return sum(one.failure_count for one in self._known())
+        return self._findings().failure_count
 
     @property
     def notes(self) -> list[str]:
         """Return the lines that the policy's owner should read."""
-        notes = list(self.plan.warnings)
-        for one in self._known():
-            notes += one.models.notes
-            if one.shadows.refused:
-                notes.append(refused_note(one.shadows.refused, len(one.shadows)))
-        return notes
+        return [*self.plan.warnings, *self._findings().notes]
 
-    def _known(self) -> list[Dispatcher]:
+    def _findings(self) -> "_Findings":
+        found = _Findings()
         with self._building:
-            return list(self._dispatchers.values())
+            found.extend(self._gone)
+            for one in self._dispatchers.values():
+                found.add(one)
+        return found
 
     # Registers
 
@@ -153,10 +153,9 @@ class InForce:
         :param vcpus: the number of vCPUs of each VM, by the VM's number.
         """
         policy = self.plan.policy.source or self.plan.policy.name
-        count = min(max(vcpus, default=0) + 1, MAX_VMS)
         vms = [
-            VmState.of(min(vcpus.get(number, 1), _MAX_VCPUS), self._registers(number).state())
-            for number in range(count)
+            VmState.of(vcpus.get(number, 1), self._registers(number).state())
+            for number in range(max(vcpus, default=0) + 1)
         ]
         return State(vms=vms, policy=policy)
 
@@ -166,7 +165,8 @@ class InForce:
 
         :raises PolicyError: if it was saved under another policy.
         """
-        for number, kept in enumerate(state.vms[:MAX_VMS]):
+        most = len(state.vms) if self._shared is None else lib.KVMSR_MAX_VMS
+        for number, kept in enumerate(state.vms[:most]):
             self._registers(number).restore(kept.as_dict())
 
     def inherit(self, other: "InForce") -> None:
@@ -178,11 +178,8 @@ class InForce:
         """Reset all VMs' registers."""
         with self._building:
             numbers = list(self._dispatchers)
-            self._dispatchers.clear()
-            self._natives.clear()
-        if self._shared is not None:
-            for number in numbers or [0]:
-                self._shared.block.forget(number)
+        for number in numbers or [0]:
+            self._registers(number).reset()
 
     def _registers(self, vm: int) -> "Dispatcher | NativeVm":
         return self.dispatcher(vm) if self._shared is None else self.native(vm)
@@ -191,6 +188,31 @@ class InForce:
         """Close the host's devices."""
         if self._host is not None:
             self._host.close()
+
+
+class _Findings:
+    """What dispatchers have found: the first failures of handlers, their number, and notes."""
+
+    def __init__(self) -> None:
+        self.failures: list[HandlerFailure] = []
+        self.failure_count = 0
+        self.notes: list[str] = []
+
+    def add(self, one: Dispatcher) -> None:
+        """Add what *one* has found."""
+        notes = list(one.models.notes)
+        if one.shadows.refused:
+            notes.append(refused_note(one.shadows.refused, len(one.shadows)))
+        self._add(one.failures, one.failure_count, notes)
+
+    def extend(self, other: "_Findings") -> None:
+        """Add what *other* has."""
+        self._add(other.failures, other.failure_count, other.notes)
+
+    def _add(self, failures: list[HandlerFailure], count: int, notes: list[str]) -> None:
+        self.failures += failures[: _MAX_FAILURES - len(self.failures)]
+        self.failure_count += count
+        self.notes += notes[: _MAX_NOTES - len(self.notes)]
 
 
 def refused_note(refused: int, kept: int) -> str:

@@ -7,13 +7,13 @@ How a run ended and what happened in it. The JSON form is a contract.
 """
 
 import enum
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from kvmsr.dispatch import HandlerFailure
 from kvmsr.trace import Summary
 
-__all__ = ("End", "EndKind", "RunResult")
+__all__ = ("End", "EndKind", "RunResult", "VmReport")
 
 SCHEMA: Final = 1
 
@@ -53,6 +53,27 @@ class End:
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmReport:
+    """
+    What became of a VM of another VMM.
+
+    :ivar pid: the process that created it.
+    :ivar process: that process's name.
+    :ivar vcpus: number of vCPUs that it had at the same time.
+    :ivar accesses: number of accesses that were answered.
+    :ivar resets: number of times that its guest was reset.
+    :ivar losses: lines about what was not under the policy.
+    """
+
+    pid: int
+    process: str
+    vcpus: int
+    accesses: int
+    resets: int
+    losses: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class RunResult:
     """
@@ -67,6 +88,8 @@ class RunResult:
     :ivar failures: the first handler failures.
     :ivar failure_count: number of handler failures.
     :ivar notes: lines that the user should read.
+    :ivar losses: what was not under the policy, a line each.
+    :ivar vms: the VMs, if another VMM ran them.
     :ivar lost: whether the summary was lost with the process that kept it; a note says so, too.
     """
 
@@ -79,6 +102,8 @@ class RunResult:
     failures: tuple[HandlerFailure, ...] = ()
     failure_count: int = 0
     notes: tuple[str, ...] = ()
+    losses: tuple[str, ...] = ()
+    vms: tuple[VmReport, ...] = ()
     lost: bool = False
 
     @property
@@ -86,11 +111,12 @@ class RunResult:
         """
         Return the exit status of the run.
 
-        A failed handler must not look like a guest that ended well, so it changes the status; but
-        if another VMM failed, its own status is passed on.
+        A failed handler, or a VM that was not under the policy, must not look like a run that ended
+        well, so it changes the status; but if another VMM failed, its own status is passed on.
         """
         passed_on = self.end.kind is EndKind.VMM and self.end.code
-        return FAILED if self.failure_count and not passed_on else self.end.code
+        failed = self.failure_count or self.losses
+        return FAILED if failed and not passed_on else self.end.code
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON summary."""
@@ -119,5 +145,7 @@ class RunResult:
                     for failure in self.failures
                 ],
             },
+            "losses": list(self.losses),
             "notes": list(self.notes),
+            "vms": [asdict(vm) for vm in self.vms],
         }

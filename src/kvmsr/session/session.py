@@ -16,7 +16,9 @@ from kvmsr import native
 from kvmsr.abi import Cap
 from kvmsr.backend import HostBackend
 from kvmsr.dispatch import Sink
+from kvmsr.dispatch.state import MAX_SHADOWS
 from kvmsr.kvm import Kvm, Vcpu, Vm
+from kvmsr.native import lib
 from kvmsr.native.block import Block
 from kvmsr.native.summary import native_summary
 from kvmsr.native.table import Names
@@ -26,7 +28,7 @@ from kvmsr.session.facts import VmFacts
 from kvmsr.session.fitting import fitting_plan, install, plan_for
 from kvmsr.session.in_force import InForce, Shared, refused_note
 from kvmsr.session.log import RunLog
-from kvmsr.session.result import End, RunResult
+from kvmsr.session.result import End, RunResult, VmReport
 from kvmsr.session.state import State
 from kvmsr.session.vcpu import GuestVcpu, NativeVcpu, PythonVcpu, Stop
 from kvmsr.trace import Summary
@@ -50,6 +52,7 @@ class Session:
     :param vcpus: number of vCPU records in the shared memory.
     :param use_native: let C evaluate the policy on the host's KVM, if the core was built.
     :ivar shared: the memory that C works on; None if Python evaluates the policy.
+    :ivar restored: whether a state has been restored.
     :raises CapabilityError: if this KVM lacks what policies need.
     :raises HostError: if the host lacks what this policy needs.
     :raises PolicyError: if the policy does not fit this KVM.
@@ -75,6 +78,7 @@ class Session:
         self._changing = threading.Lock()
         self._retired: list[InForce] = []
         self.shared: Shared | None = None
+        self.restored = False
         plan = (
             plan_for(policy, kvm, ignore_msrs)
             if vcpu is None
@@ -118,7 +122,7 @@ class Session:
             policy stops the run.
         :raises PolicyError: if a model cannot be set up for this VM.
         """
-        number = len(self._vms)
+        number = len(self._vms) if self.shared is None else self.shared.block.take_vm()
         self._vms[number] = facts
         dispatcher = self._now.dispatcher(number)
         install(self.plan, vm)
@@ -156,7 +160,9 @@ class Session:
         counts = {number: facts.vcpus for number, facts in self._vms.items()}
         if self.shared is not None:
             for vcpu in self.shared.block.vcpus():
-                counts[vcpu.vm] = max(counts.get(vcpu.vm, 1), vcpu.id + 1)
+                vm, count = vcpu.vm, vcpu.id + 1  # another VMM may have written nonsense
+                if vm < lib.KVMSR_MAX_VMS and count <= lib.KVMSR_MAX_ID:
+                    counts[vm] = max(counts.get(vm, 1), count)
         return counts
 
     # Change and state
@@ -203,6 +209,7 @@ class Session:
         """
         with self._changing:
             self._now.restore(state)
+            self.restored = True
 
     def reset(self) -> None:
         """Reset all VMs' registers."""
@@ -218,7 +225,16 @@ class Session:
             parts.append(native_summary(self.shared.block, self.shared.names))
         return Summary.merged(parts)
 
-    def result(self, image: str, end: End, wall_s: float, notes: Sequence[str] = ()) -> RunResult:
+    def result(
+        self,
+        image: str,
+        end: End,
+        wall_s: float,
+        *,
+        notes: Sequence[str] = (),
+        losses: Sequence[str] = (),
+        vms: Sequence[VmReport] = (),
+    ) -> RunResult:
         """
         Return the result of the run.
 
@@ -226,12 +242,16 @@ class Session:
         :param end: how the run ended.
         :param wall_s: how long the run took, in seconds.
         :param notes: further lines that the user should read.
+        :param losses: lines about what was not under the policy.
+        :param vms: the VMs, if another VMM ran them.
         """
         policies = [*self._retired, *self._by_serial.values()]
         found = [note for one in policies for note in one.notes]
-        if self.shared is not None and self.shared.block.raw.refused:
-            raw = self.shared.block.raw
-            found.append(refused_note(raw.refused, raw.n_shadows))
+        if self.shared is not None:
+            found += [
+                refused_note(vm.refused, min(vm.n_shadows, MAX_SHADOWS))
+                for _, vm in self.shared.block.vms() if vm.refused
+            ]  # fmt: skip
         if self._log is not None:
             found += self._log.notes
         policy = self.plan.policy
@@ -245,6 +265,8 @@ class Session:
             tuple(failure for one in policies for failure in one.failures),
             sum(one.failure_count for one in policies),
             tuple(dict.fromkeys((*found, *notes))),
+            tuple(dict.fromkeys(losses)),
+            tuple(vms),
         )
 
     def close(self) -> None:

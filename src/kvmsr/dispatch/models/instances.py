@@ -9,8 +9,10 @@ model's scope.
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, Final
+
+import msgspec
 
 from kvmsr.dispatch.models.base import RegisterModel, Site
 from kvmsr.errors import PolicyError
@@ -56,6 +58,7 @@ class Instances:
         self._memory = memory
         self._found: dict[_Key, tuple[RegisterModel, threading.Lock]] = {}
         self._names: dict[_Key, str] = {}
+        self._initial: dict[_Key, bytes] = {}
         self._making = threading.Lock()
 
     def prepare(self, action: Model, where: str) -> None:
@@ -126,6 +129,17 @@ class Instances:
             with lock:
                 model.restore(kept)
 
+    def reset(self, keep: Container[tuple[ModelClass, bytes]] = ()) -> None:
+        """
+        Give all models the state that they began with.
+
+        :param keep: the keys (:attr:`Model.key`) of models that keep their state.
+        """
+        for key, (model, lock) in self._found.copy().items():
+            if key[0] not in keep:
+                with lock:
+                    model.restore(msgspec.json.decode(self._initial[key]))
+
     def inherit(self, other: "Instances") -> None:
         """Copy the state of the models that *other*, another policy's instances, has in common."""
         names = {name: key for key, name in self._names.items()}
@@ -144,7 +158,9 @@ class Instances:
             if found is None:
                 members = self._topology.members(cls.scope, unit, max(self.vcpus, vcpu + 1))
                 site = Site(self._topology, unit, members, self._clock, self._note, self._memory)
-                found = self._found[key] = cls(action.parameters, site), threading.Lock()
+                model = cls(action.parameters, site)
+                self._initial[key] = msgspec.json.encode(model.state())
+                found = self._found[key] = model, threading.Lock()
                 name = f"{action.name} {action.key[1].decode()} {cls.scope} {unit}"
                 same = sum(other.startswith(name) for other in self._names.values())
                 # Two modules in different folders may have the same name.

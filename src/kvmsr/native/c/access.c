@@ -75,6 +75,6 @@ void kvmsr_answer(struct kvmsr_cpu *cpu)
 	run->exit_reason = KVM_EXIT_INTR;
 	cpu->shared->exits++;
 	kvmsr_record(cpu, &cpu->access, o);
-	if (cpu->events && (o->log || cpu->block->trace))
+	if (cpu->events && (o->log || cpu->tables->trace))
 		kvmsr_event(cpu);
 }

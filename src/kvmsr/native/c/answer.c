@@ -15,7 +15,7 @@
 #include "shim.h"
 
 #define SLICE_MS 10
-#define PATIENCE 100 /* slices */
+#define PATIENCE_NS 1000000000ull
 
 static int alone; /* the controller has died, so questions cannot be asked any more */
 
@@ -63,25 +63,27 @@ static void give_up(struct vcpu *vcpu)
  * thread back. A signal that comes after kicked() has looked and before the wait begins does not
  * interrupt the wait, so each wait is short.
  *
- * SLICES limits the wait, in units of SLICE_MS; 0 is no limit. With PATIENT, kicks are ignored. If
- * the limit is reached or the controller has died, the policy's on_error answers.
+ * LIMIT_NS limits the whole; 0 is no limit. With it, kicks are ignored. If the limit is reached or
+ * the controller has died, the policy's on_error answers.
  */
-static int await(struct vcpu *vcpu, int slices, int patient)
+static int await(struct vcpu *vcpu, uint64_t limit_ns)
 {
 	struct kvmsr_cpu *cpu = &vcpu->cpu;
+	uint64_t end = limit_ns ? kvmsr_now_ns() + limit_ns : UINT64_MAX;
 
-	for (int i = 0; !slices || i < slices; i++) {
+	for (;;) {
 		int result = kvmsr_await_answer(cpu, SLICE_MS);
 
 		if (!result)
 			return 0;
-		if (!kvmsr_controller_lives()) {
+		if (!kvmsr_lives(kvmsr_tables)) {
 			alone = 1;
-			give_up(vcpu);
-			return 0;
+			break;
 		}
-		if (!patient && (result == -EINTR || kicked(vcpu)))
+		if (!limit_ns && (result == -EINTR || kicked(vcpu)))
 			return -EINTR;
+		if (kvmsr_now_ns() > end)
+			break;
 	}
 	give_up(vcpu);
 	return 0;
@@ -114,7 +116,7 @@ static int answer(struct vcpu *vcpu)
 		}
 	}
 	if (vcpu->pending) {
-		int result = await(vcpu, 0, 0);
+		int result = await(vcpu, 0);
 
 		if (result)
 			return result;
@@ -135,9 +137,11 @@ int kvmsr_run_on(struct vcpu *vcpu, int fd, void *argument)
 		}
 		if (result)
 			return 0;
-		if (unlikely(vcpu->vm->generation !=
-			     __atomic_load_n(&kvmsr_block->generation, __ATOMIC_ACQUIRE)))
-			kvmsr_renew(vcpu->vm);
+		if (unlikely(vcpu->vm->generation != kvmsr_generation())) {
+			result = kvmsr_renew(vcpu->vm);
+			if (result)
+				return failed(result);
+		}
 		long left = kvmsr_ioctl(fd, KVM_RUN, argument);
 
 		if (left < 0)
@@ -157,7 +161,7 @@ void kvmsr_finish(struct vcpu *vcpu)
 	struct kvm_run *run = vcpu->cpu.run;
 	uint8_t kick = run->immediate_exit;
 
-	await(vcpu, PATIENCE, 1);
+	await(vcpu, PATIENCE_NS);
 	vcpu->pending = 0;
 	kvmsr_answer(&vcpu->cpu);
 	run->immediate_exit = 1;

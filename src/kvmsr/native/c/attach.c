@@ -1,10 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The shared block, inherited from the controller, and whether the controller is alive. */
+/* The shared memory, inherited from the controller. */
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -14,9 +12,8 @@
 #include "shim.h"
 
 struct kvmsr_block *kvmsr_block;
+const struct kvmsr_tables *kvmsr_tables;
 pthread_mutex_t kvmsr_changing = PTHREAD_MUTEX_INITIALIZER;
-
-static int controller, life = -1;
 
 /* Call the next ioctl: the C library's, or that of another preloaded library. */
 int kvmsr_call(int fd, unsigned long request, void *argument)
@@ -32,55 +29,93 @@ int kvmsr_call(int fd, unsigned long request, void *argument)
 	return result < 0 ? failed(result) : result;
 }
 
-/* Map the block that FD refers to. Return NULL if FD is something else. */
-static struct kvmsr_block *block_in(int fd)
+/*
+ * Map a file of shared memory and store its size. Return NULL if FD is something else. The mapping
+ * is made accessible only after munlock(), so that the pages of a VMM that locks all its memory
+ * (mlockall(2), MCL_FUTURE) are not all allocated at once.
+ */
+static void *map(int fd, int protection, size_t *size)
 {
 	struct stat stat;
 
-	if (fd < 0 || fstat(fd, &stat) || !S_ISREG(stat.st_mode) ||
-	    stat.st_size < (off_t)sizeof(struct kvmsr_block))
+	if (fd < 0 || fstat(fd, &stat) || !S_ISREG(stat.st_mode) || !stat.st_size)
 		return NULL;
-	void *found = mmap(NULL, stat.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	void *found = mmap(NULL, stat.st_size, PROT_NONE, MAP_SHARED, fd, 0);
 
 	if (found == MAP_FAILED)
 		return NULL;
-	if (!kvmsr_block_check(found, stat.st_size))
-		return found;
-	munmap(found, stat.st_size);
-	return NULL;
+	munlock(found, stat.st_size);
+	if (mprotect(found, stat.st_size, protection)) {
+		munmap(found, stat.st_size);
+		return NULL;
+	}
+	*size = stat.st_size;
+	return found;
+}
+
+static int attach_to(int block_fd, int tables_fd)
+{
+	size_t block_size = 0, tables_size = 0;
+	struct kvmsr_block *block = map(block_fd, PROT_READ | PROT_WRITE, &block_size);
+	struct kvmsr_tables *tables = map(tables_fd, PROT_READ, &tables_size);
+
+	if (block && tables && !kvmsr_block_check(block, block_size, tables, tables_size)) {
+		kvmsr_tables = tables;
+		kvmsr_block = block;
+		return 1;
+	}
+	if (block)
+		munmap(block, block_size);
+	if (tables)
+		munmap(tables, tables_size);
+	return 0;
+}
+
+static int open_of(int pid, int fd)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/fd/%d", pid, fd);
+	return open(path, O_RDWR | O_CLOEXEC);
+}
+
+static void before_fork(void)
+{
+	pthread_mutex_lock(&kvmsr_changing);
+}
+
+static void after_fork(void)
+{
+	pthread_mutex_unlock(&kvmsr_changing);
 }
 
 /*
- * Map the block, once: by the inherited descriptor or, if the VMM has closed it, by the
- * controller's own descriptor.
+ * Map the shared memory, once: by the inherited descriptors or, if the VMM has closed them, by the
+ * controller's own.
  */
 void kvmsr_attach(void)
 {
 	static int tried;
-	const char *text = getenv("KVMSR_BLOCK"), *life_text = getenv("KVMSR_LIFE");
-	char path[64];
-	int number;
+	const char *text = getenv("KVMSR_BLOCK");
+	int controller, block, tables;
 
-	if (tried || !text || sscanf(text, "%d:%d", &controller, &number) != 2)
+	if (tried || !text || sscanf(text, "%d:%d:%d", &controller, &block, &tables) != 3)
 		return;
 	tried = 1;
-	life = life_text ? atoi(life_text) : -1;
-	kvmsr_block = block_in(number);
-	if (kvmsr_block)
-		return;
-	snprintf(path, sizeof(path), "/proc/%d/fd/%d", controller, number);
-	int fd = open(path, O_RDWR | O_CLOEXEC);
-
-	kvmsr_block = block_in(fd);
-	if (fd >= 0)
-		close(fd);
+	if (!attach_to(block, tables)) {
+		block = open_of(controller, block);
+		tables = open_of(controller, tables);
+		attach_to(block, tables);
+		if (block >= 0)
+			close(block);
+		if (tables >= 0)
+			close(tables);
+	}
+	pthread_atfork(before_fork, after_fork, after_fork);
 }
 
-int kvmsr_controller_lives(void)
+/* Must a VM that cannot be under the policy not run? */
+int kvmsr_required(void)
 {
-	struct pollfd end = { .fd = life };
-
-	if (life >= 0 && poll(&end, 1, 0) >= 0 && !(end.revents & POLLNVAL))
-		return !(end.revents & (POLLHUP | POLLERR));
-	return !kill(controller, 0) || errno != ESRCH;
+	return getenv("KVMSR_REQUIRE") != NULL;
 }

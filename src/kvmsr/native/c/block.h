@@ -1,24 +1,25 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The block: the memory that a run shares, between the vCPU threads of `kvmsr run`, or between the
- * controller and the VMM of `kvmsr exec`.
+ * The memory that a run shares, between the vCPU threads of `kvmsr run`, or between the controller
+ * and the VMMs of `kvmsr exec`. It has two parts, each with a size that is fixed when it is made and
+ * with room for the worst case. A page that is not touched uses no memory.
  *
- * Its size is fixed when it is made and has room for the worst case. Most pages are never touched,
- * and a page that is not touched uses no memory.
+ * struct kvmsr_tables is what the controller decides. A VMM can only read it.
  *
- * Each part has its own writers, and hardly any needs a lock:
+ * - There are two tables, so that one can be replaced while vCPUs read the other (kvmsr_install and
+ *   kvmsr_enter in block.c).
  *
- * - The controller writes the tables. There are two, so that it can replace one while vCPUs read
- *   the other (kvmsr_install and kvmsr_enter in block.c).
+ * struct kvmsr_block is what VMs and vCPUs write. Hardly any of it needs a lock:
+ *
  * - The thread that runs a vCPU writes that vCPU's record, and others read it. Its counters only
  *   grow, a row is valid once `used` is set, and events go through a ring buffer with one writer,
  *   who moves `head`, and one reader, who moves `tail`.
  * - A question to Python and its answer change hands by the question's state: see upcall.c.
- * - All vCPUs write the shadows and the set of other MSRs, with atomic operations. A shadow is
- *   locked while its value changes, for a few instructions: see shadow.c.
+ * - All vCPUs of a VM write its shadows, and all vCPUs the set of other MSRs, with atomic
+ *   operations. A shadow is locked while its value changes, for a few instructions: see shadow.c.
  *
- * Under `kvmsr exec` the VMM can write anything into this memory, at any time. The controller must
- * not trust what it finds here: it copies questions and events, and checks the copy.
+ * A guest that has broken into its VMM can write anything into the block, at any time. So the
+ * controller trusts nothing that it finds there: it reads each field once, and checks what it read.
  */
 #ifndef KVMSR_BLOCK_H
 #define KVMSR_BLOCK_H
@@ -26,7 +27,7 @@
 #include "table.h"
 
 #define KVMSR_BLOCK_MAGIC 0x4b4c42525356u
-#define KVMSR_VERSION 1
+#define KVMSR_VERSION 2
 
 #define KVMSR_TABLE_ROOM (64u << 20)
 #define KVMSR_SHADOW_SLOTS (1u << 17)
@@ -35,7 +36,9 @@
 #define KVMSR_ROW_LIMIT 4096u
 #define KVMSR_EVENTS (1u << 13)
 #define KVMSR_MARKS (1u << 12)
-#define KVMSR_MAX_VMS 512u /* a shadow's key has 9 bits for the VM */
+#define KVMSR_MAX_VMS 128u /* at a time */
+#define KVMSR_MAX_COUNTERS 65536u
+#define KVMSR_MAX_ID 4096u /* vCPUs with larger numbers are not served */
 
 /* The MSRs that found no row: a bit for each, in pages that are allocated on demand. */
 #define KVMSR_PAGE_BITS 15
@@ -76,17 +79,19 @@ struct kvmsr_event {
 };
 
 enum kvmsr_asked { KVMSR_IDLE, KVMSR_ASKED, KVMSR_ANSWERED };
+enum kvmsr_sleeper { KVMSR_VCPU_SLEEPS = 1, KVMSR_PYTHON_SLEEPS = 2 };
 
 /* A question to Python, and its answer; see upcall.c. */
 struct kvmsr_upcall {
 	uint32_t state; /* the question's number * 4 + enum kvmsr_asked; a futex */
+	uint32_t sleepers; /* who sleeps on it: enum kvmsr_sleeper */
 	uint32_t serial; /* of the table that has the rule */
 	struct kvmsr_access access;
 	struct kvmsr_outcome outcome; /* the rule that asks */
 	struct kvmsr_outcome answer;
 };
 
-/* A record's way: never used, being filled in, in use, and left by a vCPU that was closed. */
+/* A record's way: never used, being filled in, in use, and left by a vCPU or VM that was closed. */
 enum kvmsr_taken { KVMSR_FRESH, KVMSR_TAKING, KVMSR_TAKEN, KVMSR_LEFT };
 
 struct kvmsr_vcpu {
@@ -95,7 +100,7 @@ struct kvmsr_vcpu {
 	uint32_t pid; /* of the process that runs it */
 	uint32_t reading; /* the number of the table being read, plus 1; 0: none */
 	uint32_t n_rows;
-	uint64_t exits; /* number of accesses answered */
+	uint64_t exits; /* number of accesses answered since the record was taken */
 	struct kvmsr_upcall upcall;
 	uint64_t head __attribute__((aligned(64))); /* events written */
 	uint64_t dropped; /* events that found no room */
@@ -107,31 +112,45 @@ struct kvmsr_vcpu {
 };
 
 struct kvmsr_vm {
-	uint32_t pid; /* of the process that created it */
+	uint32_t taken; /* enum kvmsr_taken */
+	uint32_t serial; /* counts how often the record was taken */
+	uint32_t pid; /* of the process that created the VM */
+	char name[16]; /* of that process; need not end with a zero */
 	uint32_t generation; /* of the policy whose filter it has */
+	uint32_t failed; /* errno, if KVM refused the plan */
+	uint32_t lost_ranges; /* the plan's filter ranges for which the VMM's own left no room */
+	uint32_t unserved; /* whether it runs without the policy, for want of vCPU records */
+	uint32_t resets; /* counts the guest's resets */
+	uint32_t loads; /* counts how often the VMM has loaded a saved state into it */
+	uint32_t n_shadows;
+	uint64_t refused; /* writes to shadows that found no room */
+	uint64_t exits; /* accesses of vCPUs that have been closed */
+	uint64_t begun_ns; /* CLOCK_MONOTONIC; when its counters started to count */
+	uint64_t counters[2][KVMSR_MAX_COUNTERS]; /* by table: matches of rules that count */
+	struct kvmsr_shadow shadows[KVMSR_SHADOW_SLOTS];
 };
 
 struct kvmsr_block {
 	uint64_t magic;
 	uint32_t version;
-	uint32_t max_vcpus;
-	uint64_t size;
+	uint32_t n_vms; /* VM records used so far */
+	uint32_t n_vcpus; /* vCPU records used so far; may exceed max_vcpus */
+	uint32_t missed; /* VMs for which there was no record, so that they run without the policy */
+	struct kvmsr_others others;
+	struct kvmsr_vm vms[KVMSR_MAX_VMS] __attribute__((aligned(4096)));
+	struct kvmsr_vcpu vcpus[] __attribute__((aligned(4096)));
+};
+
+struct kvmsr_tables {
+	uint64_t magic;
+	uint32_t version;
+	uint32_t max_vcpus; /* number of vCPU records in the block */
 	uint32_t active; /* the number of the table in force */
 	uint32_t generation; /* of the policy in force; 0: there is no policy yet */
-	uint32_t n_vms; /* VMs created; if more than KVMSR_MAX_VMS, some have no number */
-	uint32_t n_vcpus; /* records used so far; may exceed max_vcpus */
-	uint32_t missed; /* VMs that run without the policy */
 	uint32_t trace; /* whether every access is an event, or only those to be logged */
-	uint32_t lost_ranges; /* the plan's filter ranges for which the VMM's own left no room */
-	uint32_t failed; /* errno, if KVM refused the plan */
-	uint32_t n_shadows;
-	uint64_t begun_ns; /* CLOCK_MONOTONIC; when counters started to count */
-	uint64_t refused; /* writes to shadows that found no room */
-	struct kvmsr_vm vms[KVMSR_MAX_VMS];
-	struct kvmsr_others others;
-	struct kvmsr_shadow shadows[KVMSR_SHADOW_SLOTS];
+	uint32_t pad;
+	uint32_t life[16]; /* a lock that the controller holds while it lives: see life.c */
 	char tables[2][KVMSR_TABLE_ROOM] __attribute__((aligned(4096)));
-	struct kvmsr_vcpu vcpus[] __attribute__((aligned(4096)));
 };
 
 #endif

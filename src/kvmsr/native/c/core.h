@@ -5,8 +5,8 @@
  * build.py passes this header, block.h and table.h to cffi, so that Python gets every declaration
  * from here. It describes the few forms that declarations must have.
  *
- * Calls go upwards only, in this order: kvm, block, shadow, upcall; evaluate and record; access;
- * and at the top loop or, beside it, the shim.
+ * Calls go upwards only, in this order: kvm, table, life; block, shadow, upcall; evaluate and
+ * record; access; and at the top loop or, beside it, the shim.
  */
 #ifndef KVMSR_CORE_H
 #define KVMSR_CORE_H
@@ -15,9 +15,16 @@
 
 struct kvm_run;
 
+/* How long a thread spins before it sleeps: see upcall.c. */
+struct kvmsr_spin {
+	uint32_t ns, most_ns;
+};
+
 /* One vCPU as its own process sees it. */
 struct kvmsr_cpu {
+	const struct kvmsr_tables *tables;
 	struct kvmsr_block *block;
+	struct kvmsr_vm *vm;
 	struct kvmsr_vcpu *shared;
 	struct kvm_run *run;
 	int fd; /* of the vCPU; -1: there is no KVM, and rip and time_ns stand in for the guest's */
@@ -25,26 +32,42 @@ struct kvmsr_cpu {
 	uint64_t rip, time_ns;
 	struct kvmsr_access access; /* the last one */
 	struct kvmsr_outcome outcome; /* of that access */
-	uint32_t serial; /* of the table that decided it */
+	uint32_t active; /* the number of the table that decides it */
+	uint32_t serial; /* of that table */
 	uint32_t question; /* the number of the last question, times 4 */
+	struct kvmsr_spin spin;
 	int waits; /* Python has to fill in the outcome */
 	int events; /* accesses to be logged become events */
 };
 
+/* table.c */
+const char *kvmsr_table_check(const struct kvmsr_table *table, size_t room);
+
 /* block.c */
 uint64_t kvmsr_now_ns(void);
 size_t kvmsr_block_size(uint32_t max_vcpus);
-void kvmsr_block_make(struct kvmsr_block *block, uint32_t max_vcpus);
-const char *kvmsr_block_check(const struct kvmsr_block *block, size_t size);
+void kvmsr_block_make(struct kvmsr_block *block, struct kvmsr_tables *tables, uint32_t max_vcpus);
+const char *kvmsr_block_check(const struct kvmsr_block *block, size_t size,
+			      const struct kvmsr_tables *tables, size_t tables_size);
 const uint64_t *kvmsr_page(const struct kvmsr_others *others, uint32_t number);
-struct kvmsr_table *kvmsr_table_at(struct kvmsr_block *block, uint32_t number);
+const struct kvmsr_table *kvmsr_table_at(const struct kvmsr_tables *tables, uint32_t number);
+struct kvmsr_vm *kvmsr_vm_at(struct kvmsr_block *block, uint32_t number);
+uint64_t *kvmsr_counters(struct kvmsr_vm *vm, uint32_t table);
 struct kvmsr_vcpu *kvmsr_vcpu_at(struct kvmsr_block *block, uint32_t number);
-struct kvmsr_vcpu *kvmsr_take_vcpu(struct kvmsr_block *block, uint32_t vm, uint32_t id);
-void kvmsr_free_vcpu(struct kvmsr_vcpu *vcpu);
-const char *kvmsr_table_check(const struct kvmsr_table *table, size_t room);
-const char *kvmsr_install(struct kvmsr_block *block, const void *table, size_t size);
+uint32_t kvmsr_take_vm(struct kvmsr_block *block, const char *name);
+void kvmsr_free_vm(struct kvmsr_vm *vm);
+struct kvmsr_vcpu *kvmsr_take_vcpu(struct kvmsr_block *block, uint32_t max_vcpus, uint32_t vm,
+				   uint32_t id);
+void kvmsr_free_vcpu(struct kvmsr_block *block, struct kvmsr_vcpu *vcpu);
+const char *kvmsr_install(struct kvmsr_tables *tables, struct kvmsr_block *block, const void *table,
+			  size_t size);
 const struct kvmsr_table *kvmsr_enter(struct kvmsr_cpu *cpu);
 void kvmsr_leave(struct kvmsr_cpu *cpu);
+
+/* life.c */
+int kvmsr_live(struct kvmsr_tables *tables);
+void kvmsr_end(struct kvmsr_tables *tables);
+int kvmsr_lives(const struct kvmsr_tables *tables);
 
 /* evaluate.c */
 void kvmsr_evaluate(struct kvmsr_cpu *cpu, const struct kvmsr_table *table,
@@ -55,16 +78,21 @@ void kvmsr_failed(struct kvmsr_cpu *cpu, const struct kvmsr_table *table,
 		  const struct kvmsr_access *access, struct kvmsr_outcome *outcome);
 
 /* shadow.c */
-struct kvmsr_shadow *kvmsr_shadow_at(struct kvmsr_block *block, uint64_t key, int make);
-uint64_t kvmsr_holder(const struct kvmsr_table *table, uint32_t vm, uint32_t vcpu, uint8_t scope);
-uint64_t kvmsr_shadow_read(struct kvmsr_block *block, uint64_t key, uint64_t reset);
-int kvmsr_shadow_write(struct kvmsr_block *block, uint64_t key, uint64_t value);
-int kvmsr_shadow_read_bits(struct kvmsr_block *block, uint64_t key, uint64_t reset,
+enum { /* a shadow's state */
+	KVMSR_BUSY = 1, /* locked */
+	KVMSR_HAS = 2, /* has a value; without it, the register has its reset value */
+	KVMSR_WRITTEN = 4, /* the guest has written it, so its `once` bits are read-only now */
+	KVMSR_KEEP = 8, /* the rule that wrote it keeps its registers when the guest resets */
+};
+uint64_t kvmsr_holder(const struct kvmsr_table *table, uint32_t vcpu, uint8_t scope);
+uint64_t kvmsr_shadow_read(struct kvmsr_vm *vm, uint64_t key, uint64_t reset);
+int kvmsr_shadow_write(struct kvmsr_vm *vm, uint64_t key, uint64_t value, int keep);
+int kvmsr_shadow_read_bits(struct kvmsr_vm *vm, uint64_t key, const struct kvmsr_rule *rule,
 			   const struct kvmsr_bits *bits, uint64_t *value);
-int kvmsr_shadow_write_bits(struct kvmsr_block *block, uint64_t key, uint64_t value, uint64_t reset,
-			    const struct kvmsr_bits *bits);
-void kvmsr_shadow_put(struct kvmsr_block *block, uint64_t key, uint64_t value, int written);
-void kvmsr_shadow_forget(struct kvmsr_block *block, uint32_t vm);
+int kvmsr_shadow_write_bits(struct kvmsr_vm *vm, uint64_t key, uint64_t value,
+			    const struct kvmsr_rule *rule, const struct kvmsr_bits *bits);
+void kvmsr_shadow_put(struct kvmsr_vm *vm, uint64_t key, uint64_t value, uint32_t state);
+void kvmsr_reset(struct kvmsr_vm *vm, int all);
 
 /* record.c */
 void kvmsr_record(struct kvmsr_cpu *cpu, const struct kvmsr_access *access,
@@ -88,12 +116,12 @@ enum { KVMSR_EXIT, KVMSR_ASK, KVMSR_LOG };
 int kvmsr_run(struct kvmsr_cpu *cpu);
 
 /* upcall.c */
-void kvmsr_wake(uint32_t *word);
+void kvmsr_spin_init(struct kvmsr_spin *spin);
 void kvmsr_ask(struct kvmsr_cpu *cpu);
 int kvmsr_await_answer(struct kvmsr_cpu *cpu, unsigned int milliseconds);
 void kvmsr_give_up(struct kvmsr_cpu *cpu);
-uint32_t kvmsr_await_question(struct kvmsr_vcpu *vcpu, unsigned int milliseconds);
-int kvmsr_give_answer(struct kvmsr_vcpu *vcpu, uint32_t question, uint8_t verdict, uint64_t value,
-		      uint32_t name);
+int kvmsr_next_question(struct kvmsr_vcpu *vcpu, struct kvmsr_upcall *question,
+			struct kvmsr_spin *spin, unsigned int milliseconds);
+int kvmsr_give_answer(struct kvmsr_vcpu *vcpu, const struct kvmsr_upcall *question);
 
 #endif

@@ -5,9 +5,9 @@
  * A VMM may duplicate descriptors and close them. So dup, fcntl, close and their relatives are
  * interposed, too, and a VM or vCPU is gone when its last descriptor has been closed.
  *
- * A thread may be about to run a vCPU that another thread closes. So the memory of a struct vcpu is
- * never freed, only reused for another vCPU; and if the vCPU is in KVM_RUN when it is closed, its
- * page is unmapped when KVM_RUN returns.
+ * A thread may be about to run a vCPU that another thread closes. So the memory of a struct vcpu or
+ * struct vm is never freed, only reused for another one; and if the vCPU is in KVM_RUN when it is
+ * closed, its page and record are released when KVM_RUN returns.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -31,6 +31,7 @@ struct descriptor *kvmsr_fds;
 uint32_t kvmsr_n_fds;
 
 static struct vcpu *free_vcpus;
+static struct vm *free_vms;
 
 /*
  * Make the table, for as many descriptors as the process may ever have. Pages of it that are not
@@ -54,6 +55,19 @@ void kvmsr_make_table(void)
 	__atomic_store_n(&kvmsr_n_fds, count, __ATOMIC_RELEASE);
 }
 
+/* These are called with the lock held. */
+
+struct vm *kvmsr_spare_vm(void)
+{
+	struct vm *vm = free_vms;
+
+	if (!vm)
+		return calloc(1, sizeof(*vm));
+	free_vms = vm->next;
+	memset(vm, 0, sizeof(*vm));
+	return vm;
+}
+
 struct vcpu *kvmsr_spare_vcpu(void)
 {
 	struct vcpu *vcpu = free_vcpus;
@@ -65,21 +79,56 @@ struct vcpu *kvmsr_spare_vcpu(void)
 	return vcpu;
 }
 
+/* Release the VM's record once its descriptors and vCPUs are all gone, as KVM does with the VM. */
+static void let_go(struct vm *vm)
+{
+	if (vm->fds || vm->vcpus)
+		return;
+	kvmsr_free_vm(vm->shared);
+	vm->next = free_vms;
+	free_vms = vm;
+}
+
 /* Release the vCPU's page and record: when it is closed, or when its last KVM_RUN has returned. */
 void kvmsr_retire(struct vcpu *vcpu)
 {
-	if (__atomic_exchange_n(&vcpu->retired, 1, __ATOMIC_ACQ_REL))
+	if (vcpu->retired)
 		return;
+	vcpu->retired = 1;
 	munmap(vcpu->cpu.run, vcpu->size);
-	kvmsr_free_vcpu(vcpu->cpu.shared);
+	kvmsr_free_vcpu(kvmsr_block, vcpu->cpu.shared);
+	vcpu->vm->vcpus--;
+	let_go(vcpu->vm);
 }
 
-/* FD no longer refers to the VM or vCPU that it did. The lock is held. */
+/* Return another descriptor of VM, of which FD is being closed; -1 if there is none. */
+static int another(const struct vm *vm, int fd)
+{
+	for (uint32_t i = 0; vm->fds && i < kvmsr_n_fds; i++)
+		if (kvmsr_fds[i].vm == vm && (int)i != fd)
+			return i;
+	return -1;
+}
+
+/* Does D refer to a VM, or to a vCPU of one, that this process has created? */
+static int is_own(const struct descriptor *d)
+{
+	const struct vm *vm = d->vcpu ? d->vcpu->vm : d->vm;
+
+	return vm && vm->pid == getpid();
+}
+
+/*
+ * FD no longer refers to the VM or vCPU that it did. The lock is held.
+ *
+ * A child that was forked closes descriptors that its parent goes on using. It must not release the
+ * parent's records; and with vfork(), this table is the parent's, too.
+ */
 void kvmsr_forget(int fd)
 {
 	struct descriptor *d = kvmsr_descriptor(fd);
 
-	if (!d)
+	if (!d || !is_own(d))
 		return;
 	struct vcpu *vcpu = d->vcpu;
 	struct vm *vm = d->vm;
@@ -94,8 +143,12 @@ void kvmsr_forget(int fd)
 			free_vcpus = vcpu;
 		}
 	}
-	if (vm && !--vm->fds)
-		vm->fd = -1;
+	if (vm) {
+		vm->fds--;
+		if (vm->fd == fd)
+			vm->fd = another(vm, fd);
+		let_go(vm);
+	}
 }
 
 /* NEW has become a duplicate of OLD. */
@@ -107,12 +160,14 @@ static void same(int old, int new)
 		return;
 	pthread_mutex_lock(&kvmsr_changing);
 	kvmsr_forget(new);
-	if (from->vcpu)
-		from->vcpu->fds++;
-	if (from->vm)
-		from->vm->fds++;
-	to->vm = from->vm;
-	__atomic_store_n(&to->vcpu, from->vcpu, __ATOMIC_RELEASE);
+	if (is_own(from)) {
+		if (from->vcpu)
+			from->vcpu->fds++;
+		if (from->vm)
+			from->vm->fds++;
+		to->vm = from->vm;
+		__atomic_store_n(&to->vcpu, from->vcpu, __ATOMIC_RELEASE);
+	}
 	pthread_mutex_unlock(&kvmsr_changing);
 }
 

@@ -49,8 +49,8 @@ static int holds(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, const struc
 			return 0;
 	}
 	if (r->when & KVMSR_WHEN_COUNT) {
-		uint64_t *counters = (uint64_t *)kvmsr_part(t, t->counters);
-		uint64_t n = __atomic_add_fetch(&counters[r->counter], 1, __ATOMIC_RELAXED);
+		uint64_t *counter = &kvmsr_counters(cpu->vm, cpu->active)[r->counter];
+		uint64_t n = __atomic_add_fetch(counter, 1, __ATOMIC_RELAXED);
 
 		return n >= r->after && (n - r->after) % r->every == 0;
 	}
@@ -88,20 +88,20 @@ static int wants_log(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, const s
 static void shadow(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, const struct kvmsr_rule *r,
 		   const struct kvmsr_access *a, struct kvmsr_outcome *o)
 {
-	uint64_t key = kvmsr_holder(t, cpu->shared->vm, a->vcpu, r->scope) | a->index;
+	uint64_t key = kvmsr_holder(t, a->vcpu, r->scope) | a->index;
 	const struct kvmsr_bits *bits = NULL;
 	int good = 1;
 
 	if (r->bits != KVMSR_NONE)
 		bits = (const struct kvmsr_bits *)kvmsr_part(t, t->bits) + r->bits;
 	if (a->op == KVMSR_READ && bits)
-		good = kvmsr_shadow_read_bits(cpu->block, key, r->value, bits, &o->value);
+		good = kvmsr_shadow_read_bits(cpu->vm, key, r, bits, &o->value);
 	else if (a->op == KVMSR_READ)
-		o->value = kvmsr_shadow_read(cpu->block, key, r->value);
+		o->value = kvmsr_shadow_read(cpu->vm, key, r->value);
 	else if (bits)
-		good = kvmsr_shadow_write_bits(cpu->block, key, a->value, r->value, bits);
+		good = kvmsr_shadow_write_bits(cpu->vm, key, a->value, r, bits);
 	else
-		good = kvmsr_shadow_write(cpu->block, key, a->value);
+		good = kvmsr_shadow_write(cpu->vm, key, a->value, r->keep);
 	if (!good) {
 		o->verdict = KVMSR_FAULT;
 		o->value = 0;
@@ -112,13 +112,13 @@ static void shadow(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, const str
 static void counter(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, const struct kvmsr_rule *r,
 		    const struct kvmsr_access *a, struct kvmsr_outcome *o)
 {
-	uint64_t key = kvmsr_holder(t, cpu->shared->vm, a->vcpu, r->scope) | a->index;
-	uint64_t now = cpu->fd < 0 ? cpu->time_ns : kvmsr_now_ns() - cpu->block->begun_ns;
+	uint64_t key = kvmsr_holder(t, a->vcpu, r->scope) | a->index;
+	uint64_t now = cpu->fd < 0 ? cpu->time_ns : kvmsr_now_ns() - cpu->vm->begun_ns;
 	uint64_t ticks = (unsigned __int128)now * r->hz / 1000000000;
 
 	if (a->op == KVMSR_READ)
-		o->value = kvmsr_shadow_read(cpu->block, key, r->value) + ticks;
-	else if (!kvmsr_shadow_write(cpu->block, key, a->value - ticks))
+		o->value = kvmsr_shadow_read(cpu->vm, key, r->value) + ticks;
+	else if (!kvmsr_shadow_write(cpu->vm, key, a->value - ticks, r->keep))
 		o->verdict = KVMSR_FAULT;
 }
 

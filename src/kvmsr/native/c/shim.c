@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdarg.h>
 #include <sys/ioctl.h>
+#include <unistd.h>
 
 #include "shim.h"
 
@@ -27,14 +28,14 @@ static __attribute__((noinline)) int other(int fd, unsigned long request, void *
 
 	if (result < 0)
 		return result;
-	int before = errno;
+	int before = errno, refused = 0;
 
 	switch (request) {
 	case KVM_CREATE_VM:
-		kvmsr_new_vm(fd, result);
+		refused = kvmsr_new_vm(fd, result);
 		break;
 	case KVM_CREATE_VCPU:
-		kvmsr_new_vcpu(fd, result, (uintptr_t)argument);
+		refused = kvmsr_new_vcpu(fd, result, (uintptr_t)argument);
 		break;
 	case KVM_ENABLE_CAP:
 		if (((struct kvm_enable_cap *)argument)->cap == KVM_CAP_X86_USER_SPACE_MSR)
@@ -47,6 +48,13 @@ static __attribute__((noinline)) int other(int fd, unsigned long request, void *
 		if (vcpu)
 			vcpu->has_mask = argument != NULL;
 		break;
+	default:
+		if (vcpu)
+			kvmsr_new_state(vcpu, request, argument);
+	}
+	if (refused) {
+		close(result);
+		return failed(refused);
 	}
 	errno = before;
 	return result;
@@ -54,9 +62,14 @@ static __attribute__((noinline)) int other(int fd, unsigned long request, void *
 
 static inline int run(struct vcpu *vcpu, int fd, void *argument)
 {
-	if (unlikely(vcpu->vm->generation !=
-		     __atomic_load_n(&kvmsr_block->generation, __ATOMIC_ACQUIRE)))
-		kvmsr_renew(vcpu->vm);
+	if (unlikely(vcpu->vm->generation != kvmsr_generation())) {
+		int refused = kvmsr_renew(vcpu->vm);
+
+		if (refused)
+			return failed(refused);
+	}
+	if (unlikely(vcpu->touched))
+		kvmsr_about_to_run(vcpu);
 	if (unlikely(vcpu->pending))
 		return kvmsr_run_on(vcpu, fd, argument);
 	long result = kvmsr_ioctl(fd, KVM_RUN, argument);
@@ -88,7 +101,10 @@ __attribute__((visibility("default"))) int ioctl(int fd, unsigned long request, 
 	int result = run(vcpu, fd, argument);
 
 	__atomic_store_n(&vcpu->running, 0, __ATOMIC_RELEASE);
-	if (unlikely(__atomic_load_n(&vcpu->closed, __ATOMIC_ACQUIRE)))
+	if (unlikely(__atomic_load_n(&vcpu->closed, __ATOMIC_ACQUIRE))) {
+		pthread_mutex_lock(&kvmsr_changing);
 		kvmsr_retire(vcpu);
+		pthread_mutex_unlock(&kvmsr_changing);
+	}
 	return result;
 }

@@ -75,9 +75,10 @@ struct kvmsr_rule {
 	uint32_t name; /* number of the rule's name in the summary, see kvmsr.native.table.Names */
 	uint32_t bits; /* index into the table's bits, or KVMSR_NONE */
 	uint32_t vcpus, n_vcpus; /* the vCPUs that it holds for: part of the table's vcpus */
-	uint32_t counter; /* index of its match count in the table's counters */
+	uint32_t counter; /* number of its match count, see struct kvmsr_vm */
 	uint8_t action, scope, log, when;
 	uint8_t reasons; /* a bit for each, with KVMSR_WHEN_REASON */
+	uint8_t keep; /* its registers survive a reset of the guest */
 };
 
 /* The MSRs from table.firsts[i] up to, but not including, table.firsts[i + 1]. */
@@ -103,9 +104,9 @@ struct kvmsr_table {
 	uint32_t rules, n_rules; /* the first KVMSR_DEFAULTS are the defaults */
 	uint32_t bits, n_bits;
 	uint32_t vcpus, n_vcpus;
-	uint32_t counters, n_counters; /* uint64_t: number of matches of each rule that counts */
+	uint32_t n_counters; /* number of rules that count their matches */
 	uint32_t reasons; /* the KVM_MSR_EXIT_REASON_* that the plan needs */
-	uint32_t default_deny, n_ranges, pad;
+	uint32_t default_deny, n_ranges;
 	struct kvmsr_range ranges[KVMSR_MAX_RANGES];
 };
 

@@ -29,31 +29,91 @@
  * the one that has just failed; it goes on to answer the new question. Numbers repeat only after
  * 2**30 questions, and a vCPU that takes over the record of a closed one goes on counting.
  *
+ * Sleeping and waking costs more than most answers, so a side spins a little before it sleeps, if
+ * there is more than one CPU. How long, it learns: after a wait that spinning was long enough for it
+ * spins up to SPIN_NS, and after each that was longer, half as long. So a vCPU that asks
+ * rarely costs no spinning. A side that sleeps says so in `sleepers`, and the other one wakes it
+ * only then. The sleeper sets its bit before it looks at the state for the last time (in the
+ * kernel), and the waker sets the state before it looks at the bit; all of this is sequentially
+ * consistent, so no wake-up is lost.
+ *
  * Every wait has a limit, in milliseconds, because not everything that ends it wakes the futex. The
  * vCPU has to notice that the controller has died or that the VMM wants its thread back (answer.c),
  * and the controller's thread that it was closed (attach/questions.py).
  */
+#define _GNU_SOURCE
 #include <errno.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "core.h"
 
-void kvmsr_wake(uint32_t *word)
+#define SPIN_NS 50000
+#define LEAST_SPIN_NS 1000
+#define SHORT_NS 200000
+
+/* Wake SLEEPER, after the state has changed, if it sleeps. */
+static void wake(struct kvmsr_upcall *upcall, uint32_t sleeper)
 {
-	syscall(SYS_futex, word, FUTEX_WAKE, 1 << 30, NULL, NULL, 0);
+	if (__atomic_load_n(&upcall->sleepers, __ATOMIC_SEQ_CST) & sleeper)
+		syscall(SYS_futex, &upcall->state, FUTEX_WAKE, 1 << 30, NULL, NULL, 0);
 }
 
-/* Sleep while WORD is FOUND. Return 0 if it may have changed, -EINTR by a signal, or -ETIMEDOUT. */
-static int await_change(uint32_t *word, uint32_t found, unsigned int milliseconds)
+/* Set how a new thread spins. This makes a system call, so not every thread may do it. */
+void kvmsr_spin_init(struct kvmsr_spin *spin)
+{
+	cpu_set_t set;
+	int spare = !sched_getaffinity(0, sizeof(set), &set) && CPU_COUNT(&set) > 1;
+
+	spin->ns = spin->most_ns = spare ? SPIN_NS : 0;
+}
+
+/* Spin while the state is FOUND, and learn. Return whether it changed. */
+static int spin(const uint32_t *state, uint32_t found, struct kvmsr_spin *spins)
+{
+	if (spins->ns >= LEAST_SPIN_NS) {
+		uint64_t end = kvmsr_now_ns() + spins->ns;
+
+		do {
+			for (int i = 0; i < 16; i++) {
+				if (__atomic_load_n(state, __ATOMIC_ACQUIRE) != found) {
+					spins->ns = spins->most_ns;
+					return 1;
+				}
+				__builtin_ia32_pause();
+			}
+		} while (kvmsr_now_ns() < end);
+	}
+	spins->ns /= 2;
+	return 0;
+}
+
+/*
+ * Wait while the state is FOUND, as SLEEPER. Return 0 if it may have changed, -EINTR by a signal, or
+ * -ETIMEDOUT.
+ */
+static int await_change(struct kvmsr_upcall *upcall, uint32_t found, uint32_t sleeper,
+			struct kvmsr_spin *spins, unsigned int milliseconds)
 {
 	struct timespec time = { milliseconds / 1000, milliseconds % 1000 * 1000000l };
 
-	if (!syscall(SYS_futex, word, FUTEX_WAIT, found, &time, NULL, 0) || errno == EAGAIN)
+	if (spin(&upcall->state, found, spins))
 		return 0;
-	return errno == EINTR ? -EINTR : -ETIMEDOUT;
+	uint64_t begun = kvmsr_now_ns();
+
+	__atomic_or_fetch(&upcall->sleepers, sleeper, __ATOMIC_SEQ_CST);
+	long result = syscall(SYS_futex, &upcall->state, FUTEX_WAIT, found, &time, NULL, 0);
+	int error = errno;
+
+	__atomic_and_fetch(&upcall->sleepers, ~sleeper, __ATOMIC_SEQ_CST);
+	if (kvmsr_now_ns() - begun < SHORT_NS) /* most of it was waking up */
+		spins->ns = spins->most_ns;
+	if (!result || error == EAGAIN)
+		return 0;
+	return error == EINTR ? -EINTR : -ETIMEDOUT;
 }
 
 /* Ask Python about cpu->access, for the rule in cpu->outcome. */
@@ -65,8 +125,8 @@ void kvmsr_ask(struct kvmsr_cpu *cpu)
 	upcall->access = cpu->access;
 	upcall->outcome = cpu->outcome;
 	cpu->question = (cpu->question + 4) & ~3u;
-	__atomic_store_n(&upcall->state, cpu->question | KVMSR_ASKED, __ATOMIC_RELEASE);
-	kvmsr_wake(&upcall->state);
+	__atomic_store_n(&upcall->state, cpu->question | KVMSR_ASKED, __ATOMIC_SEQ_CST);
+	wake(upcall, KVMSR_PYTHON_SLEEPS);
 }
 
 /* Wait for the answer. Return 0 if it is in cpu->outcome, -EINTR for a signal, or -ETIMEDOUT. */
@@ -77,7 +137,7 @@ int kvmsr_await_answer(struct kvmsr_cpu *cpu, unsigned int milliseconds)
 	int result = 0;
 
 	if (__atomic_load_n(&upcall->state, __ATOMIC_ACQUIRE) == asked)
-		result = await_change(&upcall->state, asked, milliseconds);
+		result = await_change(upcall, asked, KVMSR_VCPU_SLEEPS, &cpu->spin, milliseconds);
 	if (__atomic_load_n(&upcall->state, __ATOMIC_ACQUIRE) != (cpu->question | KVMSR_ANSWERED))
 		return result ? result : -ETIMEDOUT;
 	cpu->outcome = upcall->answer;
@@ -91,31 +151,37 @@ void kvmsr_give_up(struct kvmsr_cpu *cpu)
 	__atomic_store_n(&cpu->shared->upcall.state, cpu->question | KVMSR_IDLE, __ATOMIC_RELEASE);
 }
 
-/* Wait for a question. Return the value that kvmsr_give_answer needs, or 0 if none came. */
-uint32_t kvmsr_await_question(struct kvmsr_vcpu *vcpu, unsigned int milliseconds)
-{
-	uint32_t state = __atomic_load_n(&vcpu->upcall.state, __ATOMIC_ACQUIRE);
-
-	if ((state & 3) != KVMSR_ASKED) {
-		await_change(&vcpu->upcall.state, state, milliseconds);
-		state = __atomic_load_n(&vcpu->upcall.state, __ATOMIC_ACQUIRE);
-	}
-	return (state & 3) == KVMSR_ASKED ? state : 0;
-}
-
-/* Answer a question. Return 0 if the vCPU has given it up. */
-int kvmsr_give_answer(struct kvmsr_vcpu *vcpu, uint32_t question, uint8_t verdict, uint64_t value,
-		      uint32_t name)
+/*
+ * Wait for a question, and copy it to *question. Return 0 if none came. The VMM may write nonsense
+ * here at any time, so only the copy may be checked and used.
+ */
+int kvmsr_next_question(struct kvmsr_vcpu *vcpu, struct kvmsr_upcall *question,
+			struct kvmsr_spin *spins, unsigned int milliseconds)
 {
 	struct kvmsr_upcall *upcall = &vcpu->upcall;
-	uint32_t answered = (question & ~3u) | KVMSR_ANSWERED;
+	uint32_t state = __atomic_load_n(&upcall->state, __ATOMIC_ACQUIRE);
 
-	upcall->answer = (struct kvmsr_outcome){
-		.value = value, .rule = upcall->outcome.rule, .name = name, .verdict = verdict,
-	};
-	if (!__atomic_compare_exchange_n(&upcall->state, &question, answered, 0, __ATOMIC_ACQ_REL,
-					 __ATOMIC_RELAXED))
+	if ((state & 3) != KVMSR_ASKED) {
+		await_change(upcall, state, KVMSR_PYTHON_SLEEPS, spins, milliseconds);
+		state = __atomic_load_n(&upcall->state, __ATOMIC_ACQUIRE);
+	}
+	if ((state & 3) != KVMSR_ASKED)
 		return 0;
-	kvmsr_wake(&upcall->state);
+	*question = *upcall;
+	question->state = state;
+	return 1;
+}
+
+/* Put question->outcome in place as the answer. Return 0 if the vCPU has given the question up. */
+int kvmsr_give_answer(struct kvmsr_vcpu *vcpu, const struct kvmsr_upcall *question)
+{
+	struct kvmsr_upcall *upcall = &vcpu->upcall;
+	uint32_t asked = question->state;
+
+	upcall->answer = question->outcome;
+	if (!__atomic_compare_exchange_n(&upcall->state, &asked, (asked & ~3u) | KVMSR_ANSWERED, 0,
+					 __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
+		return 0;
+	wake(upcall, KVMSR_VCPU_SLEEPS);
 	return 1;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The VMM's VMs and vCPUs, and the plan's exit reasons and filter in each VM. */
+#define _GNU_SOURCE
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -9,19 +9,19 @@
 
 #include "shim.h"
 
-static struct vm *vms;
-
-/* Set the VM's exit reasons and filter to what plan and VMM need together. The lock is held. */
+/*
+ * Set the VM's exit reasons and filter to what plan and VMM need together. Return 0, or -EPERM if the
+ * VM must not run because it cannot be under the whole plan. The lock is held.
+ */
 static int put_plan(struct vm *vm)
 {
 	static struct kvmsr_merged merged;
-	uint32_t generation = __atomic_load_n(&kvmsr_block->generation, __ATOMIC_ACQUIRE);
-	const struct kvmsr_table *table = kvmsr_table_at(kvmsr_block, kvmsr_block->active);
+	uint32_t generation = kvmsr_generation();
+	const struct kvmsr_table *table = kvmsr_table_at(kvmsr_tables, kvmsr_tables->active);
 	struct kvm_msr_filter plan = { 0 };
 	struct kvm_enable_cap cap = {
 		.cap = KVM_CAP_X86_USER_SPACE_MSR, .args = { vm->wish.reasons },
 	};
-	uint32_t lost = 0;
 
 	if (!vm->unserved) {
 		cap.args[0] |= table->reasons;
@@ -30,42 +30,33 @@ static int put_plan(struct vm *vm)
 			cap.args[0] |= KVM_MSR_EXIT_REASON_FILTER;
 		kvmsr_plan_filter(table, &plan);
 	}
-	lost = kvmsr_merge(&plan, &vm->wish.filter, &merged);
-	if (lost > kvmsr_block->lost_ranges)
-		kvmsr_block->lost_ranges = lost;
-	__atomic_store_n(&vm->generation, generation, __ATOMIC_RELEASE);
-	if (kvmsr_call(vm->fd, KVM_ENABLE_CAP, &cap) ||
-	    kvmsr_call(vm->fd, KVM_X86_SET_MSR_FILTER, &merged.filter)) {
-		kvmsr_block->failed = errno;
-		return -1;
-	}
-	__atomic_store_n(&kvmsr_block->vms[vm->number].generation, generation, __ATOMIC_RELEASE);
-	return 0;
+	vm->shared->lost_ranges = kvmsr_merge(&plan, &vm->wish.filter, &merged);
+	vm->shared->failed = kvmsr_call(vm->fd, KVM_ENABLE_CAP, &cap) ||
+			     kvmsr_call(vm->fd, KVM_X86_SET_MSR_FILTER, &merged.filter) ? errno : 0;
+	int whole = !vm->shared->lost_ranges && !vm->shared->failed && !vm->unserved;
+
+	vm->barred = !whole && kvmsr_required();
+	__atomic_store_n(&vm->generation, vm->barred ? 0 : generation, __ATOMIC_RELEASE);
+	__atomic_store_n(&vm->shared->generation, generation, __ATOMIC_RELEASE);
+	return vm->barred ? -EPERM : 0;
 }
 
-/* Set the filter of a policy that has replaced another one, before the guest runs again. */
-void kvmsr_renew(struct vm *vm)
+/*
+ * Set the filter of a policy that has replaced another one, before the guest runs again. Return 0, or
+ * -EPERM if the guest must not run.
+ */
+int kvmsr_renew(struct vm *vm)
 {
-	int before = errno;
+	int before = errno, result = 0;
 
 	pthread_mutex_lock(&kvmsr_changing);
-	if (vm->fd >= 0 && vm->generation != __atomic_load_n(&kvmsr_block->generation, __ATOMIC_ACQUIRE))
-		put_plan(vm);
+	if (vm->fd < 0) /* it keeps the filter that it has */
+		vm->generation = kvmsr_generation();
+	else if (vm->generation != kvmsr_generation())
+		result = put_plan(vm);
 	pthread_mutex_unlock(&kvmsr_changing);
 	errno = before;
-}
-
-static int is_kvm(int fd, const char *kind)
-{
-	char path[64], found[64];
-
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-	ssize_t length = readlink(path, found, sizeof(found) - 1);
-
-	if (length < 0)
-		return 0;
-	found[length] = 0;
-	return !strncmp(found, kind, strlen(kind));
+	return result;
 }
 
 /* Return the VM that FD refers to, or NULL. The lock is held. */
@@ -76,72 +67,106 @@ static struct vm *vm_of(int fd)
 	return d ? d->vm : NULL;
 }
 
-void kvmsr_new_vm(int system, int fd)
+/* Return the number of a record for a new VM; KVMSR_MAX_VMS if the VM cannot be under the policy. */
+static uint32_t record_for(int fd, int size)
 {
-	kvmsr_attach();
-	if (!kvmsr_block || !__atomic_load_n(&kvmsr_block->generation, __ATOMIC_ACQUIRE) ||
-	    !is_kvm(fd, "anon_inode:kvm-vm"))
-		return;
-	kvmsr_make_table();
-	struct descriptor *d = kvmsr_descriptor(fd);
-	struct vm *vm = calloc(1, sizeof(*vm));
-	int size = kvmsr_call(system, KVM_GET_VCPU_MMAP_SIZE, NULL);
 	uint32_t number = KVMSR_MAX_VMS;
 
-	if (d && vm && size > 0)
-		number = __atomic_fetch_add(&kvmsr_block->n_vms, 1, __ATOMIC_ACQ_REL);
-	if (number >= KVMSR_MAX_VMS) {
+	kvmsr_make_table();
+	if (kvmsr_descriptor(fd) && size > 0)
+		number = kvmsr_take_vm(kvmsr_block, program_invocation_short_name);
+	if (number == KVMSR_MAX_VMS)
 		__atomic_fetch_add(&kvmsr_block->missed, 1, __ATOMIC_RELAXED);
-		free(vm);
-		return;
+	return number;
+}
+
+/* FD is a new VM. Return 0, or -EPERM if it must not run. */
+int kvmsr_new_vm(int system, int fd)
+{
+	if (kvmsr_call(system, KVM_GET_API_VERSION, NULL) != KVM_API_VERSION)
+		return 0; /* another device that has a request with this number */
+	kvmsr_attach();
+	if (!kvmsr_block || !kvmsr_generation())
+		return kvmsr_required() ? -EPERM : 0;
+	int size = kvmsr_call(system, KVM_GET_VCPU_MMAP_SIZE, NULL);
+	int result = kvmsr_required() ? -EPERM : 0;
+
+	pthread_mutex_lock(&kvmsr_changing);
+	kvmsr_forget(fd);
+	struct vm *vm = kvmsr_spare_vm();
+	uint32_t number = vm ? record_for(fd, size) : KVMSR_MAX_VMS;
+
+	if (number < KVMSR_MAX_VMS) {
+		vm->fd = fd;
+		vm->fds = 1;
+		vm->pid = getpid();
+		vm->number = number;
+		vm->shared = kvmsr_vm_at(kvmsr_block, number);
+		vm->size = size;
+		*kvmsr_descriptor(fd) = (struct descriptor){ .vm = vm };
+		result = put_plan(vm);
 	}
-	pthread_mutex_lock(&kvmsr_changing);
-	kvmsr_forget(fd);
-	*vm = (struct vm){ .next = vms, .fd = fd, .fds = 1, .number = number, .size = size };
-	vms = d->vm = vm;
-	kvmsr_block->vms[number].pid = getpid();
-	put_plan(vm);
 	pthread_mutex_unlock(&kvmsr_changing);
+	return result;
 }
 
-/*
- * There is no room for one of the VM's vCPUs. Take the whole VM out from under the policy: that
- * vCPU's MSR exits would otherwise reach the VMM, which did not ask for them.
- */
-static void leave_alone(struct vm *vm)
+/* Return a new vCPU with its record and page; NULL if there is no room. The lock is held. */
+static struct vcpu *make_vcpu(struct vm *vm, int vm_fd, int fd, uint32_t id)
 {
-	vm->unserved = 1;
-	__atomic_fetch_add(&kvmsr_block->missed, 1, __ATOMIC_RELAXED);
-	put_plan(vm);
-}
+	struct vcpu *vcpu = kvmsr_spare_vcpu();
+	struct kvmsr_vcpu *shared = NULL;
 
-void kvmsr_new_vcpu(int vm_fd, int fd, uint32_t id)
-{
-	if (!kvmsr_block || fd < 0)
-		return;
-	pthread_mutex_lock(&kvmsr_changing);
-	kvmsr_forget(fd);
-	struct vm *vm = vm_of(vm_fd);
-	struct descriptor *d = kvmsr_descriptor(fd);
-	struct vcpu *vcpu = vm && !vm->unserved && d ? kvmsr_spare_vcpu() : NULL;
-	struct kvmsr_vcpu *shared = vcpu ? kvmsr_take_vcpu(kvmsr_block, vm->number, id) : NULL;
+	if (vcpu)
+		shared = kvmsr_take_vcpu(kvmsr_block, kvmsr_tables->max_vcpus, vm->number, id);
 	void *page = MAP_FAILED;
 
 	if (shared)
 		page = mmap(NULL, vm->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if (page != MAP_FAILED) {
-		vcpu->vm = vm;
-		vcpu->fds = 1;
-		vcpu->size = vm->size;
-		vcpu->cpu = (struct kvmsr_cpu){
-			.block = kvmsr_block, .shared = shared, .run = page, .fd = fd, .vm_fd = vm_fd,
-			.events = 1, .question = shared->upcall.state & ~3u,
-		};
-		__atomic_store_n(&d->vcpu, vcpu, __ATOMIC_RELEASE);
-	} else if (vm && !vm->unserved) {
-		leave_alone(vm);
+	if (page == MAP_FAILED) {
+		if (shared)
+			kvmsr_free_vcpu(kvmsr_block, shared);
+		return NULL;
 	}
+	vm->vcpus++;
+	vcpu->vm = vm;
+	vcpu->fds = vcpu->touched = 1;
+	vcpu->size = vm->size;
+	vcpu->cpu = (struct kvmsr_cpu){
+		.tables = kvmsr_tables, .block = kvmsr_block, .vm = vm->shared, .shared = shared,
+		.run = page, .fd = fd, .vm_fd = vm_fd, .events = 1, .access = { .vcpu = id },
+		.question = shared->upcall.state & ~3u,
+	};
+	kvmsr_spin_init(&vcpu->cpu.spin);
+	return vcpu;
+}
+
+/* FD is a new vCPU. Return 0, or -EPERM if it must not run. */
+int kvmsr_new_vcpu(int vm_fd, int fd, uint32_t id)
+{
+	if (!kvmsr_block || fd < 0)
+		return 0;
+	pthread_mutex_lock(&kvmsr_changing);
+	kvmsr_forget(fd);
+	struct vm *vm = vm_of(vm_fd);
+	struct descriptor *d = kvmsr_descriptor(fd);
+	struct vcpu *vcpu = vm && !vm->unserved && d ? make_vcpu(vm, vm_fd, fd, id) : NULL;
+
+	if (d) {
+		d->vm = NULL;
+		__atomic_store_n(&d->vcpu, vcpu, __ATOMIC_RELEASE);
+	}
+	if (vm && !vm->unserved && !vcpu) {
+		/*
+		 * Take the whole VM out from under the policy: this vCPU's MSR exits would otherwise
+		 * reach the VMM, which did not ask for them.
+		 */
+		vm->unserved = vm->shared->unserved = 1;
+		put_plan(vm);
+	}
+	int result = vm && vm->barred ? -EPERM : 0;
+
 	pthread_mutex_unlock(&kvmsr_changing);
+	return result;
 }
 
 /* The VMM has asked for MSR exits itself. KVM has accepted CAP, so it is valid. */

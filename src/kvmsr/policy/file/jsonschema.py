@@ -59,6 +59,7 @@ _SAYS: Final[dict[str, dict[str, tuple[str, dict[str, Any]]]]] = {
             },
         ),
         "scope": ("which vCPUs share the register", {"enum": [*map(str, Scope)]}),
+        "keep": ("whether the registers survive a reset of the guest", {}),
         "when": ("the condition under which the rule holds", {"$ref": "#/$defs/WhenTable"}),
         "log": ("which accesses are logged", {"enum": [*map(str, Log)]}),
     },

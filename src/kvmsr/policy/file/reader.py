@@ -194,6 +194,7 @@ class Reader:
                 reset=given.get("reset"),
                 bits=given.get("bits"),
                 scope=given.get("scope"),
+                keep=given.get("keep", False),
                 when=given.get("when"),
                 log=given.get("log"),
                 where=one_line(f"{self._name}:{line}"),

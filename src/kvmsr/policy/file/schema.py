@@ -56,6 +56,7 @@ class RuleTable(msgspec.Struct, forbid_unknown_fields=True):
     reset: int | None = None
     bits: dict[str, str] | None = None
     scope: str | None = None
+    keep: bool = False
     when: dict[str, Any] | None = None
     log: str | None = None
 

@@ -111,6 +111,8 @@ def _rule(rule: Rule) -> dict[str, Any]:
         table["bits"] = rule.bits.spec()
     if rule.scope is not Scope.THREAD:
         table["scope"] = str(rule.scope)
+    if rule.keep:
+        table["keep"] = True
     if rule.when is not None:
         table["when"] = rule.when.spec()
     if rule.log is not None:
