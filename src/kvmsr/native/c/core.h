@@ -15,9 +15,11 @@
 
 struct kvm_run;
 
-/* How long a thread spins before it sleeps: see upcall.c. */
+/* Whether a thread spins before it sleeps: see upcall.c. */
 struct kvmsr_spin {
-	uint32_t ns, most_ns;
+	uint32_t spare; /* there is more than one CPU */
+	uint32_t pause; /* number of waits without spinning after one in which it was in vain */
+	uint32_t left; /* of these */
 };
 
 /* One vCPU as its own process sees it. */

@@ -29,13 +29,15 @@
  * the one that has just failed; it goes on to answer the new question. Numbers repeat only after
  * 2**30 questions, and a vCPU that takes over the record of a closed one goes on counting.
  *
- * Sleeping and waking costs more than most answers, so a side spins a little before it sleeps, if
- * there is more than one CPU. How long, it learns: after a wait that spinning was long enough for it
- * spins up to SPIN_NS, and after each that was longer, half as long. So a vCPU that asks
- * rarely costs no spinning. A side that sleeps says so in `sleepers`, and the other one wakes it
- * only then. The sleeper sets its bit before it looks at the state for the last time (in the
- * kernel), and the waker sets the state before it looks at the bit; all of this is sequentially
- * consistent, so no wake-up is lost.
+ * Sleeping and waking costs more than most answers, so a side spins for SPIN_NS before it sleeps, if
+ * there is more than one CPU. It learns: after a wait that was longer, it does not spin in the next
+ * waits, first in 1, then in 3, 7 and so on, and after each wait that spinning was long enough for,
+ * half as many. So spinning hardly costs anything if questions are rare, or if other work needs the
+ * CPUs: a thread that spins then keeps the other side from running.
+ *
+ * A side that sleeps says so in `sleepers`, and the other one wakes it only then. The sleeper sets
+ * its bit before it looks at the state for the last time (in the kernel), and the waker sets the
+ * state before it looks at the bit; all of this is sequentially consistent, so no wake-up is lost.
  *
  * Every wait has a limit, in milliseconds, because not everything that ends it wakes the futex. The
  * vCPU has to notice that the controller has died or that the VMM wants its thread back (answer.c),
@@ -51,9 +53,8 @@
 
 #include "core.h"
 
-#define SPIN_NS 50000
-#define LEAST_SPIN_NS 1000
-#define SHORT_NS 200000
+#define SPIN_NS 30000
+#define LONGEST_PAUSE 1000 /* waits */
 
 /* Wake SLEEPER, after the state has changed, if it sleeps. */
 static void wake(struct kvmsr_upcall *upcall, uint32_t sleeper)
@@ -66,29 +67,41 @@ static void wake(struct kvmsr_upcall *upcall, uint32_t sleeper)
 void kvmsr_spin_init(struct kvmsr_spin *spin)
 {
 	cpu_set_t set;
-	int spare = !sched_getaffinity(0, sizeof(set), &set) && CPU_COUNT(&set) > 1;
 
-	spin->ns = spin->most_ns = spare ? SPIN_NS : 0;
+	*spin = (struct kvmsr_spin){ 0 };
+	spin->spare = !sched_getaffinity(0, sizeof(set), &set) && CPU_COUNT(&set) > 1;
+}
+
+static int changes(const uint32_t *state, uint32_t found)
+{
+	uint64_t end = kvmsr_now_ns() + SPIN_NS;
+
+	do {
+		for (int i = 0; i < 16; i++) {
+			if (__atomic_load_n(state, __ATOMIC_ACQUIRE) != found)
+				return 1;
+			__builtin_ia32_pause();
+		}
+	} while (kvmsr_now_ns() < end);
+	return 0;
 }
 
 /* Spin while the state is FOUND, and learn. Return whether it changed. */
-static int spin(const uint32_t *state, uint32_t found, struct kvmsr_spin *spins)
+static int spin(const uint32_t *state, uint32_t found, struct kvmsr_spin *spin)
 {
-	if (spins->ns >= LEAST_SPIN_NS) {
-		uint64_t end = kvmsr_now_ns() + spins->ns;
-
-		do {
-			for (int i = 0; i < 16; i++) {
-				if (__atomic_load_n(state, __ATOMIC_ACQUIRE) != found) {
-					spins->ns = spins->most_ns;
-					return 1;
-				}
-				__builtin_ia32_pause();
-			}
-		} while (kvmsr_now_ns() < end);
+	if (!spin->spare)
+		return 0;
+	if (spin->left) {
+		spin->left--;
+		return 0;
 	}
-	spins->ns /= 2;
-	return 0;
+	int changed = changes(state, found);
+
+	spin->pause = changed ? spin->pause / 2 : spin->pause * 2 + 1;
+	if (spin->pause > LONGEST_PAUSE)
+		spin->pause = LONGEST_PAUSE;
+	spin->left = changed ? 0 : spin->pause;
+	return changed;
 }
 
 /*
@@ -102,15 +115,11 @@ static int await_change(struct kvmsr_upcall *upcall, uint32_t found, uint32_t sl
 
 	if (spin(&upcall->state, found, spins))
 		return 0;
-	uint64_t begun = kvmsr_now_ns();
-
 	__atomic_or_fetch(&upcall->sleepers, sleeper, __ATOMIC_SEQ_CST);
 	long result = syscall(SYS_futex, &upcall->state, FUTEX_WAIT, found, &time, NULL, 0);
 	int error = errno;
 
 	__atomic_and_fetch(&upcall->sleepers, ~sleeper, __ATOMIC_SEQ_CST);
-	if (kvmsr_now_ns() - begun < SHORT_NS) /* most of it was waking up */
-		spins->ns = spins->most_ns;
 	if (!result || error == EAGAIN)
 		return 0;
 	return error == EINTR ? -EINTR : -ETIMEDOUT;
