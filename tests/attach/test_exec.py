@@ -60,7 +60,7 @@ def test_the_table_answers(tmp_path, vmm):
     assert (row["index"], row["count"], row["last_value"]) == ("0x35", COUNT, "0x1200")
 
 
-@pytest.mark.parametrize("how", ["high", "many"])
+@pytest.mark.parametrize("how", ["high", "many", "moved", "fork"])
 @pytest.mark.parametrize("policy", [CONSTANT, PYTHON], ids=["table", "handler"])
 def test_no_descriptor_escapes(tmp_path, vmm, how, policy):
     done, report = run(tmp_path, policy, *vmm, COUNT, how)

@@ -5,9 +5,12 @@
  * handler sets immediate_exit. With "deny", a filter denies MSR 0x35 and the VMM does not ask for
  * the exit; with "watch", it asks for the exit and answers 0x99. With "high", the vCPU is run
  * through a duplicate of its descriptor with a large number; with "many", it is run after 1,500
- * other vCPUs have come and gone.
+ * other vCPUs have come and gone; with "crowd", while 1,024 others exist; with "vms", while 128 other
+ * VMs exist; with "fork", after a child has tried to run it and has closed everything. With "full",
+ * the VMM's own filter has as many ranges as there can be. With "moved", the VM's first descriptor is
+ * closed, and its filter is set through another one.
  *
- *     vmm IMAGE COUNT [storm|deny|watch|high|many]
+ *     vmm IMAGE COUNT [HOW]
  */
 #include <err.h>
 #include <errno.h>
@@ -22,6 +25,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 enum { MEMORY = 16 << 20, START = 0x7c00, COUNT_AT = 4 };
@@ -62,6 +66,55 @@ static void deny(int vm)
 	checked(ioctl(vm, KVM_X86_SET_MSR_FILTER, &filter), "KVM_X86_SET_MSR_FILTER");
 }
 
+/* Use all ranges that a filter can have, for MSRs that nobody accesses. */
+static void fill(int vm)
+{
+	static uint8_t all = 0xff;
+	struct kvm_msr_filter filter = { 0 };
+
+	for (int i = 0; i < KVM_MSR_FILTER_MAX_RANGES; i++)
+		filter.ranges[i] = (struct kvm_msr_filter_range){
+			.flags = KVM_MSR_FILTER_READ, .nmsrs = 1, .base = 0x1000 + i,
+			.bitmap = &all,
+		};
+	checked(ioctl(vm, KVM_X86_SET_MSR_FILTER, &filter), "KVM_X86_SET_MSR_FILTER");
+}
+
+/* Make VMs with so many vCPUs each. */
+static void others(int kvm, int vms, int vcpus, int stay)
+{
+	for (int i = 0; i < vms; i++) {
+		int other = checked(ioctl(kvm, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
+
+		for (int id = 0; id < vcpus; id++) {
+			int vcpu = checked(ioctl(other, KVM_CREATE_VCPU, id), "KVM_CREATE_VCPU");
+
+			if (!stay)
+				close(vcpu);
+		}
+		if (!stay)
+			close(other);
+	}
+}
+
+/* KVM refuses a VM's descriptors in another process than that which created it. */
+static void try_in_child(int vm, int vcpu)
+{
+	pid_t child = checked(fork(), "fork");
+	int status;
+
+	if (!child) {
+		int good = ioctl(vcpu, KVM_RUN, 0) < 0 && errno == EIO;
+
+		close(vcpu);
+		close(vm);
+		_exit(!good);
+	}
+	checked(waitpid(child, &status, 0), "waitpid");
+	if (status)
+		errx(1, "the child ended with %#x", status);
+}
+
 static void watch(int vm)
 {
 	struct kvm_enable_cap cap = {
@@ -73,7 +126,8 @@ static void watch(int vm)
 int main(int argc, char **argv)
 {
 	if (argc < 3)
-		errx(2, "usage: vmm IMAGE COUNT [storm|deny|watch|high|many]");
+		errx(2, "usage: vmm IMAGE COUNT [HOW]");
+	const char *how = argc > 3 ? argv[3] : "";
 	uint32_t count = strtoul(argv[2], NULL, 0);
 	uint8_t *memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	FILE *image = fopen(argv[1], "rb");
@@ -82,15 +136,20 @@ int main(int argc, char **argv)
 	memcpy(memory + START + COUNT_AT, &count, sizeof(count));
 
 	int kvm = checked(open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm");
+	if (!strcmp(how, "many"))
+		others(kvm, 500, 3, 0);
+	if (!strcmp(how, "crowd"))
+		others(kvm, 16, 64, 1);
+	if (!strcmp(how, "vms"))
+		others(kvm, 128, 0, 1);
 	int vm = checked(ioctl(kvm, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
-	if (argc > 3 && !strcmp(argv[3], "many"))
-		for (int i = 0; i < 500; i++) {
-			int other = checked(ioctl(kvm, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
+	if (!strcmp(how, "moved")) {
+		int moved = checked(fcntl(vm, F_DUPFD_CLOEXEC, 900), "F_DUPFD");
 
-			for (int id = 0; id < 3; id++)
-				close(checked(ioctl(other, KVM_CREATE_VCPU, id), "KVM_CREATE_VCPU"));
-			close(other);
-		}
+		close(vm);
+		vm = moved;
+		deny(vm);
+	}
 	struct kvm_userspace_memory_region region = {
 		.memory_size = MEMORY, .userspace_addr = (uintptr_t)memory,
 	};
@@ -109,7 +168,6 @@ int main(int argc, char **argv)
 	struct kvm_regs regs = { .rip = START, .rsp = START, .rflags = 2 };
 	checked(ioctl(vcpu, KVM_SET_REGS, &regs), "KVM_SET_REGS");
 
-	const char *how = argc > 3 ? argv[3] : "";
 	if (!strcmp(how, "storm")) {
 		struct sigaction action = { .sa_handler = kick };
 		pthread_t thread;
@@ -133,6 +191,10 @@ int main(int argc, char **argv)
 		vcpu = checked(dup2(high, high + 1), "dup2");
 		close(high);
 	}
+	if (!strcmp(how, "full"))
+		fill(vm);
+	if (!strcmp(how, "fork"))
+		try_in_child(vm, vcpu);
 	unsigned long kicks = 0;
 	for (;;) {
 		if (ioctl(vcpu, KVM_RUN, 0) < 0) {
