@@ -24,7 +24,7 @@ from kvmsr.attach.control import ControlServer
 from kvmsr.attach.elf import find_vmm
 from kvmsr.attach.processes import BLOCK, Processes
 from kvmsr.attach.questions import Questions
-from kvmsr.attach.vms import Vms
+from kvmsr.attach.vms import Vms, error_name
 from kvmsr.backend import HostBackend
 from kvmsr.dispatch import Sink
 from kvmsr.errors import BackendError, UsageError
@@ -221,7 +221,7 @@ class Controller:
             waiting = [vm for vm in vms if vm.generation != tables.generation]
             for vm in vms:
                 if vm not in waiting and vm.failed:
-                    why = os.strerror(vm.failed)
+                    why = error_name(vm.failed)
                 elif vm not in waiting and vm.lost_ranges and self._require:
                     why = "its filter has no room beside the VMM's own"
                 else:

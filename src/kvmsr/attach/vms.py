@@ -17,9 +17,10 @@ from kvmsr.native.block import Block
 from kvmsr.session import VmReport
 from kvmsr.text import counted, one_line
 
-__all__ = ("Vms",)
+__all__ = ("Vms", "error_name")
 
 _MOST: Final = 1024
+_MAX_ERRNO: Final = 4096
 
 
 class Vms:
@@ -35,10 +36,14 @@ class Vms:
 
     def look(self) -> None:
         """Take note of VMs, and release records that processes left behind if they are needed."""
+        exits: dict[int, list[int]] = {}  # by VM, those of each vCPU
+        for vcpu in self._block.vcpus():
+            if vcpu.taken == lib.KVMSR_TAKEN:
+                exits.setdefault(vcpu.vm, []).append(vcpu.exits)
         for number, vm in self._block.vms():
             key = number, vm.serial
             if key in self._reports or len(self._reports) < _MOST:
-                self._reports[key] = self._report(number, vm)
+                self._reports[key] = _report(vm, exits.get(number, []), self._reports.get(key))
         if self._block.raw.n_vms >= lib.KVMSR_MAX_VMS:
             for _, vm in self._block.vms():
                 if vm.taken == lib.KVMSR_TAKEN and _is_gone(vm.pid):
@@ -56,26 +61,28 @@ class Vms:
         """Yield a line about each VM that was not under the whole policy."""
         return (loss for report in self._reports.values() for loss in report.losses)
 
-    def _report(self, number: int, vm: Any) -> VmReport:
-        process = one_line(bytes(ffi.buffer(vm.name)).partition(b"\0")[0].decode(errors="replace"))
-        own = [
-            vcpu for vcpu in self._block.vcpus()
-            if vcpu.vm == number and vcpu.taken == lib.KVMSR_TAKEN
-        ]  # fmt: skip
-        before = self._reports.get((number, vm.serial))
-        return VmReport(
-            pid=vm.pid,
-            process=process,
-            vcpus=max(len(own), before.vcpus if before else 0),
-            accesses=vm.exits + sum(vcpu.exits for vcpu in own),
-            resets=vm.resets,
-            losses=tuple(_losses(f"{process} ({vm.pid})", vm)),
-        )
+
+def _report(vm: Any, exits: list[int], before: VmReport | None) -> VmReport:
+    """
+    Return the report about a VM.
+
+    :param exits: the number of accesses of each of its vCPUs.
+    :param before: the last report.
+    """
+    process = one_line(bytes(ffi.buffer(vm.name)).partition(b"\0")[0].decode(errors="replace"))
+    return VmReport(
+        pid=vm.pid,
+        process=process,
+        vcpus=max(len(exits), before.vcpus if before else 0),
+        accesses=vm.exits + sum(exits),
+        resets=vm.resets,
+        losses=tuple(_losses(f"{process} ({vm.pid})", vm)),
+    )
 
 
 def _losses(name: str, vm: Any) -> Iterator[str]:
     if vm.failed:
-        yield f"{name}: KVM refused the policy for its VM: {os.strerror(vm.failed)}"
+        yield f"{name}: KVM refused the policy for its VM: {error_name(vm.failed)}"
     if vm.unserved:
         yield f"{name}: its VM was not under the policy: it has too many vCPUs"
     elif vm.lost_ranges:
@@ -84,6 +91,11 @@ def _losses(name: str, vm: Any) -> Iterator[str]:
             f"{name}: {ranges} of the policy found no room beside the VMM's own: MSRs in them were"
             " left to KVM"
         )
+
+
+def error_name(number: int) -> str:
+    """Return what an errno means; *number* may be any number."""
+    return os.strerror(number) if number < _MAX_ERRNO else f"error {number}"
 
 
 def _is_gone(pid: int) -> bool:

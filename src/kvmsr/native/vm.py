@@ -19,7 +19,7 @@ from kvmsr.native import lib
 from kvmsr.native.block import Block
 from kvmsr.native.table import Names, TableRule, table_rules
 from kvmsr.native.words import VERDICTS, by_number
-from kvmsr.policy import Access, Model, Op, Plain, Scope
+from kvmsr.policy import Access, Host, Model, Op, Plain, Python, Scope
 
 __all__ = ("NativeVm", "outcome_of")
 
@@ -28,6 +28,7 @@ _VALUE, _STOP = Verdict.VALUE, VERDICTS[Verdict.STOP]
 _IS_VALUE: Final = VERDICTS[Verdict.VALUE]  # hashing a member takes longer than the rest
 _THREAD, _SCOPES = 0, len(Scope)
 _MADE: Final = 1 << 63
+_ASK_PYTHON: Final = (Host, Model, Python)
 _U64: Final = (1 << 64) - 1
 _LONGEST: Final = 1 << 62
 _MAX_ASKED: Final = 4096
@@ -63,7 +64,8 @@ class NativeVm:
         self._following = threading.Lock()
         self._asked: set[tuple[int, Op, int, bool]] = set()  # what was found to be so
         self._acts: list[Callable[[Access], Outcome] | None] = [
-            None if rule is None else dispatcher.act(rule, op) for rule, op, _ in self.rules
+            dispatcher.act(rule, op) if rule and isinstance(rule.action(op), _ASK_PYTHON) else None
+            for rule, op, _ in self.rules
         ]
 
     def asks(self, access: Access, rule: int, *, stop: bool) -> bool:

@@ -23,6 +23,7 @@ class VmFacts:
     Facts about a VM.
 
     :ivar vcpus: number of vCPUs, at least 1.
+    :ivar may_grow: whether there may be more vCPUs later.
     :ivar clock: returns the guest's time in nanoseconds; it never goes backwards.
     :ivar rip: returns a vCPU's RIP, called in that vCPU's thread; None if no condition on it is
         tested in Python.
@@ -31,6 +32,7 @@ class VmFacts:
     """
 
     vcpus: int = 1
+    may_grow: bool = False
     clock: Callable[[], int] = time.monotonic_ns
     rip: Callable[[int], int] | None = None
     memory: Callable[[int, int], bytes | None] = _no_memory

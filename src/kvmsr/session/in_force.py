@@ -9,6 +9,7 @@ dispatchers that evaluate it for each VM.
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 from kvmsr.dispatch import Dispatcher, HandlerFailure, Sink
@@ -167,7 +168,20 @@ class InForce:
         """
         most = len(state.vms) if self._shared is None else lib.KVMSR_MAX_VMS
         for number, kept in enumerate(state.vms[:most]):
+            self._expect_vcpus(number, kept.vcpus)
             self._registers(number).restore(kept.as_dict())
+
+    def _expect_vcpus(self, vm: int, count: int) -> None:
+        """Let a VM's models have *count* vCPUs at least, if it may have so many later."""
+        facts = self._facts(vm)
+        with self._building:
+            found = self._dispatchers.get(vm)
+            if facts.may_grow and (found is None or found.models.vcpus < count):
+                if found is not None:
+                    self._gone.add(found)
+                self._natives.pop(vm, None)
+                vcpus = max(facts.vcpus, count)
+                self._dispatchers[vm] = self._build(replace(facts, vcpus=vcpus))
 
     def inherit(self, other: "InForce") -> None:
         """Copy the state of the models that *other* has in common."""

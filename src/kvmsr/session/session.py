@@ -154,7 +154,8 @@ class Session:
         if found is not None:
             return found
         # Python needs no RIP here: C tests the conditions.
-        return VmFacts(vcpus=self._vcpu_counts().get(number, 1), rip=lambda vcpu: 0)
+        vcpus = self._vcpu_counts().get(number, 1)
+        return VmFacts(vcpus=vcpus, may_grow=True, rip=lambda vcpu: 0)
 
     def _vcpu_counts(self) -> dict[int, int]:
         counts = {number: facts.vcpus for number, facts in self._vms.items()}

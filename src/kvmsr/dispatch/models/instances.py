@@ -114,16 +114,20 @@ class Instances:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """
-        Restore a state returned by :meth:`state`.
+        Restore a state returned by :meth:`state`. Models of units that it does not have are reset.
 
         :raises PolicyError: if it belongs to another policy's models.
         """
         names = {name: key for key, name in self._names.items()}
-        if set(state) != set(names):
-            odd = ", ".join(sorted(set(state) ^ set(names)))
+        saved = {_model_of(name) for name in state}
+        odd = {name for name in state if name not in names}
+        odd |= {name for name in names if _model_of(name) not in saved}
+        if odd:
             raise PolicyError(
-                f"this state was saved under another policy; models that differ: {odd}"
+                "this state was saved under another policy; models that differ:"
+                f" {', '.join(sorted(odd))}"
             )
+        self.reset()
         for name, kept in state.items():
             model, lock = self._found[names[name]]
             with lock:
@@ -161,12 +165,21 @@ class Instances:
                 model = cls(action.parameters, site)
                 self._initial[key] = msgspec.json.encode(model.state())
                 found = self._found[key] = model, threading.Lock()
-                name = f"{action.name} {action.key[1].decode()} {cls.scope} {unit}"
-                same = sum(other.startswith(name) for other in self._names.values())
-                # Two modules in different folders may have the same name.
-                self._names[key] = f"{name} ({same})" if same else name
+                self._names[key] = self._name(action, unit)
         return found
+
+    def _name(self, action: Model, unit: int) -> str:
+        name = f"{action.name} {action.key[1].decode()} {action.cls.scope}"
+        # Two modules in different folders may have the same name.
+        others = self._names.values()
+        same = sum(other.startswith(name) and other.endswith(f" {unit}") for other in others)
+        return f"{name} ({same}) {unit}" if same else f"{name} {unit}"
 
     def _note(self, text: str) -> None:
         if len(self.notes) < _MAX_NOTES:
             self.notes.append(one_line(" ".join(text.split())))
+
+
+def _model_of(name: str) -> str:
+    """Return an instance's name without its unit."""
+    return name.rpartition(" ")[0]
