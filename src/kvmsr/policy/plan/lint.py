@@ -15,6 +15,7 @@ from kvmsr.errors import PolicyError
 from kvmsr.msr import X2APIC, catalog
 from kvmsr.policy.access import Op, Reason
 from kvmsr.policy.actions import Host, Plain
+from kvmsr.policy.plan.as_host import differs
 from kvmsr.policy.plan.facts import KernelFacts
 from kvmsr.policy.plan.segments import Table
 from kvmsr.policy.policy import Policy
@@ -54,6 +55,7 @@ class LintId(enum.StrEnum):
     HOST_IDENTITY = "host-identity"
     HOST_VALUE = "host-value"
     HOST_WRITE = "host-write"
+    KERNEL_READ = "kernel-read"
     KERNEL_WRITE = "kernel-write"
     TSC_DEADLINE = "tsc-deadline"
     SHADOW_LIMIT = "shadow-limit"
@@ -108,7 +110,8 @@ def lint_policy(policy: Policy, kernel: KernelFacts, reads: Table, writes: Table
             yield from _not_logged(rule)
         if kernel.ignore_msrs:
             yield from _swallowed(rule, kernel)
-    yield from _kernel_writes(writes)
+    yield from _asked_as_host(reads, Op.READ)
+    yield from _asked_as_host(writes, Op.WRITE)
     if kernel.ignore_msrs:
         yield Lint(
             LintId.IGNORE_MSRS,
@@ -274,24 +277,29 @@ def _swallowed(rule: Rule, kernel: KernelFacts) -> Iterator[Lint]:
         )
 
 
-def _kernel_writes(writes: Table) -> Iterator[Lint]:
-    """Find writes that one rule takes from KVM, and another hands back to it."""
-    seen: set[int] = set()
-    for segment in writes.segments:
-        if not segment.known or not any(rule.asks_for(Op.WRITE) for rule in segment.rules):
+def _asked_as_host(table: Table, op: Op) -> Iterator[Lint]:
+    """Find accesses that one rule takes from KVM, and that then go to KVM after all."""
+    seen: set[tuple[int, str]] = set()
+    for segment in table.segments:
+        if not segment.known or not any(rule.asks_for(op) for rule in segment.rules):
             continue
-        asking = next(rule for rule in segment.rules if rule.asks_for(Op.WRITE))
+        asking = next(rule for rule in segment.rules if rule.asks_for(op))
         last = segment.rules[-1]
-        handed = next((r for r in segment.rules if r.write is Plain.KERNEL), None)
+        handed = next((r for r in segment.rules if r.action(op) is Plain.KERNEL), None)
         subject = handed or (asking if last.when is not None else None)
-        if subject is None or id(subject) in seen:
+        different = differs(op, segment.first, segment.last)
+        if subject is None or (op is Op.READ and not different):
             continue
-        seen.add(id(subject))
+        if (id(subject), different) in seen:
+            continue
+        seen.add((id(subject), different))
         name = catalog().name(segment.first) or f"{segment.first:#x}"
+        does = "reads" if op is Op.READ else "writes"
+        ioctl = "KVM_GET_MSRS" if op is Op.READ else "KVM_SET_MSRS"
         yield _lint(
             subject,
-            LintId.KERNEL_WRITE,
-            f"if the condition of {asking.where} fails, KVM writes {name} on behalf of the host"
-            " (KVM_SET_MSRS), with laxer checks than for the guest",
-            "write",
+            LintId.KERNEL_READ if op is Op.READ else LintId.KERNEL_WRITE,
+            f"if the condition of {asking.where} fails, KVM {does} {name} on behalf of the host"
+            f" ({ioctl}): {different or 'its checks are laxer than for the guest'}",
+            op,
         )
