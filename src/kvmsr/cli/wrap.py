@@ -47,7 +47,7 @@ _FRESH = """\
 
 _EXAMPLE = """\b
 Example:
-  kvmsr wrap qemu-system-x86_64 --policy quiet.toml -o /opt/quiet-qemu
+  kvmsr wrap qemu-system-x86_64 --policy quiet.toml -o /usr/local/bin/quiet-qemu
 """
 
 
@@ -73,8 +73,8 @@ def command(
     """
     Write a script that starts a VMM under a policy, for libvirt.
 
-    Use the script as the <emulator> of a libvirt domain. docs/exec.md explains what to change in
-    libvirt's confinement.
+    Use the script as the <emulator> of a libvirt domain. docs/libvirt.md explains what to allow in
+    AppArmor's and SELinux's profiles.
     """
     program = find_vmm(vmm).absolute()
     options: list[str] = []
