@@ -113,7 +113,6 @@ REGISTER = "1b0 1b0=55 1b0"
 REGISTER_SEEN = SEEN[2:5]
 
 
-@pytest.mark.xfail(strict=True, reason="shadows keep their values over a reset")
 def test_a_reset_finds_registers_as_at_power_on(tmp_path, qemu, start):
     words = guest(qemu, tmp_path, "-no-shutdown", words=REGISTER)
     process = start(under(tmp_path, *words))
