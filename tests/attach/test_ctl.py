@@ -43,19 +43,23 @@ COUNTING = bytes.fromhex(
 )
 
 
-@pytest.fixture
-def bios(tmp_path):
+def counting_bios(folder):
     image = bytearray(b"\xf4" * 65536)
     image[: len(COUNTING)] = COUNTING
     image[0xFFF0:0xFFF3] = b"\xe9\x0d\x00"  # jmp 0
-    (tmp_path / "bios.bin").write_bytes(image)
-    return tmp_path / "bios.bin"
+    (folder / "bios.bin").write_bytes(image)
+    return folder / "bios.bin"
+
+
+@pytest.fixture
+def bios(tmp_path):
+    return counting_bios(tmp_path)
 
 
 class Running:
     """QEMU under a policy, and its monitor."""
 
-    def __init__(self, folder, qemu, bios, *options, state=None):
+    def __init__(self, folder, qemu, bios, *options, state=None, pass_fds=()):
         monitor = folder / "qmp"
         monitor.unlink(missing_ok=True)
         words = words_of(
@@ -66,7 +70,7 @@ class Running:
             "-no-reboot", "-device", "isa-debug-exit,iobase=0x501,iosize=1",
             "-qmp", f"unix:{monitor},server=on,wait=off", *options,
         )  # fmt: skip
-        self.process = subprocess.Popen(words)
+        self.process = subprocess.Popen(words, pass_fds=pass_fds)
         self.monitor = Monitor(monitor)
 
     def ctl(self, *words, check=True):

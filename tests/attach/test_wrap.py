@@ -1,7 +1,6 @@
 """`kvmsr wrap`: a script that takes the place of a VMM."""
 
 import json
-import os
 import subprocess
 
 import pytest
@@ -12,9 +11,18 @@ from tests.command import call
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"needs {native.why_not()}")
 
+SHADOW = '[[rule]]\nmsr = 0x35\nread = "shadow"\nwrite = "shadow"\nreset = 0x300\n'
+
 
 def wrap(*words):
     return call("wrap", *words)
+
+
+def run(script, *words, **options):
+    return subprocess.run(
+        [script, *map(str, words)], capture_output=True, text=True, check=False, cwd="/",
+        env={"PATH": "/usr/bin:/bin"}, **options,
+    )  # fmt: skip
 
 
 @pytest.mark.kvm
@@ -23,33 +31,73 @@ def test_the_script_runs_the_vmm_under_the_policy(tmp_path, vmm):
     program, image = vmm
     script, summary = tmp_path / "wrapped", tmp_path / "msrs.json"
     done = wrap(
-        program,
-        "-o",
-        script,
-        "--policy",
-        tmp_path / "the policy.toml",
-        "--json",
-        "--summary",
-        summary,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    run = subprocess.run(
-        [script, image, str(COUNT)], capture_output=True, text=True, check=False,
-        cwd="/", env={"PATH": "/usr/bin:/bin"},
+        program, "-o", script, "--policy", tmp_path / "the policy.toml", "--json",
+        "--summary", summary,
     )  # fmt: skip
-    assert (run.returncode, run.stderr) == (7, "")
-    assert run.stdout.split()[0] == str(0x1200)
+    assert (done.returncode, done.stderr) == (0, "")
+    ended = run(script, image, COUNT)
+    assert (ended.returncode, ended.stderr) == (7, "")
+    assert ended.stdout.split()[0] == str(0x1200)
     assert json.loads(summary.read_text())["accesses"][0]["count"] == COUNT
 
 
-def test_questions_about_the_vmm_are_its_own_to_answer(tmp_path):
+@pytest.mark.parametrize(
+    "words",
+    [
+        "-S -no-user-config -nodefaults -nographic -machine none,accel=kvm:tcg -qmp unix:x"
+        " -pidfile y -daemonize",  # libvirt asks for the capabilities
+        "-M none",
+        "-machine help",
+        "-cpu help",
+        "--version",
+    ],
+)
+def test_queries_are_the_vmms_own_to_answer(tmp_path, words):
+    script, summary = tmp_path / "wrapped", tmp_path / "summary"
+    assert wrap("/bin/echo", "-o", script, "--summary", summary).returncode == 0
+    said = run(script, *words.split())
+    expected = run("/bin/echo", *words.split())
+    assert (said.stdout, said.stderr) == (expected.stdout, "")
+    assert not summary.exists()
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize(
+    "words",
+    ["-daemonize", "-machine q35 -append -machine", "-append none", "-name help -machine pc"],
+)
+def test_all_else_is_under_the_policy(tmp_path, words):
+    script, summary = tmp_path / "wrapped", tmp_path / "summary"
+    assert wrap("/bin/echo", "-o", script, "--summary", summary).returncode == 0
+    assert run(script, *words.split()).stdout == f"{words}\n"
+    assert "created no VM" in summary.read_text()
+
+
+@pytest.mark.kvm
+def test_a_guest_that_starts_anew_has_its_registers_as_at_power_on(tmp_path, vmm):
+    """One that libvirt restores, with -incoming, has those that were saved."""
+    (tmp_path / "policy.toml").write_text(SHADOW)
+    state, script = tmp_path / "the state", tmp_path / "wrapped"
+    (tmp_path / "vmm").write_text(f'#!/bin/sh\nexec {vmm[0]} {vmm[1]} "$1"\n')
+    (tmp_path / "vmm").chmod(0o755)
+    words = [tmp_path / "vmm", "-o", script, "--policy", tmp_path / "policy.toml"]
+    assert wrap(*words, "--state", state).returncode == 0
+
+    assert run(script, 1).stdout.split()[0] == str(0x300)
+    saved = json.loads(state.read_text())
+    saved["vms"][0]["shadows"]["values"] = [[0, 0x35, 0x7700]]
+    for option, value in (("-incoming", 0x7700), ("-name", 0x300)):
+        state.write_text(json.dumps(saved))
+        assert run(script, 1, option, "defer").stdout.split()[0] == str(value)
+
+
+@pytest.mark.kvm
+def test_the_folder_in_which_it_is_started_has_no_say(tmp_path):
     script = tmp_path / "wrapped"
     assert wrap("/bin/echo", "-o", script).returncode == 0
-    said = subprocess.run(
-        [script, "-S", "-machine", "none,accel=kvm:tcg"], capture_output=True, text=True, check=True
-    )
-    assert (said.stdout, said.stderr) == ("-S -machine none,accel=kvm:tcg\n", "")
-    assert os.access(script, os.X_OK)
+    (tmp_path / "json.py").write_text("raise SystemExit('not this one')")
+    done = subprocess.run([script, "x"], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout == "x\n"
 
 
 @pytest.mark.parametrize(
@@ -57,11 +105,16 @@ def test_questions_about_the_vmm_are_its_own_to_answer(tmp_path):
     [
         (["no-such-vmm", "-o", "x"], "no-such-vmm: no such program"),
         (["/bin/echo", "-o", "/no/such/x"], "-o /no/such/x: cannot be written"),
+        (["/bin/echo", "-o", "/tmp"], "-o /tmp: cannot be written"),
+        (["/bin/echo", "-o", "/bin/echo"], "-o /bin/echo: this is the VMM itself"),
         (["/bin/echo", "-o", "x", "--policy", "preset:nil"], "nil"),
+        (["/bin/echo", "-o", "x", "--summary", "/no/such/y"], "there is no folder /no/such"),
+        (["/bin/echo", "-o", "x", "--state", "/no/such/y"], "there is no folder /no/such"),
     ],
 )
-def test_what_cannot_be_wrapped_is_reported_in_one_line(words, why):
-    done = wrap(*words)
+def test_what_cannot_be_wrapped_is_reported_in_one_line(tmp_path, words, why):
+    done = call("wrap", *words, cwd=tmp_path)
     assert done.returncode in (2, 3)
     assert why in done.stderr
     assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -21,20 +21,33 @@ __all__ = ("command",)
 
 _SCRIPT = """\
 #!/bin/sh
-# Written by kvmsr wrap: starts {vmm} with its guests under a policy.
-# libvirt also starts the VMM to query its capabilities; then there is no guest.
-case " $* " in
-*" -daemonize "* | *" -machine none"* | *" -M none"* | *" -version "* | *" --version "*)
-    exec {vmm} "$@"
-    ;;
-esac
-exec {kvmsr} exec {options}-- {vmm} "$@"
+# Written by kvmsr wrap: starts a VMM with its guests under a policy.
+before= restored=
+for word do
+    case "$before $word" in
+    # Queries, such as those of libvirt for the VMM's capabilities. They run no guest.
+    "-machine none" | "-machine none,"* | "-M none" | "-M none,"* | \\
+    "-machine help" | "-M help" | "-cpu help" | "-device help" | "-accel help" | \\
+    *" -version" | *" --version" | *" -help" | *" --help" | *" -h")
+        exec {vmm} "$@"
+        ;;
+    "-incoming "*)
+        restored=yes
+        ;;
+    esac
+    before=$word
+done
+{fresh}exec {kvmsr} exec {options}-- {vmm} "$@"
 """
 
+_FRESH = """\
+# A guest that is restored has its registers as they were saved, any other as at power-on.
+[ "$restored" ] || rm -f {state}
+"""
 
 _EXAMPLE = """\b
 Example:
-  kvmsr wrap qemu-system-x86_64 --policy quiet.toml -o /opt/quiet-qemu
+  kvmsr wrap qemu-system-x86_64 --policy quiet.toml -o /usr/local/bin/quiet-qemu
 """
 
 
@@ -60,10 +73,10 @@ def command(
     """
     Write a script that starts a VMM under a policy, for libvirt.
 
-    Use the script as the <emulator> of a libvirt domain. docs/exec.md explains what to change in
-    libvirt's confinement.
+    Use the script as the <emulator> of a libvirt domain. docs/libvirt.md explains what to allow in
+    AppArmor's and SELinux's profiles.
     """
-    program = find_vmm(vmm).resolve()
+    program = find_vmm(vmm).absolute()
     options: list[str] = []
     if policy is not None:
         load_policy(policy)
@@ -71,15 +84,33 @@ def command(
         options += ["--policy", str(Path(policy).resolve()) if is_file else policy]
     for name, file in (("--log", log), ("--summary", summary), ("--state", state)):
         if file is not None:
-            options += [name, file if file == "-" else str(Path(file).absolute())]
+            options += [name, _absolute(name, file)]
     options += ["--require"] * require + ["--json"] * as_json
     script = _SCRIPT.format(
         vmm=shlex.quote(str(program)),
-        kvmsr=f"{shlex.quote(sys.executable)} -m kvmsr",
+        fresh=_FRESH.format(state=shlex.quote(_absolute("--state", state))) if state else "",
+        # -P: the folder in which the script happens to be started has no say.
+        kvmsr=f"{shlex.quote(sys.executable)} -P -m kvmsr",
         options="".join(f"{shlex.quote(word)} " for word in options),
     )
+    _write(Path(output), script, program)
+
+
+def _absolute(option: str, file: str) -> str:
+    """Return *file* as the script is to name it; raise UsageError if it cannot be written there."""
+    if file == "-":
+        return file
+    path = Path(file).absolute()
+    if not path.parent.is_dir():
+        raise UsageError(f"{option} {file}: there is no folder {path.parent}")
+    return str(path)
+
+
+def _write(output: Path, script: str, program: Path) -> None:
+    if output.exists() and output.samefile(program):
+        raise UsageError(f"-o {output}: this is the VMM itself; give the script another name")
     try:
-        Path(output).write_text(script)
-        Path(output).chmod(0o755)
+        output.write_text(script)
+        output.chmod(0o755)
     except OSError as error:
         raise UsageError(f"-o {output}: cannot be written: {error.strerror}") from None
