@@ -28,7 +28,7 @@ def required(tmp_path, policy, *vmm):
 
 
 def ends_well(tmp_path, vmm, *words):
-    """Return a program that ends with status 0 if the VMM ran its guest: the VMM itself does not."""
+    """Return a program that ends with status 0 if the VMM, which does not, has run its guest."""
     program = tmp_path / "well"
     program.write_text(f"#!/bin/sh\n{' '.join(map(str, [*vmm, *words]))}\ntest $? = 7\n")
     program.chmod(0o755)
@@ -80,7 +80,7 @@ def test_each_vm_is_named_by_its_process(tmp_path, vmm):
     other = tmp_path / "other"
     other.symlink_to(vmm[0])
     both = f"{vmm[0]} {vmm[1]} 1000; {other} {vmm[1]} 3000"
-    done, report = run(tmp_path, CONSTANT, "/bin/sh", "-c", both)
+    _, report = run(tmp_path, CONSTANT, "/bin/sh", "-c", both)
     assert [(vm["process"], vm["accesses"], vm["vcpus"]) for vm in report["vms"]] == [
         ("vmm", 1000, 1), ("other", 3000, 1),
     ]  # fmt: skip

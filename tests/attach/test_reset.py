@@ -22,7 +22,7 @@ from kvmsr.dispatch.models import Register, RegisterModel
 class Cell(RegisterModel):
     one, two = Register({MSR}), Register({MSR + 1})
 """
-MODELLED = f'[[rule]]\nmsr = [{MSR}, {MSR + 1}]\nread.model = "cell:Cell"\nwrite.model = "cell:Cell"\n'
+MODELLED = SHADOW.replace(' = "shadow"', '.model = "cell:Cell"')
 
 
 def running(tmp_path, qemu, bios, policy):
