@@ -70,6 +70,40 @@ static void decide(struct kvmsr_cpu *cpu, const struct kvmsr_table *table)
 	}
 }
 
+static int n_ranges(const struct kvm_msr_filter *filter)
+{
+	int n = 0;
+
+	for (int i = 0; i < KVM_MSR_FILTER_MAX_RANGES; i++)
+		n += filter->ranges[i].nmsrs > 0;
+	return n;
+}
+
+static uint32_t near(const struct kvm_msr_filter *filter)
+{
+	const struct kvm_msr_filter_range *r = &filter->ranges[chance(KVM_MSR_FILTER_MAX_RANGES)];
+
+	return r->base + chance(r->nmsrs + 2) - 1;
+}
+
+/* Merge two filters, and check that the result denies what either of them denies. */
+static void merge(const struct kvm_msr_filter *plan, const struct kvm_msr_filter *wish)
+{
+	static struct kvmsr_merged merged;
+	uint32_t lost = kvmsr_merge(plan, wish, &merged);
+	int exact = n_ranges(plan) + n_ranges(wish) <= KVM_MSR_FILTER_MAX_RANGES / 2;
+
+	for (int i = 0; i < 64; i++) {
+		uint32_t index = chance(8) ? near(chance(2) ? plan : wish) : number();
+		int op = chance(2);
+		int either = kvmsr_denies(plan, index, op) || kvmsr_denies(wish, index, op);
+		int both = kvmsr_denies(&merged.filter, index, op) != 0;
+
+		if (either ? !both && !lost : both && exact)
+			errx(1, "MSR %#x, op %d: either filter %d, merged %d", index, op, either, both);
+	}
+}
+
 static int try_table(struct kvmsr_cpu *cpu, const char *whole, size_t size)
 {
 	size_t room = chance(8) ? size : chance(size + 1);
@@ -89,20 +123,22 @@ static int try_table(struct kvmsr_cpu *cpu, const char *whole, size_t size)
 
 	if (good) {
 		struct kvm_msr_filter filter = { 0 }, wish = { 0 };
-		static struct kvmsr_merged merged;
-		static uint8_t bitmap[KVMSR_MAX_BITMAP];
+		static uint8_t bitmaps[4][KVMSR_MAX_BITMAP];
 
 		decide(cpu, table);
+		if (chance(16)) /* merging costs more than all else */
+			goto out;
 		kvmsr_plan_filter(table, &filter);
+		bitmaps[chance(4)][chance(KVMSR_MAX_BITMAP)] = number();
 		for (uint64_t i = chance(17); i < KVM_MSR_FILTER_MAX_RANGES; i++)
 			wish.ranges[i] = (struct kvm_msr_filter_range){
-				.flags = chance(4), .base = number(), .nmsrs = chance(0x3001),
-				.bitmap = bitmap,
+				.flags = 1 + chance(3), .base = chance(2) ? chance(0x400) : number(),
+				.nmsrs = chance(chance(4) ? 0x100 : 0x3001), .bitmap = bitmaps[chance(4)],
 			};
 		wish.flags = chance(2);
-		if (!chance(64)) /* it costs more than all else */
-			kvmsr_merge(&filter, &wish, &merged);
+		merge(&filter, &wish);
 	}
+out:
 	free(copy);
 	return good;
 }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Merge two filters, the plan's and the VMM's. The merged filter denies whatever either of them
- * denies. If one bit has to serve both reads and writes and they differ, it denies both; the exits
- * that nobody wanted go back to KVM when they come.
+ * denies. Where a range is for both reads and writes, and they differ once the filters are merged, it
+ * becomes two ranges. If there is no room for that, it denies both, and the exits that nobody wanted
+ * go back to KVM when they come.
  */
 #include <string.h>
 
@@ -38,27 +39,59 @@ void kvmsr_plan_filter(const struct kvmsr_table *table, struct kvm_msr_filter *f
 	}
 }
 
-/* Add RANGE of the filter OWN as range N, and deny in it what OTHER denies, too. */
-static void add(struct kvmsr_merged *merged, int n, const struct kvm_msr_filter_range *range,
-		const struct kvm_msr_filter *own, const struct kvm_msr_filter *other)
+/* A range of the filter `own`, which has to deny in it what `other` denies, too. */
+struct part {
+	const struct kvm_msr_filter_range *range;
+	const struct kvm_msr_filter *own, *other;
+};
+
+static int denied(const struct part *part, uint32_t i, int op)
+{
+	uint32_t index = part->range->base + i;
+
+	return part->range->flags & flag_of[op] &&
+	       (kvmsr_denies(part->own, index, op) || kvmsr_denies(part->other, index, op));
+}
+
+static uint32_t count_of(const struct part *part)
+{
+	return part->range->nmsrs > 0x3000 ? 0x3000 : part->range->nmsrs;
+}
+
+/* Does one bit of the range have to serve reads and writes that differ? */
+static int differs(const struct part *part)
+{
+	if (part->range->flags != (KVM_MSR_FILTER_READ | KVM_MSR_FILTER_WRITE))
+		return 0;
+	for (uint32_t i = 0; i < count_of(part); i++)
+		if (denied(part, i, 0) != denied(part, i, 1))
+			return 1;
+	return 0;
+}
+
+/* Add a part as range N, for the directions in FLAGS. */
+static void add(struct kvmsr_merged *merged, int n, const struct part *part, uint32_t flags)
 {
 	uint8_t *bitmap = merged->bitmaps[n];
-	uint32_t count = range->nmsrs > 0x3000 ? 0x3000 : range->nmsrs;
 
 	memset(bitmap, 0, KVMSR_MAX_BITMAP);
-	for (uint32_t i = 0; i < count; i++) {
-		int denied = 0;
-
-		for (int op = 0; op < 2; op++)
-			if (range->flags & flag_of[op])
-				denied |= kvmsr_denies(own, range->base + i, op) ||
-					  kvmsr_denies(other, range->base + i, op);
-		if (!denied)
+	for (uint32_t i = 0; i < count_of(part); i++)
+		if (!(flags & flag_of[0] && denied(part, i, 0)) &&
+		    !(flags & flag_of[1] && denied(part, i, 1)))
 			bitmap[i / 8] |= 1 << i % 8;
-	}
 	merged->filter.ranges[n] = (struct kvm_msr_filter_range){
-		.flags = range->flags, .base = range->base, .nmsrs = count, .bitmap = bitmap,
+		.flags = flags, .base = part->range->base, .nmsrs = count_of(part), .bitmap = bitmap,
 	};
+}
+
+/* Append the ranges of OWN to PARTS. Return how many there are then. */
+static int append(struct part *parts, int n, const struct kvm_msr_filter *own,
+		  const struct kvm_msr_filter *other)
+{
+	for (int i = 0; i < KVM_MSR_FILTER_MAX_RANGES; i++)
+		if (own->ranges[i].nmsrs)
+			parts[n++] = (struct part){ &own->ranges[i], own, other };
+	return n;
 }
 
 /*
@@ -72,25 +105,26 @@ uint32_t kvmsr_merge(const struct kvm_msr_filter *plan, const struct kvm_msr_fil
 {
 	int plan_denies = plan->flags & KVM_MSR_FILTER_DEFAULT_DENY;
 	int wish_denies = wish->flags & KVM_MSR_FILTER_DEFAULT_DENY;
-	uint32_t lost = 0;
-	int n = 0;
+	struct part parts[2 * KVM_MSR_FILTER_MAX_RANGES];
+	int n_parts = 0, n = 0;
 
 	memset(&merged->filter, 0, sizeof(merged->filter));
 	if (plan_denies || wish_denies)
 		merged->filter.flags = KVM_MSR_FILTER_DEFAULT_DENY;
 	if (!plan_denies)
-		for (int i = 0; i < KVM_MSR_FILTER_MAX_RANGES; i++)
-			if (wish->ranges[i].nmsrs)
-				add(merged, n++, &wish->ranges[i], wish, plan);
-	if (wish_denies && !plan_denies)
-		return 0;
-	for (int i = 0; i < KVM_MSR_FILTER_MAX_RANGES; i++) {
-		if (!plan->ranges[i].nmsrs)
-			continue;
-		if (n < KVM_MSR_FILTER_MAX_RANGES)
-			add(merged, n++, &plan->ranges[i], plan, wish);
-		else
-			lost++;
+		n_parts = append(parts, n_parts, wish, plan);
+	if (!wish_denies || plan_denies)
+		n_parts = append(parts, n_parts, plan, wish);
+	int spare = KVM_MSR_FILTER_MAX_RANGES - n_parts;
+
+	for (int i = 0; i < n_parts && n < KVM_MSR_FILTER_MAX_RANGES; i++) {
+		if (spare > 0 && differs(&parts[i])) {
+			spare--;
+			add(merged, n++, &parts[i], KVM_MSR_FILTER_READ);
+			add(merged, n++, &parts[i], KVM_MSR_FILTER_WRITE);
+		} else {
+			add(merged, n++, &parts[i], parts[i].range->flags);
+		}
 	}
-	return lost;
+	return spare < 0 ? -spare : 0;
 }
