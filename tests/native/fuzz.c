@@ -86,6 +86,20 @@ static uint32_t near(const struct kvm_msr_filter *filter)
 	return r->base + chance(r->nmsrs + 2) - 1;
 }
 
+static void any_filter(struct kvm_msr_filter *filter)
+{
+	static uint8_t bitmaps[4][KVMSR_MAX_BITMAP];
+
+	memset(filter, 0, sizeof(*filter));
+	bitmaps[chance(4)][chance(16)] = number();
+	filter->flags = !chance(4);
+	for (uint64_t i = chance(17); i < KVM_MSR_FILTER_MAX_RANGES; i++)
+		filter->ranges[i] = (struct kvm_msr_filter_range){
+			.flags = 1 + chance(3), .base = chance(4) ? chance(0x200) : number(),
+			.nmsrs = chance(chance(8) ? 0x80 : 0x3001), .bitmap = bitmaps[chance(4)],
+		};
+}
+
 /* Merge two filters, and check that the result denies what either of them denies. */
 static void merge(const struct kvm_msr_filter *plan, const struct kvm_msr_filter *wish)
 {
@@ -123,22 +137,16 @@ static int try_table(struct kvmsr_cpu *cpu, const char *whole, size_t size)
 
 	if (good) {
 		struct kvm_msr_filter filter = { 0 }, wish = { 0 };
-		static uint8_t bitmaps[4][KVMSR_MAX_BITMAP];
 
 		decide(cpu, table);
-		if (chance(16)) /* merging costs more than all else */
-			goto out;
-		kvmsr_plan_filter(table, &filter);
-		bitmaps[chance(4)][chance(KVMSR_MAX_BITMAP)] = number();
-		for (uint64_t i = chance(17); i < KVM_MSR_FILTER_MAX_RANGES; i++)
-			wish.ranges[i] = (struct kvm_msr_filter_range){
-				.flags = 1 + chance(3), .base = chance(2) ? chance(0x400) : number(),
-				.nmsrs = chance(chance(4) ? 0x100 : 0x3001), .bitmap = bitmaps[chance(4)],
-			};
-		wish.flags = chance(2);
-		merge(&filter, &wish);
+		if (!chance(16)) { /* it costs more than all else */
+			kvmsr_plan_filter(table, &filter);
+			if (chance(2))
+				any_filter(&filter);
+			any_filter(&wish);
+			merge(&filter, &wish);
+		}
 	}
-out:
 	free(copy);
 	return good;
 }
