@@ -61,9 +61,7 @@ class Block:
             self.close()
             raise HostError(f"cannot get memory for the policy: {error.strerror}") from None
         self.raw: Any = ffi.cast("struct kvmsr_block *", ffi.from_buffer(self._mapping))
-        self.tables: Any = ffi.cast(
-            "struct kvmsr_tables *", ffi.from_buffer(self._tables_mapping)
-        )
+        self.tables: Any = ffi.cast("struct kvmsr_tables *", ffi.from_buffer(self._tables_mapping))
         lib.kvmsr_block_make(self.raw, self.tables, max_vcpus)
 
     @classmethod
