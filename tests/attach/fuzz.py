@@ -112,7 +112,7 @@ class Fuzzer:
         """Replace the policy."""
         for vcpu in self.block.vcpus():  # else it waits for a second, and gives up
             vcpu.reading = 0
-        self.session.replace(POLICY, lambda: None)
+        self.session.replace(POLICY)
 
     def write(self):
         """Write a few numbers somewhere."""

@@ -15,6 +15,7 @@ from kvmsr.native import lib
 from kvmsr.session import Session
 from tests.attach import fuzz
 from tests.attach.test_exec import CONSTANT, COUNT, PYTHON, command
+from tests.command import words_of
 
 pytestmark = [
     pytest.mark.kvm,
@@ -50,6 +51,20 @@ def test_the_vmm_cannot_write_the_table(tmp_path):
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_what_runs_under_it_may_not_control_it(tmp_path):
+    code = """
+import os, subprocess, sys
+sys.exit(subprocess.run([*sys.argv[1:], str(os.getppid()), "reset"]).returncode)
+"""
+    done = subprocess.run(
+        command(tmp_path, CONSTANT, sys.executable, "-c", code, *words_of("ctl")),
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "what runs under it may not control it" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 class Asker:

@@ -34,6 +34,7 @@ _LIST_PATIENCE: Final = 2.0
 _LAST_ANSWERS: Final = 2.0
 _CREDENTIALS: Final = struct.Struct("3i")
 _SOCKETS: Final = Path("/proc/net/unix")
+_MAX_ANCESTORS: Final = 64
 _HIGHEST_PID: Final = 1 << 22
 _ERRORS: Final = {error.exit_status: error for error in (UsageError, PolicyError, HostError)}
 
@@ -92,10 +93,13 @@ class ControlServer:
     def _serve(self, peer: socket.socket) -> None:
         with peer, suppress(OSError):
             peer.settimeout(_PATIENCE)
-            if _peer(peer)[1] in (0, os.geteuid()):
-                answer = self._answer(_read(peer))
-            else:
+            pid, user = _peer(peer)
+            if user not in (0, os.geteuid()):
                 answer = {"error": "only the user who started it, and root, may control it"}
+            elif _descends_from_here(pid):  # a guest may have taken over its VMM
+                answer = {"error": "what runs under it may not control it"}
+            else:
+                answer = self._answer(_read(peer))
             peer.sendall(json.dumps(answer).encode() + b"\n")
 
     def _answer(self, data: bytes) -> dict[str, Any]:
@@ -279,6 +283,18 @@ def _controller_of(pid: int) -> int:
         if key == b"KVMSR_BLOCK" and number.isdigit():
             return int(number)
     return 0
+
+
+def _descends_from_here(pid: int) -> bool:
+    """Return whether this process has started process *pid*, or a process that did so."""
+    for _ in range(_MAX_ANCESTORS):
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it has ended
+            return False
+        if pid == os.getpid():
+            return True
+    return False
 
 
 def _read(peer: socket.socket) -> bytes:
