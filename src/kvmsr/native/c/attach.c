@@ -15,15 +15,18 @@ struct kvmsr_block *kvmsr_block;
 const struct kvmsr_tables *kvmsr_tables;
 pthread_mutex_t kvmsr_changing = PTHREAD_MUTEX_INITIALIZER;
 
+static int (*real_ioctl)(int, unsigned long, ...);
+
+static __attribute__((constructor)) void find_real(void)
+{
+	real_ioctl = (int (*)(int, unsigned long, ...))dlsym(RTLD_NEXT, "ioctl");
+}
+
 /* Call the next ioctl: the C library's, or that of another preloaded library. */
 int kvmsr_call(int fd, unsigned long request, void *argument)
 {
-	static int (*real)(int, unsigned long, ...);
-
-	if (!real)
-		real = (int (*)(int, unsigned long, ...))dlsym(RTLD_NEXT, "ioctl");
-	if (real)
-		return real(fd, request, argument);
+	if (real_ioctl)
+		return real_ioctl(fd, request, argument);
 	long result = kvmsr_ioctl(fd, request, argument);
 
 	return result < 0 ? failed(result) : result;

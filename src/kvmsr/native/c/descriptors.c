@@ -188,30 +188,45 @@ static void gone(int fd)
 	pthread_mutex_unlock(&kvmsr_changing);
 }
 
-#define REAL(name, ...)                                                                            \
-	static int (*real)(__VA_ARGS__);                                                           \
-	if (!real)                                                                                 \
-		real = (int (*)(__VA_ARGS__))dlsym(RTLD_NEXT, #name)
+/* The C library's functions, or those of another preloaded library. */
+static int (*real_close)(int), (*real_close_range)(unsigned int, unsigned int, int);
+static int (*real_dup)(int), (*real_dup2)(int, int), (*real_dup3)(int, int, int);
+static int (*real_fcntl)(int, int, ...);
+
+/*
+ * Called when the library is loaded. A child of a process with threads may call these functions
+ * between fork() and exec(), when dlsym() might wait for a lock that no thread holds any more.
+ */
+static __attribute__((constructor)) void find_real(void)
+{
+	real_close = (int (*)(int))dlsym(RTLD_NEXT, "close");
+	real_close_range =
+		(int (*)(unsigned int, unsigned int, int))dlsym(RTLD_NEXT, "close_range");
+	real_dup = (int (*)(int))dlsym(RTLD_NEXT, "dup");
+	real_dup2 = (int (*)(int, int))dlsym(RTLD_NEXT, "dup2");
+	real_dup3 = (int (*)(int, int, int))dlsym(RTLD_NEXT, "dup3");
+	real_fcntl = (int (*)(int, int, ...))dlsym(RTLD_NEXT, "fcntl");
+}
+
+/* Another library's constructor may call them before ours has run. */
+#define REAL(name) (likely(real_##name) ? real_##name : (find_real(), real_##name))
 
 PUBLIC int close(int fd)
 {
-	REAL(close, int);
 	gone(fd);
-	return real(fd);
+	return REAL(close)(fd);
 }
 
 PUBLIC int close_range(unsigned int first, unsigned int last, int flags)
 {
-	REAL(close_range, unsigned int, unsigned int, int);
-	for (uint64_t fd = first; !flags && fd <= last && fd < kvmsr_n_fds; fd++)
+	for (uint64_t fd = first; !(flags & CLOSE_RANGE_CLOEXEC) && fd <= last && fd < kvmsr_n_fds; fd++)
 		gone(fd);
-	return real ? real(first, last, flags) : (errno = ENOSYS, -1);
+	return REAL(close_range) ? real_close_range(first, last, flags) : (errno = ENOSYS, -1);
 }
 
 PUBLIC int dup(int fd)
 {
-	REAL(dup, int);
-	int made = real(fd);
+	int made = REAL(dup)(fd);
 
 	if (made >= 0 && is_known(fd))
 		same(fd, made);
@@ -221,8 +236,7 @@ PUBLIC int dup(int fd)
 /* The kernel closes WANTED if it is open; same() forgets it. */
 PUBLIC int dup2(int fd, int wanted)
 {
-	REAL(dup2, int, int);
-	int made = real(fd, wanted);
+	int made = REAL(dup2)(fd, wanted);
 
 	if (made >= 0 && (is_known(fd) || is_known(made)))
 		same(fd, made);
@@ -231,8 +245,7 @@ PUBLIC int dup2(int fd, int wanted)
 
 PUBLIC int dup3(int fd, int wanted, int flags)
 {
-	REAL(dup3, int, int, int);
-	int made = real(fd, wanted, flags);
+	int made = REAL(dup3)(fd, wanted, flags);
 
 	if (made >= 0 && (is_known(fd) || is_known(made)))
 		same(fd, made);
@@ -243,12 +256,11 @@ PUBLIC int fcntl(int fd, int command, ...)
 {
 	va_list list;
 
-	REAL(fcntl, int, int, ...);
 	va_start(list, command);
 	void *argument = va_arg(list, void *);
 
 	va_end(list);
-	int result = real(fd, command, argument);
+	int result = REAL(fcntl)(fd, command, argument);
 
 	if (result >= 0 && (command == F_DUPFD || command == F_DUPFD_CLOEXEC) && is_known(fd))
 		same(fd, result);
