@@ -11,36 +11,12 @@ import pytest
 from kvmsr import native
 from tests.attach.qmp import Monitor
 from tests.command import call, words_of
+from tests.counting import BAD, COUNTING, MSR, SHADOW
 
 pytestmark = [
     pytest.mark.kvm,
     pytest.mark.skipif(not native.available(), reason=f"needs {native.why_not()}"),
 ]
-
-MSR = 0x1B0
-BAD = 0x2A
-SHADOW = f'[[rule]]\nmsr = [{MSR}, {MSR + 1}]\nread = "shadow"\nwrite = "shadow"\n'
-
-# Counts in EBX and alternately in two MSRs, as long as all agree; otherwise it ends QEMU. There are
-# two MSRs so that, wherever the guest is stopped, one of them is not about to be written.
-COUNTING = bytes.fromhex(
-    "66b9b0010000"  # mov ecx, 0x1b0
-    "6631db"  # xor ebx, ebx
-    "0f32"  # again: rdmsr
-    "6639d8"  # cmp eax, ebx
-    "7511"  # jne bad
-    "6640"  # inc eax
-    "0f30"  # wrmsr
-    "6683f101"  # xor ecx, 1
-    "f6c101"  # test cl, 1
-    "75ec"  # jnz again
-    "6643"  # inc ebx
-    "ebe8"  # jmp again
-    "ba0105"  # bad: mov dx, 0x501
-    "b02a"  # mov al, 0x2a
-    "ee"  # out dx, al
-    "f4"  # hlt
-)
 
 
 def counting_bios(folder):

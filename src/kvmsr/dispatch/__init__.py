@@ -12,6 +12,7 @@ from kvmsr.dispatch.handlers import HandlerFailure
 from kvmsr.dispatch.host import HostMsrs
 from kvmsr.dispatch.log import MAX_MARKS, Sink
 from kvmsr.dispatch.outcome import Outcome, Verdict
+from kvmsr.dispatch.registers import Registers
 from kvmsr.dispatch.state import MAX_SHADOWS, Shadows
 
 __all__ = (
@@ -24,6 +25,7 @@ __all__ = (
     "HandlerFailure",
     "HostMsrs",
     "Outcome",
+    "Registers",
     "Shadows",
     "Sink",
     "Step",

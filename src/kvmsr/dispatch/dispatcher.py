@@ -44,7 +44,8 @@ from kvmsr.dispatch.host import HostMsrs
 from kvmsr.dispatch.log import AccessLog, Sink
 from kvmsr.dispatch.models import Instances
 from kvmsr.dispatch.outcome import Outcome, Verdict, plain_outcome
-from kvmsr.dispatch.state import Shadows
+from kvmsr.dispatch.registers import Registers
+from kvmsr.dispatch.state import holder_of
 from kvmsr.errors import BrokenInvariantError
 from kvmsr.policy import (
     Access,
@@ -59,7 +60,6 @@ from kvmsr.policy import (
     Reason,
     Rule,
     Scope,
-    Topology,
     Value,
 )
 from kvmsr.policy.plan import Plan
@@ -107,6 +107,7 @@ class Dispatcher:
     :param log: receives every access that the policy logs, with its outcome and a log line.
     :param memory: returns the given number of bytes at an address of the guest's memory, or None
         if there is no memory; for models that read it.
+    :param registers: the VM's registers, if another policy has been in force; by default, new ones.
     :param inert: neither set up nor call functions, models and the host's registers. An access
         that one of them would answer must not be passed in.
     :ivar plan: the plan.
@@ -127,17 +128,20 @@ class Dispatcher:
         host: HostMsrs | None = None,
         log: Sink | None = None,
         memory: Callable[[int, int], bytes | None] = lambda address, size: None,
+        registers: Registers | None = None,
         inert: bool = False,
     ) -> None:
         self.plan = plan
         self.conditions = Conditions(rip)
         self._host = host
         self._clock = clock
-        self._begun = clock()
+        self._registers = registers = registers or Registers()
+        if registers.begun is None:
+            registers.begun = clock()
         self._inert = inert
         self._log = AccessLog(log)
-        self.models = Instances(plan.policy.topology, vcpus, clock, memory)
-        self.shadows = Shadows()
+        self.models = Instances(plan.policy.topology, vcpus, clock, memory, registers.models)
+        self.shadows = registers.shadows
         self._handlers = Handlers(plan.policy.defaults.on_error)
         # The chain of steps for each MSR, built at the first access to it.
         self._reads: dict[int, Act] = {}
@@ -241,7 +245,7 @@ class Dispatcher:
 
     def elapsed(self) -> int:
         """Return the time since the guest began, in nanoseconds."""
-        return max(self._clock() - self._begun, 0)
+        return max(self._clock() - (self._registers.begun or 0), 0)
 
     def state(self) -> dict[str, Any]:
         """
@@ -267,13 +271,13 @@ class Dispatcher:
         self.conditions.restore(state["conditions"])
         self.models.restore(state["models"])
         self.shadows.restore(state["shadows"])
-        self._begun = self._clock() - state["elapsed"]
+        self._registers.begun = self._clock() - state["elapsed"]
 
     def reset(self) -> None:
         """Give registers and models the state that they began with. Match counts go on."""
         self.models.reset()
         self.shadows.forget()
-        self._begun = self._clock()
+        self._registers.begun = self._clock()
 
     # Preparing
 
@@ -345,7 +349,7 @@ class Dispatcher:
         self, rule: str, reset: int, scope: Scope = Scope.THREAD, bits: Bits | None = None
     ) -> Act:
         shadows = self.shadows
-        holder = _holder(self.plan.policy.topology, scope)
+        holder = holder_of(self.plan.policy.topology, scope)
 
         def act(access: Access) -> Outcome:
             if access.op == _READ:
@@ -370,7 +374,7 @@ class Dispatcher:
     def _counter(self, rule: Rule, counter: Counter) -> Act:
         """Return a counter's action. What is stored is the value it had when the guest began."""
         shadows, where, reset = self.shadows, rule.where, rule.reset
-        holder = _holder(self.plan.policy.topology, rule.scope)
+        holder = holder_of(self.plan.policy.topology, rule.scope)
 
         def act(access: Access) -> Outcome:
             who, ticks = holder(access.vcpu), counter.ticks(self.elapsed())
@@ -381,14 +385,6 @@ class Dispatcher:
             return Outcome(_DONE if kept else _FAULT, where)
 
         return act
-
-
-def _holder(topology: Topology, scope: Scope) -> Callable[[int], int]:
-    """Return a function from vCPU to the holder of its shadows; no two scopes share a number."""
-    if scope is Scope.THREAD:
-        return lambda vcpu: vcpu
-    unit, place = topology.unit, list(Scope).index(scope)
-    return lambda vcpu: -len(Scope) * unit(scope, vcpu) - place
 
 
 def _never(access: Access) -> Outcome:

@@ -7,12 +7,12 @@ The values that guests have written to shadowed MSRs.
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from kvmsr.policy import Bits
+from kvmsr.policy import Bits, Scope, Topology
 
-__all__ = ("MAX_SHADOWS", "Shadows")
+__all__ = ("MAX_SHADOWS", "Shadows", "holder_of")
 
 MAX_SHADOWS: Final = 65_536
 """Number of values kept for each VM. A guest may write any of 2**32 MSRs."""
@@ -98,3 +98,11 @@ class Shadows:
         with self._changing:
             self._values = {(holder, index): value for holder, index, value in state["values"]}
             self._written = {(holder, index) for holder, index in state["written"]}
+
+
+def holder_of(topology: Topology, scope: Scope) -> Callable[[int], int]:
+    """Return a function from vCPU to the holder of its shadows; no two scopes share a number."""
+    if scope is Scope.THREAD:
+        return lambda vcpu: vcpu
+    unit, place = topology.unit, list(Scope).index(scope)
+    return lambda vcpu: -len(Scope) * unit(scope, vcpu) - place

@@ -30,6 +30,8 @@ class NativeLoop:
     Runs a vCPU until it exits for anything but an MSR access. Call it instead of KVM_RUN.
 
     :param vm: the Python side of the VM.
+    :param side: returns the VM's Python side under the policy with the given number, because the
+        policy may be replaced while the guest runs; None if it was replaced long ago.
     :param vcpu: the vCPU's number.
     :param fd: the vCPU's file descriptor.
     :param page: the vCPU's kvm_run page.
@@ -40,13 +42,14 @@ class NativeLoop:
     def __init__(
         self,
         vm: NativeVm,
+        side: Callable[[int], NativeVm | None],
         vcpu: int,
         fd: int,
         page: memoryview,
         enter: Enter,
         stop: Callable[[Access, Outcome], None],
     ) -> None:
-        self._vm = vm
+        self._side = side
         self._fd = fd
         self._enter = enter
         self._stop = stop
@@ -74,20 +77,23 @@ class NativeLoop:
         :raises OSError: if KVM_RUN fails.
         """
         enter, run, cpu, fd = self._enter, lib.kvmsr_run, self._cpu, self._fd
-        raw, read, answer = self._outcome, self._read, self._vm.answer
+        raw, read, side = self._outcome, self._read, self._side
         ends, logs = lib.KVMSR_EXIT, lib.KVMSR_LOG
         while True:
             status = enter(fd, run, cpu)
             if status == ends:
                 return
-            access = made_access(*read())
+            access, vm = made_access(*read()), side(cpu.serial)
+            if vm is None:
+                raw.verdict = lib.KVMSR_FAULT  # never a silent zero
+                continue
             if status == logs:
-                self._vm.log(access, raw)
+                vm.log(access, raw)
                 continue
             try:
-                outcome = answer(access, raw)
+                outcome = vm.answer(access, raw)
             except BaseException:
-                raw.verdict = lib.KVMSR_FAULT  # if it runs on: never a silent zero
+                raw.verdict = lib.KVMSR_FAULT  # if it runs on
                 raise
             if outcome.verdict is _STOP:
                 self._stop(access, outcome)

@@ -15,7 +15,7 @@ from typing import Final
 from kvmsr.errors import HostError
 from kvmsr.policy import Host, Policy
 
-__all__ = ("DeviceMsrs", "host_msrs")
+__all__ = ("DeviceMsrs", "HostDevices")
 
 _DEVICES: Final = Path("/dev/cpu")
 _CPU_FIELD: Final = 36  # in /proc/…/stat, after the command's name: the CPU last run on
@@ -86,17 +86,34 @@ def running_on() -> int:
     return int(stat.rpartition(")")[2].split()[_CPU_FIELD])
 
 
-def host_msrs(policy: Policy) -> DeviceMsrs | None:
+class HostDevices:
     """
-    Return the host's MSRs if *policy* needs them; otherwise None.
+    The msr devices for all policies of a run.
 
-    :raises HostError: if it needs them and they cannot be reached.
+    They stay open until the run ends, because an access may still be on its way under a policy that
+    has been replaced.
     """
-    actions = [action for rule in policy.rules for action in (rule.read, rule.write)]
-    cpus = {action.cpu for action in actions if isinstance(action, Host)}
-    if not cpus:
-        return None
-    msrs = DeviceMsrs(writable=any(isinstance(rule.write, Host) for rule in policy.rules))
-    for cpu in cpus:
-        msrs.check(cpu)
-    return msrs
+
+    def __init__(self) -> None:
+        self._opened: dict[bool, DeviceMsrs] = {}
+
+    def for_policy(self, policy: Policy) -> DeviceMsrs | None:
+        """
+        Return the host's MSRs if *policy* needs them; otherwise None.
+
+        :raises HostError: if it needs them and they cannot be reached.
+        """
+        actions = [action for rule in policy.rules for action in (rule.read, rule.write)]
+        cpus = {action.cpu for action in actions if isinstance(action, Host)}
+        if not cpus:
+            return None
+        writable = any(isinstance(rule.write, Host) for rule in policy.rules)
+        msrs = self._opened.setdefault(writable, DeviceMsrs(writable=writable))
+        for cpu in cpus:
+            msrs.check(cpu)
+        return msrs
+
+    def close(self) -> None:
+        """Close the devices."""
+        for msrs in self._opened.values():
+            msrs.close()

@@ -8,62 +8,53 @@ dispatchers that evaluate it for each VM.
 """
 
 import threading
-from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
 
-from kvmsr.dispatch import Dispatcher, HandlerFailure, Sink
+from kvmsr.dispatch import Dispatcher, HandlerFailure, HostMsrs, Registers, Sink
 from kvmsr.native import lib
-from kvmsr.native.block import Block
-from kvmsr.native.table import Names, compile_table
+from kvmsr.native.table import compile_table
 from kvmsr.native.vm import NativeVm
 from kvmsr.policy.plan import Plan
 from kvmsr.session.facts import VmFacts
-from kvmsr.session.hostmsr import host_msrs
+from kvmsr.session.fitting import install
+from kvmsr.session.guests import Guests
 from kvmsr.session.state import State, VmState
 from kvmsr.text import counted
 
-__all__ = ("InForce", "Shared")
+__all__ = ("InForce",)
 
 _MAX_FAILURES = 32
 _MAX_NOTES = 100
 
 
-class Shared(NamedTuple):
-    """What all policies of a run share if C evaluates them."""
-
-    block: Block
-    names: Names
-
-
 class InForce:
     """
-    A policy, its plan for this KVM, and a dispatcher with the registers of each VM.
+    A policy, its plan for this KVM, and a dispatcher for each VM.
 
     A VM's dispatcher is built when it is first needed, because the VM's vCPUs are known by then.
 
     :param plan: the policy, compiled for this KVM.
     :param serial: the policy's number in the run.
-    :param facts: returns the facts of the VM with a number.
-    :param shared: the memory that C works on; None if Python evaluates the policy.
+    :param guests: the VMs of the run.
+    :param host: the host's registers, if the policy needs them.
     :param log: receives the accesses that the policy logs.
-    :raises HostError: if the host lacks what the policy needs.
     """
 
     def __init__(
         self,
         plan: Plan,
         serial: int,
-        facts: Callable[[int], VmFacts],
-        shared: Shared | None,
+        guests: Guests,
+        host: HostMsrs | None,
         log: Sink | None,
     ) -> None:
         self.plan = plan
         self.serial = serial
-        self._facts = facts
-        self._shared = shared
+        self._guests = guests
+        self._shared = guests.shared
         self._log = log
-        self._host = host_msrs(plan.policy)
+        self._host = host
+        self._has_begun = False
         self._dispatchers: dict[int, Dispatcher] = {}
         self._natives: dict[int, NativeVm] = {}
         self._gone = _Findings()
@@ -75,7 +66,7 @@ class InForce:
 
         :raises PolicyError: if a model cannot be set up.
         """
-        self._build(VmFacts(rip=lambda vcpu: 0))
+        self._build(VmFacts(rip=lambda vcpu: 0), Registers())
 
     def dispatcher(self, vm: int) -> Dispatcher:
         """
@@ -86,15 +77,21 @@ class InForce:
         with self._building:
             found = self._dispatchers.get(vm)
             if found is None:
-                found = self._dispatchers[vm] = self._build(self._facts(vm))
+                found = self._add(vm, self._guests.facts(vm))
             return found
+
+    def _add(self, vm: int, facts: VmFacts) -> Dispatcher:
+        made = self._dispatchers[vm] = self._build(facts, self._guests.registers(vm))
+        if self._has_begun:
+            made.models.take_over()
+        return made
 
     def native(self, vm: int) -> NativeVm:
         """Return the Python side of a VM whose accesses C answers."""
         assert self._shared is not None
         with self._building:
             found = self._natives.get(vm)
-            if found is not None and found.serial != self._shared.block.vm(vm).serial:
+            if found is not None and not self._guests.is_same(found.serial, vm):
                 self._gone.add(self._dispatchers.pop(vm))  # another VM has got its number
                 found = None
             if found is None:
@@ -102,14 +99,7 @@ class InForce:
                 self._natives[vm] = found
             return found
 
-    def install(self) -> None:
-        """Let C evaluate this policy from now on; do nothing if Python evaluates it."""
-        if self._shared is not None:
-            block, names = self._shared
-            logs = self._log is not None
-            block.install(compile_table(self.plan, names, serial=self.serial, logs=logs))
-
-    def _build(self, facts: VmFacts) -> Dispatcher:
+    def _build(self, facts: VmFacts, registers: Registers) -> Dispatcher:
         return Dispatcher(
             self.plan,
             vcpus=facts.vcpus,
@@ -118,7 +108,58 @@ class InForce:
             host=self._host,
             log=self._log,
             memory=facts.memory,
+            registers=registers,
         )
+
+    # In force
+
+    def get_ready(self, old: "InForce") -> None:
+        """Build the dispatchers of the VMs that *old* has, so that no reset of one goes unseen."""
+        for number in old.known():
+            self.dispatcher(number)
+            if self._shared is not None:
+                self.native(number)
+                old.native(number).follow_resets()
+
+    def begin(self) -> list[str]:
+        """
+        Answer accesses from now on, and return warnings about models.
+
+        :raises IoctlError: if KVM refuses the filter for a VM of kvmsr's own machine.
+        """
+        with self._building:
+            self._has_begun = True
+            warnings = [line for one in self.known().values() for line in one.models.take_over()]
+            self.install()
+        return warnings
+
+    def install(self) -> None:
+        """
+        Let C, or the vCPUs of kvmsr's own machine, use this policy, and set its filter.
+
+        What the filter already has KVM hand over is decided by this policy at once, so the filter
+        comes last: an access for which the policy has no rule is then handed back to KVM.
+
+        :raises IoctlError: if KVM refuses the filter for a VM of kvmsr's own machine.
+        """
+        if self._shared is not None:
+            block, names = self._shared
+            logs = self._log is not None
+            block.install(compile_table(self.plan, names, serial=self.serial, logs=logs))
+        for own in self._guests.own:
+            own.in_use.dispatcher = self.dispatcher(own.number)
+        for own in self._guests.own:
+            install(self.plan, own.vm)
+
+    def give_back(self) -> None:
+        """Give the models back to the policy before this one, which is put in force again."""
+        for one in self.known().values():
+            one.models.give_back()
+
+    def settle(self) -> None:
+        """Note that the policy is in force in all VMs: it will not be given back."""
+        for one in self.known().values():
+            one.models.settle()
 
     # Results
 
@@ -147,12 +188,18 @@ class InForce:
 
     # Registers
 
-    def state(self, vcpus: dict[int, int]) -> State:
-        """
-        Return the state of all VMs' registers.
+    def registers(self) -> list[tuple[int, Registers]]:
+        """Return the numbers and the registers of the VMs that have any."""
+        return list(self._guests.all_registers())
 
-        :param vcpus: the number of vCPUs of each VM, by the VM's number.
-        """
+    def known(self) -> dict[int, Dispatcher]:
+        """Return the dispatchers that have been built so far, by the VM's number."""
+        with self._building:
+            return dict(self._dispatchers)
+
+    def state(self) -> State:
+        """Return the state of all VMs' registers."""
+        vcpus = self._guests.vcpu_counts()
         policy = self.plan.policy.source or self.plan.policy.name
         vms = [
             VmState.of(vcpus.get(number, 1), self._registers(number).state())
@@ -173,20 +220,15 @@ class InForce:
 
     def _expect_vcpus(self, vm: int, count: int) -> None:
         """Let a VM's models have *count* vCPUs at least, if it may have so many later."""
-        facts = self._facts(vm)
+        facts = self._guests.facts(vm)
         with self._building:
             found = self._dispatchers.get(vm)
             if facts.may_grow and (found is None or found.models.vcpus < count):
                 if found is not None:
                     self._gone.add(found)
                 self._natives.pop(vm, None)
-                vcpus = max(facts.vcpus, count)
-                self._dispatchers[vm] = self._build(replace(facts, vcpus=vcpus))
-
-    def inherit(self, other: "InForce") -> None:
-        """Copy the state of the models that *other* has in common."""
-        for number, before in list(other._dispatchers.items()):
-            self.dispatcher(number).models.inherit(before.models)
+                self._guests.renew(vm)
+                self._add(vm, replace(facts, vcpus=max(facts.vcpus, count)))
 
     def reset(self) -> None:
         """Reset all VMs' registers."""
@@ -197,11 +239,6 @@ class InForce:
 
     def _registers(self, vm: int) -> "Dispatcher | NativeVm":
         return self.dispatcher(vm) if self._shared is None else self.native(vm)
-
-    def close(self) -> None:
-        """Close the host's devices."""
-        if self._host is not None:
-            self._host.close()
 
 
 class _Findings:

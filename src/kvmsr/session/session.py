@@ -18,25 +18,29 @@ from kvmsr.backend import HostBackend
 from kvmsr.dispatch import Sink
 from kvmsr.dispatch.state import MAX_SHADOWS
 from kvmsr.kvm import Kvm, Vcpu, Vm
-from kvmsr.native import lib
 from kvmsr.native.block import Block
 from kvmsr.native.summary import native_summary
 from kvmsr.native.table import Names
+from kvmsr.native.vm import NativeVm
 from kvmsr.policy import Policy
 from kvmsr.policy.plan import Plan
 from kvmsr.session.facts import VmFacts
 from kvmsr.session.fitting import fitting_plan, install, plan_for
-from kvmsr.session.in_force import InForce, Shared, refused_note
+from kvmsr.session.guests import Guests, OwnVm, Shared
+from kvmsr.session.hostmsr import HostDevices
+from kvmsr.session.in_force import InForce, refused_note
 from kvmsr.session.log import RunLog
 from kvmsr.session.result import End, RunResult, VmReport
 from kvmsr.session.state import State
-from kvmsr.session.vcpu import GuestVcpu, NativeVcpu, PythonVcpu, Stop
+from kvmsr.session.succession import Succession
+from kvmsr.session.vcpu import GuestVcpu, InUse, NativeVcpu, PythonVcpu, Stop
 from kvmsr.trace import Summary
 
 __all__ = ("Session",)
 
-_KEPT = 8
-"""Number of policies, with the one in force, whose questions and log events are still answered."""
+
+def _nothing() -> None:
+    """Wait for nothing."""
 
 
 class Session:
@@ -73,10 +77,9 @@ class Session:
         self._kvm = kvm
         self._ignore_msrs = ignore_msrs
         self._log = None if log is None else RunLog(log)
-        self._vms: dict[int, VmFacts] = {}
         self._summaries: list[Summary] = []
         self._changing = threading.Lock()
-        self._retired: list[InForce] = []
+        self._devices = HostDevices()
         self.shared: Shared | None = None
         self.restored = False
         plan = (
@@ -86,16 +89,17 @@ class Session:
         )
         if use_native and native.available() and isinstance(kvm.backend, HostBackend):
             self.shared = Shared(Block(vcpus), Names())
-        self._by_serial: dict[int, InForce] = {}
+        self._guests = Guests(self.shared)
         try:
-            self._now = self._by_serial[0] = self._in_force(plan, 0)
-            self._now.install()
+            self._policies = Succession(self._in_force(plan, 0))
+            self._policies.now.begin()
         except BaseException:
             self.close()
             raise
 
     def _in_force(self, plan: Plan, serial: int) -> InForce:
-        return InForce(plan, serial, self._facts, self.shared, self._log)
+        host = self._devices.for_policy(plan.policy)
+        return InForce(plan, serial, self._guests, host, self._log)
 
     @property
     def backend(self) -> str:
@@ -105,7 +109,7 @@ class Session:
     @property
     def plan(self) -> Plan:
         """Return the plan of the policy in force."""
-        return self._now.plan
+        return self._policies.now.plan
 
     # Guests of kvmsr's own machine
 
@@ -122,15 +126,21 @@ class Session:
             policy stops the run.
         :raises PolicyError: if a model cannot be set up for this VM.
         """
-        number = len(self._vms) if self.shared is None else self.shared.block.take_vm()
-        self._vms[number] = facts
-        dispatcher = self._now.dispatcher(number)
+        number = self._guests.add(facts)
+        now = self._policies.now
+        in_use = InUse(now.dispatcher(number))
         install(self.plan, vm)
+        self._guests.own.append(OwnVm(number, vm, in_use))
         backend = self._kvm.backend
         if self.shared is not None and isinstance(backend, HostBackend):
-            side = self._now.native(number)
-            return [NativeVcpu(vcpu, backend, side, stop(vcpu)) for vcpu in vcpus]
-        runners = [PythonVcpu(vcpu, dispatcher, stop(vcpu)) for vcpu in vcpus]
+
+            def side(serial: int) -> NativeVm | None:
+                policy = self.policy_of(serial)
+                return None if policy is None else policy.native(number)
+
+            native = now.native(number)
+            return [NativeVcpu(vcpu, backend, native, side, stop(vcpu)) for vcpu in vcpus]
+        runners = [PythonVcpu(vcpu, in_use, stop(vcpu)) for vcpu in vcpus]
         self._summaries += [runner.summary for runner in runners]
         return list[GuestVcpu](runners)
 
@@ -142,80 +152,86 @@ class Session:
 
         :raises PolicyError: if a model cannot be set up.
         """
-        self._now.check()
+        self._policies.now.check()
 
     def policy_of(self, serial: int) -> InForce | None:
         """Return the policy with number *serial* in this run; None if it was replaced long ago."""
-        return self._by_serial.get(serial)
-
-    def _facts(self, number: int) -> VmFacts:
-        """Return the facts of a VM. Of another VMM's VM, only the number of vCPUs is known."""
-        found = self._vms.get(number)
-        if found is not None:
-            return found
-        # Python needs no RIP here: C tests the conditions.
-        vcpus = self._vcpu_counts().get(number, 1)
-        return VmFacts(vcpus=vcpus, may_grow=True, rip=lambda vcpu: 0)
-
-    def _vcpu_counts(self) -> dict[int, int]:
-        counts = {number: facts.vcpus for number, facts in self._vms.items()}
-        if self.shared is not None:
-            for vcpu in self.shared.block.vcpus():
-                vm, count = vcpu.vm, vcpu.id + 1  # another VMM may have written nonsense
-                if vm < lib.KVMSR_MAX_VMS and count <= lib.KVMSR_MAX_ID:
-                    counts[vm] = max(counts.get(vm, 1), count)
-        return counts
+        return self._policies.of(serial)
 
     # Change and state
 
-    def replace(self, policy: Policy, installed: Callable[[], None]) -> list[str]:
+    def replace(self, policy: Policy, installed: Callable[[], None] = _nothing) -> list[str]:
         """
         Replace the policy in force while guests run, and return warnings about the new one.
 
         Registers keep their values, and so do models that both policies have.
 
-        :param installed: waits until all VMs have the new policy's filter. If it raises, the old
-            policy is put in force again.
+        :param installed: waits until another VMM's VMs have the new policy's filter. If it raises,
+            the old policy is put in force again.
         :raises PolicyError: if *policy* does not fit this KVM. Nothing has changed then.
         """
         with self._changing:
-            old = self._now
             plan = plan_for(policy, self._kvm, self._ignore_msrs)
-            new = self._in_force(plan, old.serial + 1)
-            try:
-                new.inherit(old)
-                self._by_serial[new.serial] = new
-                new.install()
-                installed()
-            except BaseException:
-                old.install()
-                self._by_serial.pop(new.serial, None)
-                new.close()
-                raise
-            self._now = new
-            if len(self._by_serial) > _KEPT:  # the oldest one's questions are long answered
-                self._retired.append(self._by_serial.pop(min(self._by_serial)))
-            return list(new.plan.warnings)
+            new, warnings = self._put_in_force(plan, installed)
+            self._policies.follow(new)
+            return warnings
+
+    def undo(self, installed: Callable[[], None] = _nothing) -> list[str]:
+        """
+        Return to the policy before the one in force, as :meth:`replace` does.
+
+        Registers and models keep their values; models of that policy alone have those that they
+        had when it was replaced.
+
+        :raises UsageError: if there is no policy to return to.
+        """
+        with self._changing:
+            again, warnings = self._put_in_force(self._policies.previous().plan, installed)
+            self._policies.return_to(again)
+            return warnings
+
+    def _put_in_force(self, plan: Plan, installed: Callable[[], None]) -> tuple[InForce, list[str]]:
+        policies = self._policies
+        old = policies.now
+        new = self._in_force(plan, policies.next_serial())
+        new.check()
+        new.get_ready(old)
+        policies.expect(new)
+        try:
+            warnings = new.begin()
+            installed()
+        except BaseException:
+            new.give_back()
+            old.install()
+            policies.refuse(new)
+            raise
+        new.settle()
+        return new, [*plan.warnings, *warnings]
 
     def state(self) -> State:
         """Return the state of all VMs' registers."""
         with self._changing:
-            return self._now.state(self._vcpu_counts())
+            return self._policies.now.state()
 
     def restore(self, state: State) -> None:
         """
         Restore a state returned by :meth:`state`.
 
-        :raises PolicyError: if it was saved under another policy.
+        :raises PolicyError: if it was saved under another policy. Nothing has changed then.
         """
         with self._changing:
-            self._now.restore(state)
+            before = self._policies.now.state()
+            try:
+                self._policies.now.restore(state)
+            except BaseException:
+                self._policies.now.restore(before)
+                raise
             self.restored = True
 
     def reset(self) -> None:
         """Reset all VMs' registers."""
         with self._changing:
-            self._now.reset()
+            self._policies.now.reset()
 
     # The end
 
@@ -246,8 +262,7 @@ class Session:
         :param losses: lines about what was not under the policy.
         :param vms: the VMs, if another VMM ran them.
         """
-        policies = [*self._retired, *self._by_serial.values()]
-        found = [note for one in policies for note in one.notes]
+        found = self._policies.notes
         if self.shared is not None:
             found += [
                 refused_note(vm.refused, min(vm.n_shadows, MAX_SHADOWS))
@@ -263,8 +278,8 @@ class Session:
             end,
             self.summary(),
             wall_s,
-            tuple(failure for one in policies for failure in one.failures),
-            sum(one.failure_count for one in policies),
+            tuple(self._policies.failures),
+            self._policies.failure_count,
             tuple(dict.fromkeys((*found, *notes))),
             tuple(dict.fromkeys(losses)),
             tuple(vms),
@@ -272,8 +287,7 @@ class Session:
 
     def close(self) -> None:
         """Free the shared memory and close the host's devices."""
-        for one in (*self._retired, *self._by_serial.values()):
-            one.close()
+        self._devices.close()
         if self.shared is not None:
             self.shared.block.close()
 

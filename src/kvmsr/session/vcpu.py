@@ -34,7 +34,7 @@ from kvmsr.policy import Access, Op, Reason
 from kvmsr.session.fitting import host_reads
 from kvmsr.trace import Summary
 
-__all__ = ("GuestVcpu", "NativeVcpu", "PythonVcpu", "Serve", "Stop")
+__all__ = ("GuestVcpu", "InUse", "NativeVcpu", "PythonVcpu", "Serve", "Stop")
 
 _READ, _WRITE, _FILTER = Op.READ, Op.WRITE, Reason.FILTER
 _VALUE, _DONE, _FAULT = Verdict.VALUE, Verdict.DONE, Verdict.FAULT
@@ -52,6 +52,20 @@ Serve = Callable[[Exit], bool]
 
 Stop = Callable[[Access, Outcome], None]
 """Called with the access at which the policy stops the run."""
+
+
+class InUse:
+    """
+    The dispatcher that answers a VM's accesses. Assigning another one replaces the policy of all
+    vCPUs at once. Each access is answered by one dispatcher from beginning to end.
+
+    :ivar dispatcher: the dispatcher.
+    """
+
+    __slots__ = ("dispatcher",)
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self.dispatcher = dispatcher
 
 
 class GuestVcpu(Protocol):
@@ -73,11 +87,24 @@ class GuestVcpu(Protocol):
 
 
 class NativeVcpu:
-    """A vCPU whose accesses C answers, with Python's help if it needs it."""
+    """
+    A vCPU whose accesses C answers, with Python's help if it needs it.
 
-    def __init__(self, vcpu: Vcpu, backend: HostBackend, vm: NativeVm, stop: Stop) -> None:
+    :param vm: the Python side of its VM.
+    :param side: returns the Python side of the policy with the given number; None if it was
+        replaced long ago.
+    """
+
+    def __init__(
+        self,
+        vcpu: Vcpu,
+        backend: HostBackend,
+        vm: NativeVm,
+        side: Callable[[int], NativeVm | None],
+        stop: Stop,
+    ) -> None:
         self._vcpu = vcpu
-        self._loop = NativeLoop(vm, vcpu.id, vcpu.fd, vcpu.page, backend.loop, stop)
+        self._loop = NativeLoop(vm, side, vcpu.id, vcpu.fd, vcpu.page, backend.loop, stop)
 
     @property
     def accesses(self) -> int:
@@ -97,20 +124,20 @@ class PythonVcpu:
     """
     A vCPU whose accesses a dispatcher answers.
 
+    :param in_use: has the dispatcher.
     :ivar summary: the summary of its accesses.
     :ivar accesses: number of accesses answered so far.
     """
 
-    def __init__(self, vcpu: Vcpu, dispatcher: Dispatcher, stop: Stop) -> None:
+    def __init__(self, vcpu: Vcpu, in_use: InUse, stop: Stop) -> None:
         # RIP still points to the instruction when the access is counted (step 4 above).
         self.summary = Summary(rip=lambda: vcpu.get_regs().rip)
         self.accesses = 0
         self._vcpu = vcpu
-        self._dispatcher = dispatcher
+        self._in_use = in_use
         self._stop = stop
-        self._handle = dispatcher.handle
         self._record = self.summary.record
-        self._swallows = dispatcher.plan.kernel.ignore_msrs
+        self._swallows = in_use.dispatcher.plan.kernel.ignore_msrs
 
     def run(self, serve: Serve) -> Exit:
         """Run the guest; see :class:`GuestVcpu`."""
@@ -132,40 +159,42 @@ class PythonVcpu:
 
     def _rdmsr(self, exit_: Rdmsr) -> None:
         access = _access(Access, (self._vcpu.id, _READ, exit_.index, 0, _REASONS[exit_.reason]))
+        dispatcher = self._in_use.dispatcher
         if self._swallows:
-            access = self._dispatcher.restated(access)
-        outcome = self._handle(access)
+            access = dispatcher.restated(access)
+        outcome = dispatcher.handle(access)
         verdict = outcome.verdict
         if verdict is _VALUE:
             exit_.answer(outcome.value)
         elif verdict is _FAULT:
             exit_.fault()
         else:
-            access, outcome = self._special(access, exit_, outcome)
+            access, outcome = self._special(dispatcher, access, exit_, outcome)
         self._record(access, outcome)
 
     def _wrmsr(self, exit_: Wrmsr) -> None:
         access = _access(
             Access, (self._vcpu.id, _WRITE, exit_.index, exit_.value, _REASONS[exit_.reason])
         )
+        dispatcher = self._in_use.dispatcher
         if self._swallows:
-            access = self._dispatcher.restated(access)
-        outcome = self._handle(access)
+            access = dispatcher.restated(access)
+        outcome = dispatcher.handle(access)
         verdict = outcome.verdict
         if verdict is _DONE:
             exit_.done()
         elif verdict is _FAULT:
             exit_.fault()
         else:
-            access, outcome = self._special(access, exit_, outcome)
+            access, outcome = self._special(dispatcher, access, exit_, outcome)
         self._record(access, outcome)
 
     def _special(
-        self, access: Access, exit_: Rdmsr | Wrmsr, outcome: Outcome
+        self, dispatcher: Dispatcher, access: Access, exit_: Rdmsr | Wrmsr, outcome: Outcome
     ) -> tuple[Access, Outcome]:
         """Handle an outcome that is not simply an answer: ask KVM itself, or stop the run."""
         if outcome.verdict is Verdict.KERNEL:
-            access, outcome = self._ask_kvm(access, outcome)
+            access, outcome = self._ask_kvm(dispatcher, access, outcome)
         if outcome.verdict is Verdict.STOP:
             self._stop(access, outcome)
             exit_.fault()  # an exit must be answered; the guest never sees this
@@ -177,7 +206,9 @@ class PythonVcpu:
             exit_.done()
         return access, outcome
 
-    def _ask_kvm(self, access: Access, outcome: Outcome) -> tuple[Access, Outcome]:
+    def _ask_kvm(
+        self, dispatcher: Dispatcher, access: Access, outcome: Outcome
+    ) -> tuple[Access, Outcome]:
         try:
             if access.op == _READ:
                 value = self._vcpu.get_msrs([access.index])[access.index]
@@ -189,4 +220,4 @@ class PythonVcpu:
             if access.op == _WRITE and host_reads(self._vcpu, access.index):
                 reason = Reason.INVALID  # KVM can read the MSR, so it refused the value
             access = access._replace(reason=reason)
-            return access, self._dispatcher.refused(access, outcome)
+            return access, dispatcher.refused(access, outcome)

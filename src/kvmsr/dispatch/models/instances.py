@@ -3,14 +3,21 @@
 Model instances
 ---------------
 
-Make the register models of a run: one instance for each model, set of parameters, and unit of the
+Make the register models of a VM: one instance for each model, set of parameters, and unit of the
 model's scope.
+
+Instances belong to the VM's registers, and outlive the policy: another policy that names the same
+model with the same parameters goes on with the same instance. A model from a module that has been
+read again is another class, although it has the same name. Then a new instance takes over the state
+of the old one, and also the accesses that are still on their way to it.
 """
 
 import threading
 import time
 from collections.abc import Callable, Container, Mapping
-from typing import Any, Final
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -21,7 +28,7 @@ from kvmsr.policy.registers import ModelClass
 from kvmsr.policy.topology import Topology
 from kvmsr.text import error_text, one_line
 
-__all__ = ("Instances",)
+__all__ = ("Instances", "Kept")
 
 _MAX_NOTES: Final = 100
 _READ: Final = Op.READ
@@ -29,19 +36,74 @@ _READ: Final = Op.READ
 _Key = tuple[tuple[ModelClass, bytes], int]
 
 
+class _Name(NamedTuple):
+    """What identifies an instance in all policies of a run."""
+
+    module: str
+    name: str
+    parameters: bytes
+    unit: int
+
+
+class _Cell:
+    """
+    An instance, which may be replaced while vCPUs use it.
+
+    :ivar model: the instance; changed under the lock.
+    :ivar lock: held while the instance answers.
+    :ivar topology: the topology that it was made for.
+    :ivar initial: the state that it began with, as JSON.
+    """
+
+    __slots__ = ("initial", "lock", "model", "topology")
+
+    def __init__(self, model: RegisterModel, lock: threading.Lock, topology: Topology) -> None:
+        self.initial = msgspec.json.encode(model.state())
+        self.model = model
+        self.lock = lock
+        self.topology = topology
+
+
+class Kept:
+    """
+    The instances and notes of one VM, which all policies of a run share.
+
+    :ivar notes: the first 100 lines that models want to show to the user.
+    """
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.cells: dict[_Name, _Cell] = {}
+
+    def forget_all_but(self, used: set[_Name]) -> None:
+        """Forget the instances that are not *used*."""
+        for name in self.cells.keys() - used:
+            del self.cells[name]
+
+
+class _Change(NamedTuple):
+    """An instance that is new, and the cell that has the one that it replaces, if there is one."""
+
+    name: _Name
+    cell: _Cell
+    old: _Cell | None
+    again: Callable[[], RegisterModel]
+
+
 class Instances:
     """
-    The register models of a run.
+    The register models of a VM under one policy.
 
-    The threads of several vCPUs may use them at once.
+    The threads of several vCPUs may use them at once. Until :meth:`take_over`, they change nothing
+    that other policies use.
 
     :param topology: which vCPUs share registers.
     :param vcpus: number of vCPUs.
     :param clock: returns the guest's time in nanoseconds; by default the host's monotonic clock.
     :param memory: returns the given number of bytes at an address of the guest's memory, or None
         if there is no memory.
+    :param kept: the instances of the VM; by default, there are none yet.
     :ivar vcpus: number of vCPUs.
-    :ivar notes: the first 100 lines that models want to show to the user.
     """
 
     def __init__(
@@ -50,16 +112,28 @@ class Instances:
         vcpus: int,
         clock: Callable[[], int] = time.monotonic_ns,
         memory: Callable[[int, int], bytes | None] = lambda address, size: None,
+        kept: Kept | None = None,
     ) -> None:
-        self.notes: list[str] = []
         self.vcpus = vcpus
+        self._kept = kept or Kept()
         self._topology = topology
         self._clock = clock
         self._memory = memory
-        self._found: dict[_Key, tuple[RegisterModel, threading.Lock]] = {}
+        self._found: dict[_Key, _Cell] = {}
         self._names: dict[_Key, str] = {}
-        self._initial: dict[_Key, bytes] = {}
         self._making = threading.Lock()
+        self._changes: list[_Change] | None = []  # None: they have been taken over
+        self._before: list[tuple[_Change, RegisterModel | None]] = []
+
+    @property
+    def notes(self) -> list[str]:
+        """Return the first 100 lines that models want to show to the user."""
+        return self._kept.notes
+
+    @property
+    def used(self) -> set[_Name]:
+        """Return the names of the instances."""
+        return {_name_of(key) for key in self._found.copy()}
 
     def prepare(self, action: Model, where: str) -> None:
         """
@@ -80,43 +154,91 @@ class Instances:
 
     def handler(self, action: Model) -> Callable[[Access], int | None]:
         """Return a handler that lets *action*'s model answer accesses."""
-        registers = action.cls.registers
         scope = action.cls.scope
         unit_of = self._topology.unit
-        by_unit: dict[int, tuple[RegisterModel, threading.Lock]] = {}
+        by_unit: dict[int, _Cell] = {}
 
         def answer(access: Access) -> int | None:
-            register = registers[access.index]
             unit = unit_of(scope, access.vcpu)
-            found = by_unit.get(unit)
-            if found is None:
-                found = by_unit[unit] = self._instance(action, access.vcpu)
-            model, lock = found
-            with lock:
+            cell = by_unit.get(unit)
+            if cell is None:
+                cell = by_unit[unit] = self._instance(action, access.vcpu)
+            with cell.lock:
+                model = cell.model
+                register = model.registers.get(access.index)
                 if access.op == _READ:
-                    if not register.readable:
+                    if register is None or not register.readable:
                         raise Fault
                     return model.read(register, access)
-                if not register.writable:
+                if register is None or not register.writable:
                     raise Fault
                 model.write(register, access)
                 return None
 
         return answer
 
+    # One policy after the other
+
+    def take_over(self) -> list[str]:
+        """
+        Put the new instances in the place of those that they replace, with their state.
+
+        Return a line for each model that could not restore the state, and begins anew.
+        """
+        warnings = []
+        with self._making:
+            changes, self._changes = self._changes or [], None
+        for change in changes:
+            old, cell = change.old, change.cell
+            replaced = None
+            if old is not None:
+                with cell.lock:  # it is also that of the old cell
+                    replaced = old.model
+                    try:
+                        cell.model.restore(replaced.state())
+                    except Exception as error:  # it may be anybody's code
+                        cell.model = change.again()
+                        warnings.append(
+                            f"the model {change.name.name} has changed and begins anew: its state"
+                            f" could not be taken over: {error_text(error)}"
+                        )
+                    old.model = cell.model
+            self._kept.cells[change.name] = cell
+            self._before.append((change, replaced))
+        return warnings
+
+    def give_back(self) -> None:
+        """Undo :meth:`take_over`, because the policy could not be put in force."""
+        for change, replaced in self._before:
+            if change.old is None or replaced is None:
+                self._kept.cells.pop(change.name, None)
+                continue
+            with change.cell.lock:
+                with suppress(Exception):  # what the guest has written meanwhile
+                    replaced.restore(change.cell.model.state())
+                change.old.model = replaced
+            self._kept.cells[change.name] = change.old
+        self._before.clear()
+
+    def settle(self) -> None:
+        """Forget what :meth:`give_back` needs."""
+        self._before.clear()
+
+    # State
+
     def state(self) -> dict[str, Any]:
         """Return the state of all models, as JSON types."""
         states = {}
-        for key, (model, lock) in self._found.copy().items():
-            with lock:
-                states[self._names[key]] = model.state()
+        for key, cell in self._found.copy().items():
+            with cell.lock:
+                states[self._names[key]] = cell.model.state()
         return states
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """
         Restore a state returned by :meth:`state`. Models of units that it does not have are reset.
 
-        :raises PolicyError: if it belongs to another policy's models.
+        :raises PolicyError: if it belongs to another policy's models, or a model refuses it.
         """
         names = {name: key for key, name in self._names.items()}
         saved = {_model_of(name) for name in state}
@@ -129,9 +251,14 @@ class Instances:
             )
         self.reset()
         for name, kept in state.items():
-            model, lock = self._found[names[name]]
-            with lock:
-                model.restore(kept)
+            cell = self._found[names[name]]
+            with cell.lock:
+                try:
+                    cell.model.restore(kept)
+                except Exception as error:  # the state may come from anywhere
+                    raise PolicyError(
+                        f"the state of the model {name} cannot be restored: {error_text(error)}"
+                    ) from None
 
     def reset(self, keep: Container[tuple[ModelClass, bytes]] = ()) -> None:
         """
@@ -139,21 +266,12 @@ class Instances:
 
         :param keep: the keys (:attr:`Model.key`) of models that keep their state.
         """
-        for key, (model, lock) in self._found.copy().items():
+        for key, cell in self._found.copy().items():
             if key[0] not in keep:
-                with lock:
-                    model.restore(msgspec.json.decode(self._initial[key]))
+                with cell.lock:
+                    cell.model.restore(msgspec.json.decode(cell.initial))
 
-    def inherit(self, other: "Instances") -> None:
-        """Copy the state of the models that *other*, another policy's instances, has in common."""
-        names = {name: key for key, name in self._names.items()}
-        for name, kept in other.state().items():
-            if name in names:
-                model, lock = self._found[names[name]]
-                with lock:
-                    model.restore(kept)
-
-    def _instance(self, action: Model, vcpu: int) -> tuple[RegisterModel, threading.Lock]:
+    def _instance(self, action: Model, vcpu: int) -> _Cell:
         cls: Any = action.cls
         unit = self._topology.unit(cls.scope, vcpu)
         key = (action.key, unit)
@@ -162,9 +280,8 @@ class Instances:
             if found is None:
                 members = self._topology.members(cls.scope, unit, max(self.vcpus, vcpu + 1))
                 site = Site(self._topology, unit, members, self._clock, self._note, self._memory)
-                model = cls(action.parameters, site)
-                self._initial[key] = msgspec.json.encode(model.state())
-                found = self._found[key] = model, threading.Lock()
+                make = partial(cls, action.parameters, site)
+                found = self._found[key] = self._cell(_name_of(key), cls, make)
                 self._names[key] = self._name(action, unit)
         return found
 
@@ -175,9 +292,29 @@ class Instances:
         same = sum(other.startswith(name) and other.endswith(f" {unit}") for other in others)
         return f"{name} ({same}) {unit}" if same else f"{name} {unit}"
 
+    def _cell(self, name: _Name, cls: Any, make: Callable[[], RegisterModel]) -> _Cell:
+        """Return the VM's instance if it is of this class, and otherwise a new one."""
+        old = self._kept.cells.get(name)
+        if old is not None and type(old.model) is cls and old.topology == self._topology:
+            return old
+        lock = threading.Lock() if old is None else old.lock
+        cell = _Cell(make(), lock, self._topology)
+        if self._changes is None:
+            self._kept.cells[name] = cell
+        else:
+            self._changes.append(_Change(name, cell, old, make))
+        return cell
+
     def _note(self, text: str) -> None:
-        if len(self.notes) < _MAX_NOTES:
-            self.notes.append(one_line(" ".join(text.split())))
+        notes = self._kept.notes
+        if len(notes) < _MAX_NOTES:
+            notes.append(one_line(" ".join(text.split())))
+
+
+def _name_of(key: _Key) -> _Name:
+    (cls, parameters), unit = key
+    found: Any = cls
+    return _Name(found.__module__, found.__qualname__, parameters, unit)
 
 
 def _model_of(name: str) -> str:
