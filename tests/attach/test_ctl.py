@@ -171,7 +171,7 @@ def test_registers_are_reset(tmp_path, qemu, bios):
 def test_nobody_is_there_to_ask():
     done = ctl(1, "reset", check=False)
     assert done.returncode == 2
-    assert "process 1 is neither a kvmsr exec nor a VMM" in done.stderr
+    assert "process 1 is neither a kvmsr run or exec nor a VMM" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

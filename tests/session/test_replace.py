@@ -16,7 +16,7 @@ from kvmsr import (
     load_policy,
     native,
 )
-from kvmsr.session import End, EndKind
+from kvmsr.session import Change, End, EndKind
 from tests.conftest import kvm_missing
 from tests.counting import BAD, COUNTING, MSR, SHADOW
 
@@ -142,7 +142,7 @@ def test_a_policy_that_does_not_fit_changes_nothing(tmp_path, kind):
 
         (tmp_path / "own.py").write_text(MODEL)
         with pytest.raises(UsageError, match="refused"):
-            guest.session.replace(written(tmp_path, "three.toml", OWN), refuse)
+            guest.session.replace(written(tmp_path, "three.toml", OWN), Change(installed=refuse))
         assert guest.session.plan.policy is one
         assert guest.goes_on()
 

@@ -8,8 +8,7 @@ a plan. This package is the other side: it starts the VMM, answers what needs Py
 what happened.
 """
 
-from kvmsr.attach.control import ask
 from kvmsr.attach.controller import Controller
 from kvmsr.attach.elf import find_vmm
 
-__all__ = ("Controller", "ask", "find_vmm")
+__all__ = ("Controller", "find_vmm")

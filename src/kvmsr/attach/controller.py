@@ -15,12 +15,11 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from kvmsr import native
-from kvmsr.attach.control import ControlServer
 from kvmsr.attach.elf import find_vmm
 from kvmsr.attach.processes import BLOCK, Processes
 from kvmsr.attach.questions import Questions
@@ -31,8 +30,9 @@ from kvmsr.errors import BackendError, UsageError
 from kvmsr.kvm import Kvm
 from kvmsr.native import lib
 from kvmsr.policy import Access, Policy
-from kvmsr.policy.file import load_policy
-from kvmsr.session import End, EndKind, RunResult, Session, load_state, parse_state, save_state
+from kvmsr.session import End, EndKind, RunResult, Session, load_state, save_state
+from kvmsr.session.control import ControlServer
+from kvmsr.session.requests import About, Requests
 from kvmsr.session.result import FAILED, INTERRUPTED
 from kvmsr.session.supervisor import Witness
 from kvmsr.text import counted
@@ -56,6 +56,7 @@ class Controller:
     :param log: receives the accesses that the policy logs.
     :param state: the file that keeps the registers from one run to the next.
     :param require: do not let a VM run that would not be under the whole policy.
+    :param name: what ``kvmsr ctl`` calls the run, or "".
     :param output_to_stderr: send the VMM's standard output to standard error.
     :param witness: the connection to the supervisor.
     :raises UsageError: if there is no such VMM, or no library can be preloaded into it.
@@ -71,6 +72,7 @@ class Controller:
         log: Sink | None = None,
         state: Path | None = None,
         require: bool = False,
+        name: str = "",
         output_to_stderr: bool = False,
         witness: Witness | None = None,
     ) -> None:
@@ -81,6 +83,7 @@ class Controller:
         self._witness = witness or Witness()
         self._state = state
         self._require = require
+        self._about = About("exec", shlex.join(command), name)
         self._end: End | None = None
         self._processes: Processes | None = None
         self._over = False
@@ -108,10 +111,10 @@ class Controller:
         """Run the VMM until it ends, and return the result."""
         self._begun = time.monotonic()
         with self._passing_signals_on():
-            server = ControlServer(self._control)
+            server = self._server = ControlServer(Requests(self, self._about, self._witness).handle)
             lib.kvmsr_live(self._block.tables)
             try:
-                self._witness.begin(self.session, shlex.join(self._command))
+                self._witness.begin(self.session, self._about.command)
                 self._processes = self._start()
                 self._witness.vmm(self._processes.child.pid)
                 self._serve()
@@ -189,27 +192,21 @@ class Controller:
         """End the VMM because a handler raised KeyboardInterrupt."""
         self._end = self._end or End(EndKind.STOP, INTERRUPTED, "interrupted by a handler")
 
-    # Requests
+    # Requests of kvmsr ctl
 
-    def _control(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Handle a request of ``kvmsr ctl``."""
-        match request:
-            case {"do": "policy", "file": str(file)}:
-                policy = load_policy(file)
-                return {"warnings": self.session.replace(policy, self._wait_for_filter)}
-            case {"do": "save"}:
-                return {"state": self.session.state().as_json()}
-            case {"do": "load", "state": str(text), "file": str(file)}:
-                self.session.restore(parse_state(text.encode(), file))
-                return {}
-            case {"do": "reset"}:
-                self.session.reset()
-                return {}
-            case {"do": "summary"}:
-                return self._result(End(EndKind.VMM, 0, "still running")).as_dict()
-        raise UsageError("this version of kvmsr does not know this request")
+    def stop(self, why: str) -> None:
+        """End the VMM, as the action ``stop`` does."""
+        self._end = self._end or End(EndKind.STOP, FAILED, why)
 
-    def _wait_for_filter(self) -> None:
+    def held(self) -> AbstractContextManager[None]:
+        """Do nothing: only the VMM can hold its vCPUs."""
+        return nullcontext()
+
+    def so_far(self) -> RunResult:
+        """Return the result of the run so far."""
+        return self._result(End(EndKind.RUNNING, 0, "still running"))
+
+    def installed(self) -> None:
         """
         Wait until all VMs have the policy's filter, for a second at most.
 
@@ -238,10 +235,10 @@ class Controller:
     def _result(self, end: End) -> RunResult:
         self._vms.look()
         return self.session.result(
-            shlex.join(self._command),
+            self._about.command,
             end,
             time.monotonic() - self._begun,
-            notes=[*self._questions.notes, *self._notes()],
+            notes=[*self._questions.notes, *self._notes(), *self._server.notes],
             losses=list(self._losses()),
             vms=self._vms.reports(),
         )

@@ -24,7 +24,7 @@ __all__ = ("cli", "main")
 _COMMANDS: Final = {
     "run": "Run a guest and show every MSR that it accessed.",
     "exec": "Run QEMU, or another VMM, with its guests under a policy.",
-    "ctl": "Change the policy of a running VMM; save and restore registers.",
+    "ctl": "Control what runs: replace its policy, save and restore registers, stop it.",
     "wrap": "Write a script that starts a VMM under a policy, for libvirt.",
     "policy": "Check, show, explain, import and export policies.",
     "msr": "Describe an MSR, and what KVM does with it.",

@@ -6,6 +6,7 @@ Parameters
 The types of the commands' parameters, with completion for shells.
 """
 
+import re
 from typing import Any, Final
 
 import click
@@ -13,8 +14,11 @@ from click.shell_completion import CompletionItem
 
 from kvmsr.errors import GuestMemoryError, UnknownMsrError, UsageError
 from kvmsr.msr import catalog
+from kvmsr.text import shown
 
-__all__ = ("LOG", "POLICY", "MemorySize", "MsrIndex", "Number", "PolicyFile", "Preset")
+__all__ = (
+    "LOG", "NAME", "POLICY", "MemorySize", "MsrIndex", "Number", "PolicyFile", "Preset", "RunName",
+)  # fmt: skip
 
 
 class PolicyFile(click.ParamType[str]):
@@ -116,6 +120,22 @@ class Preset(click.ParamType[str]):
         return [CompletionItem(name) for name in preset_names() if name.startswith(incomplete)]
 
 
+class RunName(click.ParamType[str]):
+    """A name for a run, which kvmsr ctl can tell from a process ID."""
+
+    name = "NAME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return *value* if it is a name."""
+        name = str(value)
+        if name and not re.fullmatch(r"[A-Za-z_][\w.:+-]{0,63}", name, re.ASCII):
+            raise UsageError(
+                f"--name {shown(name)}: a name begins with a letter and has up to 64 letters,"
+                " digits, and characters of _ . : + -"
+            )
+        return name
+
+
 POLICY: Final = click.option(
     "--policy", type=PolicyFile(), help="The policy: a TOML file, or preset:NAME."
 )
@@ -125,4 +145,7 @@ LOG: Final = click.option(
     metavar="FILE|-",
     show_default=True,
     help="The log of the accesses that the policy wants logged; - is standard error.",
+)
+NAME: Final = click.option(
+    "--name", type=RunName(), default="", help="A name for kvmsr ctl, in place of the process ID."
 )

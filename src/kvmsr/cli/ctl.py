@@ -3,93 +3,231 @@
 kvmsr ctl
 ---------
 
-Controls a running ``kvmsr exec``: its policy, the state of its registers, its summary.
+Controls a run of ``kvmsr run`` or ``kvmsr exec``: its policy, the state of its registers, its end.
+
+What talks to the run is imported by the commands that do so, so that help is fast.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
-from kvmsr.attach import ask
-from kvmsr.cli._output import echo
+from kvmsr.cli._output import echo, print_json
 from kvmsr.cli._parameters import PolicyFile
-from kvmsr.policy.file import load_policy
-from kvmsr.session import load_state, parse_state, save_state
+from kvmsr.errors import UsageError
 
 __all__ = ("command",)
 
 _EXAMPLES = """\b
 Examples:
+  kvmsr ctl                            # list what runs
   kvmsr ctl 4711 policy strict.toml
-  kvmsr ctl 4711 save before-update.json
+  kvmsr ctl web1 undo
+  kvmsr ctl web1 save before-update.json
 """
 
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+_STATE = click.Path(path_type=Path, dir_okay=False)
 
-@click.group("ctl", epilog=_EXAMPLES)
-@click.argument("pid", type=click.IntRange(min=1))
+
+class Target(click.ParamType[str]):
+    """A run, by its name or process ID."""
+
+    name = "PID|NAME"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Complete names and process IDs of this user's runs."""
+        from kvmsr.session.control import runs
+
+        found = [(word, one) for one in runs() for word in (one["name"], str(one["pid"])) if word]
+        return [
+            CompletionItem(word, help=one["command"])
+            for word, one in found
+            if word.startswith(incomplete)
+        ]
+
+
+@click.group("ctl", epilog=_EXAMPLES, invoke_without_command=True)
+@click.argument("target", type=Target(), metavar="[PID|NAME]", required=False)
+@_JSON
 @click.pass_context
-def command(ctx: click.Context, pid: int) -> None:
+def command(ctx: click.Context, target: str | None, as_json: bool) -> None:
     """
-    Change the policy of a running VMM; save and restore registers.
+    Control what runs: replace its policy, save and restore registers, stop it.
 
-    PID is the process ID of kvmsr exec, or of the VMM that it has started.
+    PID is the process ID of kvmsr run, of kvmsr exec, or of a VMM that the latter has started; NAME
+    is what was given with --name. Without either, this lists your runs.
     """
-    ctx.obj = pid
+    if target is None:
+        _list(as_json)
+    elif ctx.invoked_subcommand is None:
+        raise UsageError(f"ctl {target}: say what to do; kvmsr ctl --help lists the commands")
+    ctx.obj = target
+
+
+def _ask(target: str, **request: Any) -> dict[str, Any]:
+    from kvmsr.session.control import ask
+
+    return ask(target, request)
+
+
+def _list(as_json: bool) -> None:
+    from kvmsr.session.control import runs
+
+    found = list(runs())
+    if as_json:
+        print_json({"schema": 1, "runs": found})
+        return
+    rows = [
+        [str(one["pid"]), one["name"] or "-", one["kind"], one["policy"] or "-", one["command"]]
+        for one in found
+    ]
+    if not rows:
+        echo("Nothing of yours runs under kvmsr.")
+        return
+    for row in _aligned([["PID", "NAME", "BY", "POLICY", "COMMAND"], *rows]):
+        echo(row)
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Return rows of cells as lines, with all columns but the last one padded."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _warn(warnings: list[str]) -> None:
+    for warning in warnings:
+        echo(f"kvmsr: {warning}", err=True)
 
 
 @command.command(epilog="Example: kvmsr ctl 4711 policy strict.toml")
 @click.argument("file", type=PolicyFile())
 @click.pass_obj
-def policy(pid: int, file: str) -> None:
+def policy(target: str, file: str) -> None:
     """
-    Replace the policy.
+    Replace the policy, from the next access on.
 
     Shadowed registers keep their values, and so do models that both policies use with the same
     parameters; conditions count from 0 again. If FILE has an error, nothing changes.
     """
-    load_policy(file)  # reports its errors here
-    name = file if file.startswith("preset:") else str(Path(file).resolve())
-    for warning in ask(pid, {"do": "policy", "file": name})["warnings"]:
-        echo(f"kvmsr: {warning}", err=True)
+    name = file if file.startswith("preset:") else str(Path(file).absolute())
+    _warn(_ask(target, do="policy", file=name)["warnings"])
+
+
+@command.command(epilog="Example: kvmsr ctl 4711 show > in-force.toml")
+@_JSON
+@click.pass_obj
+def show(target: str, as_json: bool) -> None:
+    """Show the policy in force, with everything that it extends resolved."""
+    answer = _ask(target, do="show")
+    if as_json:
+        print_json({key: answer[key] for key in answer if key != "toml"})
+        return
+    echo(f"# {answer['source'] or 'no policy file'}, in force since {answer['since']}")
+    click.echo(answer["toml"], nl=False)
+
+
+@command.command(epilog="Example: kvmsr ctl 4711 undo")
+@click.pass_obj
+def undo(target: str) -> None:
+    """
+    Return to the policy before the one in force.
+
+    This can be repeated, up to 16 policies back. Registers and models keep their values.
+    """
+    answer = _ask(target, do="undo")
+    _warn(answer["warnings"])
+    echo(f"in force again: {answer['policy'] or 'the empty policy'}")
+
+
+@command.command(epilog="Example: kvmsr ctl 4711 status --json | jq .accesses")
+@_JSON
+@click.pass_obj
+def status(target: str, as_json: bool) -> None:
+    """Show what runs, under which policy, and how many accesses there were."""
+    answer = _ask(target, do="status")
+    if as_json:
+        print_json(answer)
+        return
+    rows = [
+        ["process", f"{answer['pid']}, kvmsr {answer['kind']}, since {answer['started']}"],
+        ["name", answer["name"] or "-"],
+        ["command", answer["command"]],
+        ["backend", answer["backend"]],
+        ["policy", f"{answer['policy'] or '-'}, since {answer['policy_since']}"],
+        ["replaced", f"{answer['replacements']:,} times"],
+        ["VMs", f"{answer['vms']:,}, with {answer['vcpus']:,} vCPUs"],
+        ["accesses", f"{answer['accesses']:,}"],
+    ]
+    for row in _aligned(rows):
+        echo(row)
 
 
 @command.command(epilog="Example: kvmsr ctl 4711 save before-update.json")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", type=_STATE)
 @click.pass_obj
-def save(pid: int, file: Path) -> None:
+def save(target: str, file: Path) -> None:
     """
     Save shadowed registers, models and counts to FILE.
 
-    The VMM's own snapshots do not include them. Stop the guest first, as for a snapshot.
+    Under kvmsr exec, the VMM's own snapshots do not include them; stop the guest first, as for a
+    snapshot. kvmsr run holds its guest meanwhile.
     """
-    answer = ask(pid, {"do": "save"})
-    save_state(file, parse_state(str(answer["state"]).encode(), f"process {pid}"))
+    answer = _ask(target, do="save")
+    from kvmsr.session import parse_state, save_state
+
+    save_state(file, parse_state(str(answer["state"]).encode(), target))
 
 
 @command.command(epilog="Example: kvmsr ctl 4711 load before-update.json")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.argument("file", type=_STATE)
 @click.pass_obj
-def load(pid: int, file: Path) -> None:
-    """Restore registers, models and counts from FILE. Stop the guest first."""
-    ask(pid, {"do": "load", "state": load_state(file).as_json(), "file": str(file)})
+def load(target: str, file: Path) -> None:
+    """
+    Restore registers, models and counts from FILE.
+
+    Under kvmsr exec, stop the guest first. If FILE does not fit the policy, nothing changes.
+    """
+    from kvmsr.session import load_state
+
+    _ask(target, do="load", state=load_state(file).as_json(), file=str(file))
 
 
 @command.command(epilog="Example: kvmsr ctl 4711 reset")
 @click.pass_obj
-def reset(pid: int) -> None:
+def reset(target: str) -> None:
     """
-    Reset registers, models and counts.
+    Reset registers, models and counts, as when the VM was created.
 
     kvmsr cannot see when the VMM resets its guest: do this then.
     """
-    ask(pid, {"do": "reset"})
+    _ask(target, do="reset")
 
 
 @command.command(epilog="Example: kvmsr ctl 4711 summary | jq .totals")
 @click.pass_obj
-def summary(pid: int) -> None:
+def summary(target: str) -> None:
     """Print the summary so far, as JSON."""
-    answer: dict[str, Any] = ask(pid, {"do": "summary"})
-    click.echo(json.dumps(answer, indent=2))
+    print_json(_ask(target, do="summary"))
+
+
+@command.command(epilog="Example: kvmsr ctl 4711 stop")
+@click.pass_obj
+def stop(target: str) -> None:
+    """
+    End the run, as a rule that says stop does, and wait until it has ended.
+
+    Its exit status is 6.
+    """
+    pid = int(_ask(target, do="stop")["pid"])
+    from kvmsr.session.control import wait_for_end
+
+    if not wait_for_end(pid):
+        raise UsageError(f"process {pid} was asked to stop, and has not ended after 30 seconds")

@@ -17,7 +17,7 @@ import click
 
 from kvmsr.attach import Controller
 from kvmsr.cli._console import access_log
-from kvmsr.cli._parameters import LOG, POLICY
+from kvmsr.cli._parameters import LOG, NAME, POLICY
 from kvmsr.cli._table import print_result
 from kvmsr.errors import UsageError
 from kvmsr.policy import Policy
@@ -60,6 +60,7 @@ Examples:
     is_flag=True,
     help="Do not let a VM run that would not be under the whole policy.",
 )
+@NAME
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def command(
     vmm: tuple[str, ...],
@@ -68,6 +69,7 @@ def command(
     summary: str | None,
     state: Path | None,
     require: bool,
+    name: str,
     as_json: bool,
 ) -> int:
     """
@@ -89,6 +91,7 @@ def command(
             log=sink,
             state=state,
             require=require,
+            name=name,
             output_to_stderr=to_stdout,
             witness=witness,
         )

@@ -22,15 +22,17 @@ from kvmsr import backend as backends
 from kvmsr.backend.soft import DEFAULT_PROFILE
 from kvmsr.cli._console import access_log, guest_input, guest_output
 from kvmsr.cli._output import echo
-from kvmsr.cli._parameters import LOG, POLICY, MemorySize
+from kvmsr.cli._parameters import LOG, NAME, POLICY, MemorySize
 from kvmsr.cli._progress import progress
 from kvmsr.errors import UsageError
-from kvmsr.machine import Boot, Feature, Machine, find_feature
+from kvmsr.machine import Boot, Feature, Machine, MachineDriver, find_feature
 from kvmsr.machine.arguments import to_seconds
 from kvmsr.machine.choice import choose_backend
 from kvmsr.policy import Policy
 from kvmsr.policy.file import load_policy
 from kvmsr.session import RunResult
+from kvmsr.session.control import ControlServer
+from kvmsr.session.requests import About, Requests
 from kvmsr.session.supervisor import Witness, supervise
 
 __all__ = ("command", "run_guest")
@@ -101,6 +103,7 @@ Examples:
     help="Where to write the output of the guest's serial line; - is the terminal.",
 )
 @LOG
+@NAME
 @click.option("--timeout", type=float, metavar="S", help="End the run after S seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def command(
@@ -119,6 +122,7 @@ def command(
     cpu_features: tuple[str, ...],
     serial: str,
     log: str,
+    name: str,
     timeout: float | None,
     as_json: bool,
 ) -> int:
@@ -140,6 +144,7 @@ def command(
         rules,
         serial=serial,
         log=log,
+        name=name,
         timeout=timeout,
         as_json=as_json,
         note=f"on the soft backend: {why_soft}" if why_soft else "",
@@ -169,6 +174,7 @@ def run_guest(
     *,
     serial: str = "-",
     log: str = "-",
+    name: str = "",
     timeout: float | None = None,
     as_json: bool = False,
     note: str = "",
@@ -180,6 +186,7 @@ def run_guest(
 
     :param serial: the file for the output of the serial line; ``-`` is the terminal.
     :param log: the file for accesses that the policy logs; ``-`` is standard error.
+    :param name: the run's name, or "".
     :param note: a line for the notes of the result; on a terminal it is also shown at once.
     :param witness: the connection to the supervisor.
     :param machine: arguments for :class:`~kvmsr.machine.Machine`.
@@ -196,12 +203,17 @@ def run_guest(
         if note and sys.stderr.isatty() and not as_json:
             echo(f"kvmsr: {note}", err=True)
         witness = witness or Witness()
-        witness.begin(guest.session, str(boot.image or boot.bios), timeout)
+        what = str(boot.image or boot.bios)
+        requests = Requests(MachineDriver(guest, what), About("run", what, name), witness)
+        server = ControlServer(requests.handle)
+        stack.callback(server.close)
+        witness.begin(guest.session, what, timeout)
         stack.callback(witness.end)
         result = guest.run(timeout)
         witness.end()
-    if note:
-        result = replace(result, notes=(note, *result.notes))
+    notes = [*server.notes, *([note] if note else [])]
+    if notes:
+        result = replace(result, notes=(*notes, *result.notes))
     _print(result, as_json=as_json)
     return result
 

@@ -7,6 +7,7 @@ Runs a guest: :class:`Machine`, and :class:`Boot`, which says what it boots.
 """
 
 from kvmsr.machine.cpuid import Feature, find_feature
+from kvmsr.machine.driver import MachineDriver
 from kvmsr.machine.loaders import Boot, Loaded
 from kvmsr.machine.machine import Machine
 
@@ -15,5 +16,6 @@ __all__ = (
     "Feature",
     "Loaded",
     "Machine",
+    "MachineDriver",
     "find_feature",
 )

@@ -9,6 +9,7 @@ kvmsr's own virtual machine: memory, vCPUs, a board, and a session that decides 
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Final, Self, TypeVar
 
 from kvmsr.abi import PIT_SPEAKER_DUMMY, Cap
@@ -32,6 +33,7 @@ from kvmsr.machine.choice import choose_backend
 from kvmsr.machine.cpuid import Feature, guest_cpuid, to_features
 from kvmsr.machine.cpustate import apply_start
 from kvmsr.machine.diagnose import where
+from kvmsr.machine.gate import Gate
 from kvmsr.machine.interrupts import interrupt_routes
 from kvmsr.machine.layout import ACPI_BASE, FOUR_GIB, IDENTITY_MAP, TSS_PAGES, Layout
 from kvmsr.machine.loaders import Boot, Guest, Loaded, load
@@ -116,6 +118,7 @@ class Machine:
             backend, why_soft = choose_backend(backend)
             self._notes += [f"on the soft backend: {why_soft}"] if why_soft else []
         self.over = False
+        self.gate = Gate()
         self._end: End | None = None
         self._news = threading.Event()  # the run is over, or every vCPU may be asleep
         self._ending = threading.Lock()
@@ -307,6 +310,10 @@ class Machine:
     def _debug_exit(self, value: int) -> None:
         detail = f"the guest wrote {value:#x} to the debug exit"
         self.end(End(EndKind.DEBUG_EXIT, (value << 1 | 1) & 0xFF, detail))
+
+    def held(self) -> AbstractContextManager[None]:
+        """Return a context in which no vCPU runs; :class:`UsageError` if one does not stop."""
+        return self.gate.shut(self._threads, self._kick)
 
     def _kick(self) -> None:
         for vcpu in self.vcpus:

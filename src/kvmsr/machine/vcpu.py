@@ -34,6 +34,7 @@ from kvmsr.kvm.exits import (
 )
 from kvmsr.machine.board import Board
 from kvmsr.machine.diagnose import explain_emulation_failure, explain_internal
+from kvmsr.machine.gate import Gate
 from kvmsr.session import End, EndKind, GuestVcpu
 from kvmsr.session.result import CRASHED, INTERRUPTED
 
@@ -55,6 +56,7 @@ class Runner(Protocol):
 
     vm: Vm
     board: Board
+    gate: Gate
     over: bool
 
     def end(self, end: End) -> None:
@@ -108,6 +110,7 @@ class VcpuThread(threading.Thread):
     def _loop(self) -> None:
         runner, guest = self._runner, self._guest
         while not runner.over:
+            runner.gate.pass_through()
             exit_ = guest.run(self._serve)
             if type(exit_) is Interrupted:
                 self._look_whether_asleep()

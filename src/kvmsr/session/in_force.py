@@ -55,6 +55,7 @@ class InForce:
         self._log = log
         self._host = host
         self._has_begun = False
+        self._table = b""
         self._dispatchers: dict[int, Dispatcher] = {}
         self._natives: dict[int, NativeVm] = {}
         self._gone = _Findings()
@@ -133,6 +134,12 @@ class InForce:
             self.install()
         return warnings
 
+    def compile(self) -> None:
+        """Compile the table for C, which gives the rules' names their numbers."""
+        if self._shared is not None:
+            names, logs = self._shared.names, self._log is not None
+            self._table = compile_table(self.plan, names, serial=self.serial, logs=logs)
+
     def install(self) -> None:
         """
         Let C, or the vCPUs of kvmsr's own machine, use this policy, and set its filter.
@@ -143,9 +150,9 @@ class InForce:
         :raises IoctlError: if KVM refuses the filter for a VM of kvmsr's own machine.
         """
         if self._shared is not None:
-            block, names = self._shared
-            logs = self._log is not None
-            block.install(compile_table(self.plan, names, serial=self.serial, logs=logs))
+            if not self._table:
+                self.compile()
+            self._shared.block.install(self._table)
         for own in self._guests.own:
             own.in_use.dispatcher = self.dispatcher(own.number)
         for own in self._guests.own:

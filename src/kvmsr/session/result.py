@@ -25,7 +25,7 @@ INTERRUPTED: Final = 130
 
 
 class EndKind(enum.StrEnum):
-    """How a run ended."""
+    """How a run ended, or that it has not."""
 
     DEBUG_EXIT = "debug-exit"
     HALT = "halt"
@@ -36,6 +36,7 @@ class EndKind(enum.StrEnum):
     STOP = "stop"
     ERROR = "error"
     VMM = "vmm"
+    RUNNING = "running"
 
 
 @dataclass(frozen=True, slots=True)

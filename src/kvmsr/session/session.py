@@ -10,13 +10,15 @@ end. It does not matter which VMM drives the guests.
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Self
+from dataclasses import dataclass
+from typing import Final, Self
 
 from kvmsr import native
 from kvmsr.abi import Cap
 from kvmsr.backend import HostBackend
 from kvmsr.dispatch import Sink
 from kvmsr.dispatch.state import MAX_SHADOWS
+from kvmsr.errors import PolicyError
 from kvmsr.kvm import Kvm, Vcpu, Vm
 from kvmsr.native.block import Block
 from kvmsr.native.summary import native_summary
@@ -36,11 +38,26 @@ from kvmsr.session.succession import Succession
 from kvmsr.session.vcpu import GuestVcpu, InUse, NativeVcpu, PythonVcpu, Stop
 from kvmsr.trace import Summary
 
-__all__ = ("Session",)
+__all__ = ("Change", "Session")
 
 
-def _nothing() -> None:
-    """Wait for nothing."""
+@dataclass(frozen=True, slots=True)
+class Change:
+    """
+    What a change of the policy involves outside of the session.
+
+    :ivar announce: called before a policy comes into force, with the session and the policy; and
+        again with the policy before it, if that stays in force after all.
+    :ivar installed: waits until another VMM's VMs have the new policy's filter. If it raises, the
+        old policy is put in force again.
+    """
+
+    announce: Callable[["Session", Policy], None] = lambda session, policy: None
+    installed: Callable[[], None] = lambda: None
+
+
+_OWN: Final = Change()
+"""A change of the policy of kvmsr's own machine alone."""
 
 
 class Session:
@@ -107,6 +124,20 @@ class Session:
         return self._kvm.backend.name
 
     @property
+    def since(self) -> float:
+        """Return when the policy in force came into force, in seconds since the epoch."""
+        return self._policies.since
+
+    @property
+    def replacements(self) -> int:
+        """Return how often the policy was replaced."""
+        return self._policies.replacements
+
+    def vcpu_counts(self) -> dict[int, int]:
+        """Return the number of vCPUs of each VM, by the VM's number."""
+        return self._guests.vcpu_counts()
+
+    @property
     def plan(self) -> Plan:
         """Return the plan of the policy in force."""
         return self._policies.now.plan
@@ -160,23 +191,21 @@ class Session:
 
     # Change and state
 
-    def replace(self, policy: Policy, installed: Callable[[], None] = _nothing) -> list[str]:
+    def replace(self, policy: Policy, change: Change = _OWN) -> list[str]:
         """
         Replace the policy in force while guests run, and return warnings about the new one.
 
         Registers keep their values, and so do models that both policies have.
 
-        :param installed: waits until another VMM's VMs have the new policy's filter. If it raises,
-            the old policy is put in force again.
         :raises PolicyError: if *policy* does not fit this KVM. Nothing has changed then.
         """
         with self._changing:
             plan = plan_for(policy, self._kvm, self._ignore_msrs)
-            new, warnings = self._put_in_force(plan, installed)
+            new, warnings = self._put_in_force(plan, change)
             self._policies.follow(new)
             return warnings
 
-    def undo(self, installed: Callable[[], None] = _nothing) -> list[str]:
+    def undo(self, change: Change = _OWN) -> list[str]:
         """
         Return to the policy before the one in force, as :meth:`replace` does.
 
@@ -186,24 +215,27 @@ class Session:
         :raises UsageError: if there is no policy to return to.
         """
         with self._changing:
-            again, warnings = self._put_in_force(self._policies.previous().plan, installed)
+            again, warnings = self._put_in_force(self._policies.previous().plan, change)
             self._policies.return_to(again)
             return warnings
 
-    def _put_in_force(self, plan: Plan, installed: Callable[[], None]) -> tuple[InForce, list[str]]:
+    def _put_in_force(self, plan: Plan, change: Change) -> tuple[InForce, list[str]]:
         policies = self._policies
         old = policies.now
         new = self._in_force(plan, policies.next_serial())
         new.check()
         new.get_ready(old)
         policies.expect(new)
+        new.compile()
+        change.announce(self, plan.policy)
         try:
             warnings = new.begin()
-            installed()
+            change.installed()
         except BaseException:
             new.give_back()
             old.install()
             policies.refuse(new)
+            change.announce(self, old.plan.policy)
             raise
         new.settle()
         return new, [*plan.warnings, *warnings]
@@ -213,19 +245,20 @@ class Session:
         with self._changing:
             return self._policies.now.state()
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: State, file: str = "the state") -> None:
         """
         Restore a state returned by :meth:`state`.
 
+        :param file: what messages call the state.
         :raises PolicyError: if it was saved under another policy. Nothing has changed then.
         """
         with self._changing:
             before = self._policies.now.state()
             try:
                 self._policies.now.restore(state)
-            except BaseException:
+            except PolicyError as error:
                 self._policies.now.restore(before)
-                raise
+                raise PolicyError(f"{file}: {error}") from None
             self.restored = True
 
     def reset(self) -> None:

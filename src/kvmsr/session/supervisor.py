@@ -77,6 +77,16 @@ class Witness:
     def __init__(self, line: socket.socket | None = None) -> None:
         self._line = line
 
+    @property
+    def watched(self) -> bool:
+        """Whether there is a supervisor."""
+        return self._line is not None
+
+    @property
+    def front(self) -> int:
+        """Return the process ID that users see: the supervisor's, or else this process's."""
+        return os.getppid() if self.watched else os.getpid()
+
     def begin(self, session: Session, image: str, timeout: float | None = None) -> None:
         """
         Report that the guest is about to run.
@@ -85,18 +95,25 @@ class Witness:
         :param image: the image or command that is run, for people.
         :param timeout: the run's timeout in seconds; None if it has none.
         """
-        shared, policy = session.shared, session.plan.policy
         run = {
             "backend": session.backend,
             "image": image,
-            "policy": policy.source or policy.name,
             "timeout": timeout,
-            "names": shared.names.known() if shared else [],
+            **_policy_of(session, session.plan.policy),
         }
-        with os.fdopen(os.memfd_create("kvmsr-run"), "w") as file:  # too long for a message
-            json.dump(run, file)
-            file.flush()
-            self._send({}, [file.fileno(), *([shared.block.fd] if shared else [])])
+        self._send_long({"begins": True}, run, [session.shared.block.fd] if session.shared else [])
+
+    def changes(self, session: Session, policy: Policy) -> None:
+        """Report that another policy is about to come into force."""
+        self._send_long({}, _policy_of(session, policy), [])
+
+    def _send_long(self, message: dict[str, Any], more: dict[str, Any], fds: list[int]) -> None:
+        """Send *more* along with *message*; it may be too long for a message."""
+        if self._line is not None:
+            with os.fdopen(os.memfd_create("kvmsr-run"), "w") as file:
+                json.dump(more, file)
+                file.flush()
+                self._send(message, [file.fileno(), *fds])
 
     def vmm(self, pid: int) -> None:
         """Report the process that runs the guest, if it is not this one."""
@@ -110,6 +127,12 @@ class Witness:
         if self._line is not None:
             with suppress(OSError):  # without a supervisor, this process is about to be killed
                 socket.send_fds(self._line, [json.dumps(message).encode()], fds or [])
+
+
+def _policy_of(session: Session, policy: Policy) -> dict[str, Any]:
+    """Return what a result needs to know about the policy in force."""
+    names = session.shared.names.known() if session.shared else []
+    return {"policy": policy.source or policy.name, "names": names}
 
 
 def supervise(policy: Policy, report: Callable[[RunResult], None]) -> Witness:
@@ -178,18 +201,20 @@ class _Supervisor:
             data, fds, _, _ = socket.recv_fds(self._line, _MOST, 2)
             if not data:
                 return
-            self._reported |= json.loads(data)
+            message = json.loads(data)
+            self._reported |= message
             if fds:
-                self._begin(*fds)
+                with os.fdopen(fds[0]) as file:
+                    file.seek(0)
+                    self._reported |= json.load(file)
+            if "begins" in message:
+                self._begin(*fds[1:])
             if "ended" in self._reported:
                 self._deadline = None
 
-    def _begin(self, run: int, block: int | None = None) -> None:
+    def _begin(self, block: int | None = None) -> None:
         self._begun = time.monotonic()
         self._block = None if block is None else Block.opened(block)
-        with os.fdopen(run) as file:
-            file.seek(0)
-            self._reported |= json.load(file)
         if self._reported["timeout"] is not None:
             self._deadline = self._begun + self._reported["timeout"] + PATIENCE
 
