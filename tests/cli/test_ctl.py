@@ -146,14 +146,15 @@ def test_a_summary_of_the_supervisor_knows_later_policies(folder, running, backe
         pytest.skip("needs the host's KVM and the native core")
     (folder / "mine.py").write_text("import os\ndef seven(access): os._exit(0)\n")
     (folder / "late.toml").write_text(
-        f'[[rule]]\nmsr = {MSR + 1}\nread = {{ python = "mine:seven" }}\n{SHADOW}'
+        f'[[rule]]\nmsr = {MSR + 1}\nread = {{ python = "mine:seven" }}\nwhen = {{ after = 9 }}\n'
+        f"{SHADOW}"
     )
     process = running("watched.toml")
     call("ctl", process.pid, "policy", folder / "late.toml")
     result = finished(process, 6)
     assert result["exit"]["detail"] == "a handler ended the process with status 0"
     assert result["policy"] == f"{folder}/late.toml"
-    assert "late.toml:4" in {row["rule"] for row in result["accesses"]}
+    assert "late.toml:5" in {row["rule"] for row in result["accesses"]}
 
 
 def test_python_that_nobody_watches_over_is_pointed_out(folder, running):

@@ -216,7 +216,7 @@ class Instances:
             with change.cell.lock:
                 with suppress(Exception):  # what the guest has written meanwhile
                     replaced.restore(change.cell.model.state())
-                change.old.model = replaced
+                change.old.model = change.cell.model = replaced
             self._kept.cells[change.name] = change.old
         self._before.clear()
 
