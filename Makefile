@@ -56,6 +56,8 @@ conformance: install peers
 bench: install
 	$(BIN)/python bench/startup.py
 	$(BIN)/python bench/access.py
+	$(BIN)/python bench/attach.py
+	$(BIN)/python bench/instructions.py
 	$(BIN)/python bench/soft.py
 	$(BIN)/python bench/boot.py
 

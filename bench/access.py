@@ -10,45 +10,21 @@ medians and ranges: absolute times mean little on a shared machine.
 """
 
 import argparse
-import json
-import platform
-import shutil
 import statistics
-import struct
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-import kvmsr
+from common import BENCH, build_minimal, in_turns, loop_image, ratios, save, this_machine
+
 from kvmsr import Boot, Machine, Policy, Rule, backend
 
-BENCH = Path(__file__).parent
-LOOP = Path(kvmsr.__file__).parent / "machine/guests/loop.bin"
-COUNT_AT = 4
 MSR = 0x35
-
-
-def build(folder: Path) -> Path:
-    compiler = shutil.which("cc")
-    if compiler is None:
-        sys.exit("bench: needs a C compiler and linux/kvm.h")
-    program = folder / "minimal"
-    subprocess.run([compiler, "-O2", "-Wall", "-o", program, BENCH / "minimal.c"], check=True)
-    return program
-
-
-def image_for(folder: Path, count: int) -> Path:
-    data = bytearray(LOOP.read_bytes())
-    struct.pack_into("<I", data, COUNT_AT, count)
-    image = folder / "loop.bin"
-    image.write_bytes(data)
-    return image
 
 
 def in_c(program: Path, image: Path, count: int) -> float:
     done = subprocess.run([program, image, str(count)], check=True, capture_output=True, text=True)
-    return float(done.stdout)
+    return float(done.stdout.split()[0])
 
 
 def in_kvmsr(rule: Rule, image: Path, count: int, native: bool = True) -> float:
@@ -81,7 +57,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        program, image = build(folder), image_for(folder, options.count)
+        program, image = build_minimal(folder), loop_image(folder, options.count)
         runs = {
             "C loop": lambda: in_c(program, image, options.count),
             "kvmsr, in Python": lambda: in_kvmsr(
@@ -93,14 +69,7 @@ def main() -> None:
                 Rule(MSR, read=handler), image, options.count
             ),
         }
-        for run in runs.values():
-            run()  # warm up
-        times: dict[str, list[float]] = {what: [] for what in runs}
-        for pair in range(options.pairs):
-            print(f"\r{pair + 1} of {options.pairs}", end="", file=sys.stderr, flush=True)
-            for what, run in runs.items():
-                times[what].append(run())
-        print("\r\x1b[K", end="", file=sys.stderr)
+        times = in_turns(runs, options.pairs)
     report(times, options)
 
 
@@ -108,17 +77,12 @@ def report(times: dict[str, list[float]], options: argparse.Namespace) -> None:
     base = times["C loop"]
     rows = {}
     for what, own in times.items():
-        ratios = [mine / theirs for mine, theirs in zip(own, base, strict=True)]
         rows[what] = {
             "ns_median": round(statistics.median(own)),
             "ns_range": [round(min(own)), round(max(own))],
-            "ratio_median": round(statistics.median(ratios), 3),
-            "ratio_range": [round(min(ratios), 3), round(max(ratios), 3)],
+            **ratios(own, base),
         }
-    machine = (
-        f"{platform.machine()}, Linux {platform.release()}, Python {platform.python_version()}"
-    )
-    print(f"one RDMSR, {options.pairs} pairs of {options.count:,} accesses; {machine}")
+    print(f"one RDMSR, {options.pairs} pairs of {options.count:,} accesses; {this_machine()}")
     print(f"{'':24}{'ns, median (range)':>28}{'ratio to C (range)':>28}")
     for what, row in rows.items():
         ns = f"{row['ns_median']:,} ({row['ns_range'][0]:,}-{row['ns_range'][1]:,})"
@@ -126,9 +90,7 @@ def report(times: dict[str, list[float]], options: argparse.Namespace) -> None:
             f"{row['ratio_median']:.2f} ({row['ratio_range'][0]:.2f}-{row['ratio_range'][1]:.2f})"
         )
         print(f"{what:24}{ns:>28}{ratio:>28}")
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    results = {"machine": machine, "count": options.count, "pairs": options.pairs, "rows": rows}
-    options.json.write_text(json.dumps(results, indent=2) + "\n")
+    save(options, rows=rows)
 
 
 if __name__ == "__main__":

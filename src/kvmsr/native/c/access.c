@@ -4,11 +4,6 @@
 
 #include "core.h"
 
-int kvmsr_is_msr_exit(const struct kvm_run *run)
-{
-	return run->exit_reason == KVM_EXIT_X86_RDMSR || run->exit_reason == KVM_EXIT_X86_WRMSR;
-}
-
 void kvmsr_take_access(struct kvmsr_cpu *cpu)
 {
 	const struct kvm_run *run = cpu->run;

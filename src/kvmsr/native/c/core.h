@@ -11,9 +11,9 @@
 #ifndef KVMSR_CORE_H
 #define KVMSR_CORE_H
 
-#include "block.h"
+#include <linux/kvm.h>
 
-struct kvm_run;
+#include "block.h"
 
 /* Whether a thread spins before it sleeps: see upcall.c. */
 struct kvmsr_spin {
@@ -107,8 +107,13 @@ long kvmsr_ioctl(int fd, unsigned long request, void *argument);
 int kvmsr_one_msr(int fd, unsigned long request, uint32_t index, uint64_t *value);
 uint64_t kvmsr_rip(const struct kvmsr_cpu *cpu);
 
+/* Inline, because every exit of the guest comes here. */
+static inline int kvmsr_is_msr_exit(const struct kvm_run *run)
+{
+	return run->exit_reason == KVM_EXIT_X86_RDMSR || run->exit_reason == KVM_EXIT_X86_WRMSR;
+}
+
 /* access.c */
-int kvmsr_is_msr_exit(const struct kvm_run *run);
 void kvmsr_take_access(struct kvmsr_cpu *cpu);
 void kvmsr_decide(struct kvmsr_cpu *cpu);
 void kvmsr_answer(struct kvmsr_cpu *cpu);
