@@ -191,6 +191,26 @@ def test_the_vmm_inherits_every_descriptor(tmp_path, policy):
     assert (done.returncode, done.stdout) == (0, "from outside\n")
 
 
+LOCKS = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None)
+if libc.mlockall(3):  # MCL_CURRENT | MCL_FUTURE, as QEMU's -overcommit mem-lock=on
+    sys.exit("may not lock memory")
+vm = libc.ioctl(os.open("/dev/kvm", os.O_RDWR), 0xAE01, 0)
+assert libc.ioctl(vm, 0xAE41, 0) > vm > 0
+print(next(line.split()[1] for line in open("/proc/self/status") if line[:8] == "RssShmem"))
+"""
+
+
+def test_a_vmm_that_locks_its_memory_does_not_get_all_of_ours(tmp_path):
+    done, report = run(tmp_path, CONSTANT, sys.executable, "-c", LOCKS)
+    if "may not lock memory" in done.stderr:
+        pytest.skip("needs a limit of locked memory that allows a gigabyte")
+    assert done.returncode == 0
+    assert len(report["vms"]) == 1
+    assert int(done.stdout) < 64 << 10  # KiB
+
+
 def test_stop_ends_the_vmm(tmp_path, vmm):
     done, report = run(tmp_path, '[[rule]]\nmsr = 0x35\nread = "stop"\n', *vmm, COUNT)
     assert done.returncode == 6
