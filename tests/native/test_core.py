@@ -98,3 +98,47 @@ def test_vcpu_counts_that_another_process_wrote_lead_nowhere():
         block.new_cpu(0, 0)
         block.raw.n_vcpus = (1 << 32) - 1
         assert [(vcpu.vm, vcpu.id) for vcpu in block.vcpus()] == [(0, 0)]
+
+
+@needs_core
+def test_a_vm_cannot_use_up_anothers_shadows():
+    with Block(1) as block:
+        one, two = (block.vm(block.take_vm()) for _ in range(2))
+        written = [lib.kvmsr_shadow_write(one, 1 << 63 | index, 5, 0) for index in range(70_000)]
+        assert sum(written) == lib.KVMSR_SHADOW_LIMIT
+        assert one.refused == 70_000 - lib.KVMSR_SHADOW_LIMIT
+        assert lib.kvmsr_shadow_write(two, 1 << 63 | 7, 6, 0)
+        assert lib.kvmsr_shadow_read(two, 1 << 63 | 7, 0) == 6
+        assert lib.kvmsr_shadow_read(one, 1 << 63 | 7, 0) == 5
+
+
+@needs_core
+def test_a_shadow_that_stays_locked_stops_nobody():
+    """Its process was killed while it changed the shadow, or it writes nonsense."""
+    with Block(1) as block:
+        vm = block.vm(block.take_vm())
+        for index in range(3):
+            lib.kvmsr_shadow_write(vm, 1 << 63 | index, 5, 0)
+        for shadow in vm.shadows:
+            if shadow.key:
+                shadow.state |= lib.KVMSR_BUSY
+        assert lib.kvmsr_shadow_write(vm, 1 << 63, 6, 0)
+        assert lib.kvmsr_shadow_read(vm, 1 << 63, 0) == 6
+        lib.kvmsr_reset(vm, 1)
+        assert [lib.kvmsr_shadow_read(vm, 1 << 63 | index, 9) for index in range(3)] == [9, 9, 9]
+
+
+@needs_core
+def test_numbers_of_vms_are_reused_and_begin_anew():
+    with Block(1) as block:
+        numbers = [block.take_vm() for _ in range(lib.KVMSR_MAX_VMS)]
+        assert numbers == list(range(lib.KVMSR_MAX_VMS))
+        lib.kvmsr_shadow_write(block.vm(5), 1 << 63, 6, 0)
+        lib.kvmsr_counters(block.vm(5), 1)[3] = 7
+        assert lib.kvmsr_take_vm(block.raw, b"") == lib.KVMSR_MAX_VMS
+        lib.kvmsr_free_vm(block.vm(5))
+        assert lib.kvmsr_shadow_read(block.vm(5), 1 << 63, 0) == 6  # it may still be saved
+        assert block.take_vm() == 5
+        assert lib.kvmsr_shadow_read(block.vm(5), 1 << 63, 0) == 0
+        assert lib.kvmsr_counters(block.vm(5), 1)[3] == 0
+        assert block.vm(5).serial == 2

@@ -26,7 +26,7 @@ from kvmsr.attach.questions import Questions
 from kvmsr.attach.vms import Vms, error_name
 from kvmsr.backend import HostBackend
 from kvmsr.dispatch import Sink
-from kvmsr.errors import BackendError, UsageError
+from kvmsr.errors import BackendError, HostError, UsageError
 from kvmsr.kvm import Kvm
 from kvmsr.native import lib
 from kvmsr.policy import Access, Policy
@@ -112,7 +112,8 @@ class Controller:
         self._begun = time.monotonic()
         with self._passing_signals_on():
             server = self._server = ControlServer(Requests(self, self._about, self._witness).handle)
-            lib.kvmsr_live(self._block.tables)
+            if not lib.kvmsr_live(self._block.tables):
+                raise HostError("this host's C library has no robust mutexes")
             try:
                 self._witness.begin(self.session, self._about.command)
                 self._processes = self._start()
