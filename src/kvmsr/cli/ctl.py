@@ -204,9 +204,9 @@ def load(target: str, file: Path) -> None:
 @click.pass_obj
 def reset(target: str) -> None:
     """
-    Reset registers, models and counts, as when the VM was created.
+    Reset registers and models, as when the VM was created.
 
-    kvmsr cannot see when the VMM resets its guest: do this then.
+    If the guest is reset under kvmsr exec, that happens by itself.
     """
     _ask(target, do="reset")
 

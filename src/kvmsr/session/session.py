@@ -295,7 +295,8 @@ class Session:
         :param losses: lines about what was not under the policy.
         :param vms: the VMs, if another VMM ran them.
         """
-        found = self._policies.notes
+        with self._changing:  # the guest may end because of a policy that is just coming into force
+            policy, found = self.plan.policy, self._policies.notes
         if self.shared is not None:
             found += [
                 refused_note(vm.refused, min(vm.n_shadows, MAX_SHADOWS))
@@ -303,7 +304,6 @@ class Session:
             ]  # fmt: skip
         if self._log is not None:
             found += self._log.notes
-        policy = self.plan.policy
         return RunResult(
             self.backend,
             image,
