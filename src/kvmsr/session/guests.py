@@ -7,7 +7,7 @@ The VMs of a run, with what outlives each policy: facts about them, and their re
 """
 
 import threading
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from kvmsr.dispatch import Registers
 from kvmsr.kvm import Vm
@@ -18,6 +18,10 @@ from kvmsr.session.facts import VmFacts
 from kvmsr.session.vcpu import InUse
 
 __all__ = ("Guests", "OwnVm", "Shared")
+
+
+_SPREAD: Final = 8
+"""A vCPU's number is an APIC ID, in which each level of the topology is rounded up to whole bits."""
 
 
 class Shared(NamedTuple):
@@ -69,11 +73,13 @@ class Guests:
     def vcpu_counts(self) -> dict[int, int]:
         """Return the number of vCPUs of each VM, by the VM's number."""
         counts = {number: facts.vcpus for number, facts in self._facts.items()}
+        ids: dict[int, list[int]] = {}
         if self.shared is not None:
             for vcpu in self.shared.block.vcpus():
-                vm, count = vcpu.vm, vcpu.id + 1  # another VMM may have written nonsense
-                if vm < lib.KVMSR_MAX_VMS and count <= lib.KVMSR_MAX_ID:
-                    counts[vm] = max(counts.get(vm, 1), count)
+                ids.setdefault(vcpu.vm, []).append(vcpu.id)
+        for vm, found in ids.items():
+            if vm < lib.KVMSR_MAX_VMS:  # another VMM may have written nonsense
+                counts[vm] = max(counts.get(vm, 1), min(max(found) + 1, _SPREAD * len(found)))
         return counts
 
     def registers(self, number: int) -> Registers:
