@@ -16,7 +16,7 @@ from contextlib import suppress
 import pytest
 
 from kvmsr import native
-from kvmsr.attach import ask
+from kvmsr.session.control import ask
 from tests.attach import storming
 from tests.attach.storming import PER_ROUND, VCPUS
 
@@ -71,7 +71,7 @@ class Storm:
 
     def _replace(self):
         name = ("other", "one")[self.replaced % 2]
-        ask(self.begun.pid, {"do": "policy", "file": str(self.folder / f"{name}.toml")})
+        ask(str(self.begun.pid), {"do": "policy", "file": str(self.folder / f"{name}.toml")})
         self.replaced += 1
         time.sleep(0.02)
 
