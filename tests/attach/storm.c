@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A small VMM with two vCPUs, each in a thread of its own, which run ROUNDS rounds of storm.S. At the
- * end it writes what the guests have counted into the file RESULT, a line of numbers for each vCPU:
- * struct area, and how often the vCPU was kicked. With "storm", another thread kicks the vCPUs all the
+ * A small VMM with two vCPUs, each in a thread of its own, which run ROUNDS rounds of storm.S. It makes
+ * the file RESULT first, and at the end writes what the guests have counted into it, a line of numbers
+ * for each vCPU: struct area, and how often the vCPU was kicked. With "storm", another thread kicks the vCPUs all the
  * time, by a signal whose handler sets immediate_exit; with "stay", the VMM does not end.
  *
  *     storm IMAGE ROUNDS RESULT [storm|stay]
@@ -109,12 +109,8 @@ static int all_ended(void)
 	return 1;
 }
 
-static void report(const char *path)
+static void report(FILE *file)
 {
-	FILE *file = fopen(path, "w");
-
-	if (!file)
-		err(1, "%s", path);
 	for (int id = 0; id < VCPUS; id++) {
 		struct area *area = (struct area *)(memory + AREAS + id * AREA);
 
@@ -130,8 +126,10 @@ int main(int argc, char **argv)
 	if (argc < 4)
 		errx(2, "usage: storm IMAGE ROUNDS RESULT [storm|stay]");
 	const char *how = argc > 4 ? argv[4] : "";
-	FILE *image = fopen(argv[1], "rb");
+	FILE *image = fopen(argv[1], "rb"), *result = fopen(argv[3], "w");
 
+	if (!result)
+		err(1, "%s", argv[3]);
 	memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (memory == MAP_FAILED || !image || !fread(memory + START, 1, 4096, image))
 		err(1, "%s", argv[1]);
@@ -151,7 +149,7 @@ int main(int argc, char **argv)
 			pthread_kill(vcpus[id].thread, SIGUSR1);
 		usleep(strcmp(how, "storm") ? 2000 : 100);
 	}
-	report(argv[3]);
+	report(result);
 	if (!strcmp(how, "stay"))
 		pause();
 	return 0;

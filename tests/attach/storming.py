@@ -110,13 +110,23 @@ class Counted:
         self.kicks = numbers[-1]
 
 
+def has_result(folder):
+    """Return whether all guests have ended."""
+    path = folder / "result"
+    return path.exists() and path.read_text().count("\n") == VCPUS
+
+
 def counted(folder):
     return [Counted(line) for line in (folder / "result").read_text().splitlines()]
 
 
+def summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
 def assert_same(folder, vcpus):
     """Assert that kvmsr has counted what the guests have, and return the summary."""
-    report = json.loads((folder / "summary.json").read_text())
+    report = summary(folder)
     seen = Counter()
     for row in report["accesses"]:
         seen[int(row["index"], 16), row["op"]] += row["count"]
