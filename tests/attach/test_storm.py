@@ -117,7 +117,7 @@ def test_every_access_is_answered_once_in_a_storm(tmp_path, start):
                 "stopped": storm.stopped,
                 "seconds": report["wall_s"],
                 "growth": storm.growth(),
-                "memory": [storm.memory[0], storm.memory[-1]],
+                "memory": storm.memory[:: max(len(storm.memory) // 10, 1)],
             }
         )
     )
