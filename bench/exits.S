@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # A BIOS for benchmarks under QEMU. Each vCPU waits for the others, does something `count` times, and
-# notes how many ticks of the TSC that took. Vcpu 0 sends each one's ticks and the last value that it
-# read to the debug console, 8 bytes each, and leaves by the debug exit. bench/attach.py fills in the
-# parameters.
+# notes by the TSC how long that took; all of this `turns` times. Vcpu 0 sends what each one has noted
+# to the debug console: the last value that it read, and the ticks of each turn, 8 bytes each. Then it
+# leaves by the debug exit. bench/attach.py fills in the parameters.
 
 .set READY, 0x9000                      # in memory: number of vCPUs that are about to begin
 .set FINISHED, 0x9004                   # number of those that have
-.set RESULTS, 0x9010                    # by vCPU: ticks, value
+.set RESULTS, 0xa000                    # by vCPU: the value, and the ticks
+.set RESULTS_BITS, 12                   # of the size of a vCPU's results, for 511 turns
 .set X2APIC_ID, 0x802
 .set X2APIC_ICR, 0x830
 
@@ -18,6 +19,7 @@ _start:                                 # segment 0xf000; the other vCPUs start 
 count:  .long   0
 vcpus:  .long   0
 what:   .long   0                       # 0: read MSR 0x35; 1: write to a port that no device has
+turns:  .long   0
 
 begin:  cli
         xor     %ax, %ax
@@ -38,7 +40,7 @@ begin:  cli
         wrmsr
 1:      mov     $X2APIC_ID, %ecx
         rdmsr
-        shl     $4, %eax
+        shl     $RESULTS_BITS, %eax
         lea     RESULTS(%eax), %edi
 
         lock incl READY
@@ -46,28 +48,34 @@ begin:  cli
         mov     READY, %eax
         cmp     %cs:vcpus, %eax
         jne     2b
-        rdtsc
-        mov     %eax, %esi
-        mov     %edx, %ebp
+        mov     %edi, %esi
+        mov     %cs:turns, %ebp
+turn:   add     $8, %esi
         mov     %cs:count, %ebx
+        rdtsc
+        mov     %eax, (%esi)
+        mov     %edx, 4(%esi)
         cmpl    $0, %cs:what
         jne     ports
         mov     $0x35, %ecx
 3:      rdmsr
         dec     %ebx
         jnz     3b
-        mov     %eax, 8(%edi)
-        mov     %edx, 12(%edi)
+        mov     %eax, (%edi)
+        mov     %edx, 4(%edi)
         jmp     note
 ports:  mov     $0x2f0, %dx
 4:      out     %al, %dx
         dec     %ebx
         jnz     4b
 note:   rdtsc
-        sub     %esi, %eax
-        sbb     %ebp, %edx
-        mov     %eax, (%edi)
-        mov     %edx, 4(%edi)
+        sub     (%esi), %eax
+        sbb     4(%esi), %edx
+        mov     %eax, (%esi)
+        mov     %edx, 4(%esi)
+        dec     %ebp
+        jnz     turn
+
         lock incl FINISHED
         cmp     $RESULTS, %edi
         jne     idle
@@ -76,14 +84,18 @@ note:   rdtsc
         cmp     %cs:vcpus, %eax
         jne     5b
 
-        mov     %cs:vcpus, %ecx
-        shl     $4, %ecx
-        mov     $RESULTS, %si
         mov     $0xe9, %dx              # debug console
-6:      mov     (%si), %al
+        mov     %cs:vcpus, %ebx
+6:      mov     %edi, %esi
+        mov     %cs:turns, %ecx
+        lea     8(,%ecx,8), %ecx
+7:      mov     (%esi), %al
         out     %al, %dx
-        inc     %si
+        inc     %esi
         dec     %ecx
+        jnz     7b
+        add     $1 << RESULTS_BITS, %edi
+        dec     %ebx
         jnz     6b
         mov     $0x501, %dx             # debug exit
         xor     %al, %al

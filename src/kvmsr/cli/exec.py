@@ -12,13 +12,13 @@ from contextlib import closing
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import click
 
 from kvmsr.attach import Controller
 from kvmsr.cli._console import access_log
 from kvmsr.cli._parameters import LOG, NAME, POLICY
-from kvmsr.cli._table import print_result
 from kvmsr.errors import UsageError
 from kvmsr.policy import Policy
 from kvmsr.policy.file import load_policy
@@ -118,10 +118,16 @@ def _print(result: RunResult, summary: str | None, as_json: bool) -> None:
                 if as_json:
                     file.write(json.dumps(result.as_dict(), indent=2) + "\n")
                 else:
-                    print_result(result, file)
+                    _print_table(result, file)
         except OSError as error:
             raise UsageError(f"--summary {summary}: cannot be written: {error.strerror}") from None
     elif as_json:
         click.echo(json.dumps(result.as_dict(), indent=2))
     else:
-        print_result(result, sys.stderr)
+        _print_table(result, sys.stderr)
+
+
+def _print_table(result: RunResult, file: TextIO) -> None:
+    from kvmsr.cli._table import print_result  # takes long to import; the VMM must not wait for it
+
+    print_result(result, file)
