@@ -26,11 +26,11 @@ from kvmsr.attach.questions import Questions
 from kvmsr.attach.vms import Vms, error_name
 from kvmsr.backend import HostBackend
 from kvmsr.dispatch import Sink
-from kvmsr.errors import BackendError, HostError, UsageError
+from kvmsr.errors import BackendError, HostError, KvmsrError, UsageError
 from kvmsr.kvm import Kvm
 from kvmsr.native import lib
 from kvmsr.policy import Access, Policy
-from kvmsr.session import End, EndKind, RunResult, Session, load_state, save_state
+from kvmsr.session import End, EndKind, RunResult, Session, kept_state, save_state
 from kvmsr.session.control import ControlServer
 from kvmsr.session.requests import About, Requests
 from kvmsr.session.result import FAILED, INTERRUPTED
@@ -59,6 +59,7 @@ class Controller:
     :param name: what ``kvmsr ctl`` calls the run, or "".
     :param output_to_stderr: send the VMM's standard output to standard error.
     :param witness: the connection to the supervisor.
+    :ivar unsaved: why the state could not be saved; None if it was.
     :raises UsageError: if there is no such VMM, or no library can be preloaded into it.
     :raises HostError: if the host lacks what the policy needs.
     :raises PolicyError: if the policy does not fit this KVM.
@@ -88,7 +89,8 @@ class Controller:
         self._processes: Processes | None = None
         self._over = False
         self._begun = time.monotonic()
-        kept = load_state(state) if state is not None and state.exists() else None
+        self.unsaved: KvmsrError | None = None
+        kept = None if state is None else kept_state(state)
         self._kvm = Kvm(HostBackend())
         try:
             self.session = Session(policy, self._kvm, log=log, vcpus=_MAX_VCPUS)
@@ -97,7 +99,7 @@ class Controller:
             try:
                 self.session.check()
                 if kept is not None:
-                    self.session.restore(kept)
+                    self.session.restore(kept, f"--state {state}")
             except BaseException:
                 self.session.close()
                 raise
@@ -115,22 +117,29 @@ class Controller:
             if not lib.kvmsr_live(self._block.tables):
                 raise HostError("this host's C library has no robust mutexes")
             try:
-                self._witness.begin(self.session, self._about.command)
+                self._witness.begin(self.session, self._about.command, state=self._state)
                 self._processes = self._start()
                 self._witness.vmm(self._processes.child.pid)
                 self._serve()
+                self._save()
             finally:
                 self._over = True
                 lib.kvmsr_end(self._block.tables)
                 self._witness.end()
                 self._questions.close()
                 server.close()
-        if self._state is not None:
-            save_state(self._state, self.session.state())
         assert self._processes is not None
         self._processes.close()
         end = self._end or _end_of(self._command[0], self._processes.child.returncode)
         return self._result(end)
+
+    def _save(self) -> None:
+        """Save the registers, while the supervisor still watches over models."""
+        if self._state is not None:
+            try:
+                save_state(self._state, self.session.state())
+            except KvmsrError as error:
+                self.unsaved = error
 
     def close(self) -> None:
         """Close the session and KVM."""

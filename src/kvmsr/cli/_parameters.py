@@ -7,6 +7,7 @@ The types of the commands' parameters, with completion for shells.
 """
 
 import re
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -17,7 +18,16 @@ from kvmsr.msr import catalog
 from kvmsr.text import shown
 
 __all__ = (
-    "LOG", "NAME", "POLICY", "MemorySize", "MsrIndex", "Number", "PolicyFile", "Preset", "RunName",
+    "LOG",
+    "NAME",
+    "POLICY",
+    "STATE",
+    "MemorySize",
+    "MsrIndex",
+    "Number",
+    "PolicyFile",
+    "Preset",
+    "RunName",
 )  # fmt: skip
 
 
@@ -148,4 +158,10 @@ LOG: Final = click.option(
 )
 NAME: Final = click.option(
     "--name", type=RunName(), default="", help="A name for kvmsr ctl, in place of the process ID."
+)
+STATE: Final = click.option(
+    "--state",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A file that keeps shadowed registers, models and counts from one run to the next.",
 )

@@ -18,7 +18,7 @@ import click
 
 from kvmsr.attach import Controller
 from kvmsr.cli._console import access_log
-from kvmsr.cli._parameters import LOG, NAME, POLICY
+from kvmsr.cli._parameters import LOG, NAME, POLICY, STATE
 from kvmsr.errors import UsageError
 from kvmsr.policy import Policy
 from kvmsr.policy.file import load_policy
@@ -48,13 +48,7 @@ Examples:
     help="Where to write the summary; by default the table goes to standard error and JSON to"
     " standard output.",
 )
-@click.option(
-    "--state",
-    metavar="FILE",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="A file that keeps shadowed registers and models from one run to the next; the VMM's"
-    " snapshots do not include them.",
-)
+@STATE
 @click.option(
     "--require",
     is_flag=True,
@@ -98,6 +92,8 @@ def command(
         with closing(controller):
             result = controller.run()
             _print(result, summary, as_json)
+            if controller.unsaved is not None:
+                raise controller.unsaved
     return result.exit_status
 
 

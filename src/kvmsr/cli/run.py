@@ -22,15 +22,15 @@ from kvmsr import backend as backends
 from kvmsr.backend.soft import DEFAULT_PROFILE
 from kvmsr.cli._console import access_log, guest_input, guest_output
 from kvmsr.cli._output import echo
-from kvmsr.cli._parameters import LOG, NAME, POLICY, MemorySize
+from kvmsr.cli._parameters import LOG, NAME, POLICY, STATE, MemorySize
 from kvmsr.cli._progress import progress
-from kvmsr.errors import UsageError
+from kvmsr.errors import KvmsrError, UsageError
 from kvmsr.machine import Boot, Feature, Machine, MachineDriver, find_feature
 from kvmsr.machine.arguments import to_seconds
 from kvmsr.machine.choice import choose_backend
 from kvmsr.policy import Policy
 from kvmsr.policy.file import load_policy
-from kvmsr.session import RunResult
+from kvmsr.session import RunResult, kept_state, save_state
 from kvmsr.session.control import ControlServer
 from kvmsr.session.requests import About, Requests
 from kvmsr.session.supervisor import Witness, supervise
@@ -103,6 +103,7 @@ Examples:
     help="Where to write the output of the guest's serial line; - is the terminal.",
 )
 @LOG
+@STATE
 @NAME
 @click.option("--timeout", type=float, metavar="S", help="End the run after S seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -122,6 +123,7 @@ def command(
     cpu_features: tuple[str, ...],
     serial: str,
     log: str,
+    state: Path | None,
     name: str,
     timeout: float | None,
     as_json: bool,
@@ -144,6 +146,7 @@ def command(
         rules,
         serial=serial,
         log=log,
+        state=state,
         name=name,
         timeout=timeout,
         as_json=as_json,
@@ -174,6 +177,7 @@ def run_guest(
     *,
     serial: str = "-",
     log: str = "-",
+    state: Path | None = None,
     name: str = "",
     timeout: float | None = None,
     as_json: bool = False,
@@ -186,15 +190,19 @@ def run_guest(
 
     :param serial: the file for the output of the serial line; ``-`` is the terminal.
     :param log: the file for accesses that the policy logs; ``-`` is standard error.
+    :param state: the file that keeps the registers from one run to the next.
     :param name: the run's name, or "".
     :param note: a line for the notes of the result; on a terminal it is also shown at once.
     :param witness: the connection to the supervisor.
     :param machine: arguments for :class:`~kvmsr.machine.Machine`.
     """
+    kept = None if state is None else kept_state(state)
     with ExitStack() as stack:
         output = stack.enter_context(guest_output(serial, to_stderr=as_json))
         output, sink = stack.enter_context(access_log(log, output, shared=serial == "-"))
         guest = stack.enter_context(Machine(policy=policy, output=output, log=sink, **machine))
+        if kept is not None:
+            guest.session.restore(kept, f"--state {state}")
         guest.load(boot)
         stack.enter_context(_terminated_as_interrupted())
         stack.enter_context(guest_input(guest.board.uart))
@@ -207,15 +215,28 @@ def run_guest(
         requests = Requests(MachineDriver(guest, what), About("run", what, name), witness)
         server = ControlServer(requests.handle)
         stack.callback(server.close)
-        witness.begin(guest.session, what, timeout)
+        witness.begin(guest.session, what, timeout=timeout, state=state)
         stack.callback(witness.end)
         result = guest.run(timeout)
+        unsaved = None if state is None else _save(guest, state)
         witness.end()
     notes = [*server.notes, *([note] if note else [])]
     if notes:
         result = replace(result, notes=(*notes, *result.notes))
     _print(result, as_json=as_json)
+    if unsaved is not None:
+        raise unsaved
     return result
+
+
+def _save(guest: Machine, file: Path) -> KvmsrError | None:
+    """Save the registers, and return the error if that fails."""
+    try:
+        with guest.held():  # a handler may still be running
+            save_state(file, guest.session.state())
+    except KvmsrError as error:
+        return UsageError(f"--state {file}: the state was not saved: {error}")
+    return None
 
 
 def _print(result: RunResult, *, as_json: bool) -> None:

@@ -9,7 +9,7 @@ A policy at work: the :class:`Session`, and its :class:`RunResult`.
 from kvmsr.session.facts import VmFacts
 from kvmsr.session.result import End, EndKind, RunResult, VmReport
 from kvmsr.session.session import Change, Session
-from kvmsr.session.state import State, load_state, parse_state, save_state
+from kvmsr.session.state import State, kept_state, load_state, parse_state, save_state
 from kvmsr.session.vcpu import GuestVcpu
 
 __all__ = (
@@ -22,6 +22,7 @@ __all__ = (
     "State",
     "VmFacts",
     "VmReport",
+    "kept_state",
     "load_state",
     "parse_state",
     "save_state",

@@ -10,18 +10,21 @@ import threading
 from typing import Final, NamedTuple
 
 from kvmsr.dispatch import Registers
+from kvmsr.errors import PolicyError
 from kvmsr.kvm import Vm
 from kvmsr.native import lib
 from kvmsr.native.block import Block
 from kvmsr.native.table import Names
 from kvmsr.session.facts import VmFacts
+from kvmsr.session.state import State
 from kvmsr.session.vcpu import InUse
+from kvmsr.text import counted
 
 __all__ = ("Guests", "OwnVm", "Shared")
 
 
 _SPREAD: Final = 8
-"""A vCPU's number is an APIC ID, in which each level of the topology is rounded up to whole bits."""
+"""A vCPU's number is an APIC ID: each level of the topology is rounded up to whole bits in it."""
 
 
 class Shared(NamedTuple):
@@ -60,6 +63,24 @@ class Guests:
         number = len(self._facts) if self.shared is None else self.shared.block.take_vm()
         self._facts[number] = facts
         return number
+
+    def refuse_unless_fits(self, state: State) -> None:
+        """
+        Refuse a state that has more than kvmsr's own machine has.
+
+        :raises PolicyError: if it has more VMs or vCPUs.
+        """
+        if not self.own:
+            return  # another VMM may create more of them
+        if len(state.vms) > len(self.own):
+            raise PolicyError(f"this state has {len(state.vms)} VMs, and this run has one")
+        for own, kept in zip(self.own, state.vms, strict=False):
+            here = self._facts[own.number].vcpus
+            if kept.vcpus > here:
+                raise PolicyError(
+                    f"this state has {counted(kept.vcpus, 'vCPU')}, and this machine {here}: use"
+                    f" --cpus {kept.vcpus}"
+                )
 
     def facts(self, number: int) -> VmFacts:
         """Return the facts of a VM. Of another VMM's VM, only the number of vCPUs is known."""

@@ -10,6 +10,7 @@ end. It does not matter which VMM drives the guests.
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -255,10 +256,13 @@ class Session:
         with self._changing:
             before = self._policies.now.state()
             try:
+                self._guests.refuse_unless_fits(state)
                 self._policies.now.restore(state)
             except PolicyError as error:
-                self._policies.now.restore(before)
-                raise PolicyError(f"{file}: {error}") from None
+                with suppress(PolicyError):
+                    self._policies.now.restore(before)
+                saved = f", saved under {state.policy}" if state.policy else ""
+                raise PolicyError(f"{file}{saved}: {error}") from None
             self.restored = True
 
     def reset(self) -> None:

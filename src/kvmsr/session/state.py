@@ -7,6 +7,7 @@ Save and restore what a VMM's own snapshots do not contain: shadowed registers, 
 counts. A state file is JSON.
 """
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
@@ -17,7 +18,9 @@ from msgspec import Meta
 from kvmsr.errors import UsageError
 from kvmsr.files import read_regular
 
-__all__ = ("State", "VmState", "load_state", "parse_state", "save_state")
+__all__ = ("State", "VmState", "kept_state", "load_state", "parse_state", "save_state")
+
+_VERSION: Final = 1
 
 _MAX_SIZE: Final = 64 << 20  # bytes; enough for all shadows of many VMs
 
@@ -67,6 +70,12 @@ class VmState(msgspec.Struct, forbid_unknown_fields=True):
         return given
 
 
+class _Head(msgspec.Struct):
+    """What a state of any version has."""
+
+    version: int = _VERSION
+
+
 class State(msgspec.Struct, forbid_unknown_fields=True):
     """
     The state of all VMs' registers.
@@ -78,7 +87,7 @@ class State(msgspec.Struct, forbid_unknown_fields=True):
 
     vms: list[VmState]
     policy: str = ""
-    version: Annotated[int, Meta(ge=1, le=1)] = 1
+    version: Annotated[int, Meta(ge=1, le=_VERSION)] = _VERSION
 
     def as_json(self) -> str:
         """Return the contents of a state file."""
@@ -94,8 +103,14 @@ def parse_state(data: bytes, name: str) -> State:
     :raises UsageError: if *data* is not a state.
     """
     try:
+        head = msgspec.json.decode(data, type=_Head)
+        if head.version > _VERSION:
+            raise UsageError(
+                f"{name}: this state has version {head.version}, and this kvmsr knows {_VERSION}:"
+                " use the kvmsr that saved it, or a later one"
+            )
         return msgspec.json.decode(data, type=State)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{name}: this is not a state that kvmsr has saved: {error}") from None
 
 
@@ -110,6 +125,30 @@ def load_state(file: Path) -> State:
     except OSError as error:
         raise UsageError(f"{file}: cannot read the state: {error.strerror}") from None
     return parse_state(data, str(file))
+
+
+def kept_state(file: Path) -> State | None:
+    """
+    Return the state in *file*, which keeps it from one run to the next; None in the first run.
+
+    :raises UsageError: if the file cannot be read or is not a state, or if there is none and it
+        could not be written either.
+    """
+    try:
+        data = read_regular(file, _MAX_SIZE)
+    except FileNotFoundError:
+        if not file.parent.is_dir():
+            raise UsageError(f"--state {file}: there is no folder {file.parent}") from None
+        if not os.access(file.parent, os.W_OK):
+            raise UsageError(f"--state {file}: the folder {file.parent} is read-only") from None
+        return None
+    except OSError as error:
+        raise UsageError(f"--state {file}: cannot read the state: {error.strerror}") from None
+    try:
+        return parse_state(data, str(file))
+    except UsageError as error:
+        remedy = "to begin with reset values, move the file away"
+        raise UsageError(f"--state {error}; {remedy}") from None
 
 
 def save_state(file: Path, state: State) -> None:

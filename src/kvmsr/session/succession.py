@@ -111,14 +111,18 @@ class Succession:
     @property
     def failures(self) -> list[HandlerFailure]:
         """Return the first handler failures."""
-        return self._failures + [one for old in self._by_serial.values() for one in old.failures]
+        return self._failures + [one for old in self._answering() for one in old.failures]
 
     @property
     def failure_count(self) -> int:
         """Return the number of handler failures."""
-        return self._failure_count + sum(one.failure_count for one in self._by_serial.values())
+        return self._failure_count + sum(one.failure_count for one in self._answering())
 
     @property
     def notes(self) -> list[str]:
         """Return the lines that the policies' owner should read."""
-        return [*self._notes, *(note for one in self._by_serial.values() for note in one.notes)]
+        return [*list(self._notes), *(note for one in self._answering() for note in one.notes)]
+
+    def _answering(self) -> list[InForce]:
+        """Return the policies that may still answer; another thread may replace one meanwhile."""
+        return list(self._by_serial.values())

@@ -87,18 +87,27 @@ class Witness:
         """Return the process ID that users see: the supervisor's, or else this process's."""
         return os.getppid() if self.watched else os.getpid()
 
-    def begin(self, session: Session, image: str, timeout: float | None = None) -> None:
+    def begin(
+        self,
+        session: Session,
+        image: str,
+        *,
+        timeout: float | None = None,
+        state: Path | None = None,
+    ) -> None:
         """
         Report that the guest is about to run.
 
         :param session: the policy at work.
         :param image: the image or command that is run, for people.
         :param timeout: the run's timeout in seconds; None if it has none.
+        :param state: the file in which the run keeps its registers; None if there is none.
         """
         run = {
             "backend": session.backend,
             "image": image,
             "timeout": timeout,
+            "state": None if state is None else str(state),
             **_policy_of(session, session.plan.policy),
         }
         self._send_long({"begins": True}, run, [session.shared.block.fd] if session.shared else [])
@@ -288,6 +297,8 @@ class _Supervisor:
             notes.append("the accesses were counted in Python, and the counts are lost")
         else:
             summary = native_summary(self._block, Names(run["names"]))
+        if run["state"] is not None:
+            notes.append(f"the state was not saved to {run['state']}")
         wall = time.monotonic() - self._begun
         return RunResult(
             run["backend"],

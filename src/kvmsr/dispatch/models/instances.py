@@ -37,31 +37,41 @@ _Key = tuple[tuple[ModelClass, bytes], int]
 
 
 class _Name(NamedTuple):
-    """What identifies an instance in all policies of a run."""
+    """
+    What identifies an instance in all policies of a run.
+
+    :ivar number: tells apart the classes of one policy that agree in all the rest.
+    """
 
     module: str
     name: str
     parameters: bytes
     unit: int
+    number: int
 
 
 class _Cell:
     """
-    An instance, which may be replaced while vCPUs use it.
+    The place of an instance. All policies of a run share it, so that an access that is still on its
+    way under a policy before finds the instance that is there now.
 
-    :ivar model: the instance; changed under the lock.
-    :ivar lock: held while the instance answers.
+    :ivar lock: held while the instance answers, and while another one takes its place.
+    :ivar model: the instance.
     :ivar topology: the topology that it was made for.
     :ivar initial: the state that it began with, as JSON.
     """
 
     __slots__ = ("initial", "lock", "model", "topology")
 
-    def __init__(self, model: RegisterModel, lock: threading.Lock, topology: Topology) -> None:
-        self.initial = msgspec.json.encode(model.state())
+    def __init__(self, model: RegisterModel, topology: Topology) -> None:
+        self.lock = threading.Lock()
+        self.put(model, topology, msgspec.json.encode(model.state()))
+
+    def put(self, model: RegisterModel, topology: Topology, initial: bytes) -> None:
+        """Put an instance here."""
         self.model = model
-        self.lock = lock
         self.topology = topology
+        self.initial = initial
 
 
 class Kept:
@@ -81,13 +91,44 @@ class Kept:
             del self.cells[name]
 
 
-class _Change(NamedTuple):
-    """An instance that is new, and the cell that has the one that it replaces, if there is one."""
+class _Change:
+    """
+    A new instance that is to take the place of another one.
 
-    name: _Name
-    cell: _Cell
-    old: _Cell | None
-    again: Callable[[], RegisterModel]
+    :param cell: the place.
+    :param make: makes an instance.
+    :param topology: the topology that it is made for.
+    """
+
+    def __init__(self, cell: _Cell, make: Callable[[], RegisterModel], topology: Topology) -> None:
+        self._cell = cell
+        self._make = make
+        self._new = make()
+        self._topology = topology
+        self._initial = msgspec.json.encode(self._new.state())
+        self._old = cell.model, cell.topology, cell.initial
+
+    def do(self) -> str:
+        """Let the new instance take over, and return a line if it has to begin anew; or ""."""
+        warning = ""
+        with self._cell.lock:
+            try:
+                self._new.restore(self._cell.model.state())
+            except Exception as error:  # it may be anybody's code
+                self._new = self._make()
+                warning = (
+                    f"the model {type(self._new).__qualname__} has changed and begins anew: its"
+                    f" state could not be taken over: {error_text(error)}"
+                )
+            self._cell.put(self._new, self._topology, self._initial)
+        return warning
+
+    def undo(self) -> None:
+        """Put the old instance back, with what the guest has written meanwhile."""
+        with self._cell.lock:
+            with suppress(Exception):
+                self._old[0].restore(self._new.state())
+            self._cell.put(*self._old)
 
 
 class Instances:
@@ -121,9 +162,10 @@ class Instances:
         self._memory = memory
         self._found: dict[_Key, _Cell] = {}
         self._names: dict[_Key, str] = {}
+        self._places: dict[_Key, _Name] = {}
         self._making = threading.Lock()
-        self._changes: list[_Change] | None = []  # None: they have been taken over
-        self._before: list[tuple[_Change, RegisterModel | None]] = []
+        self._is_in_force = False
+        self._changes: list[_Change] = []
 
     @property
     def notes(self) -> list[str]:
@@ -133,7 +175,7 @@ class Instances:
     @property
     def used(self) -> set[_Name]:
         """Return the names of the instances."""
-        return {_name_of(key) for key in self._found.copy()}
+        return set(self._places.copy().values())
 
     def prepare(self, action: Model, where: str) -> None:
         """
@@ -185,53 +227,40 @@ class Instances:
 
         Return a line for each model that could not restore the state, and begins anew.
         """
-        warnings = []
         with self._making:
-            changes, self._changes = self._changes or [], None
-        for change in changes:
-            old, cell = change.old, change.cell
-            replaced = None
-            if old is not None:
-                with cell.lock:  # it is also that of the old cell
-                    replaced = old.model
-                    try:
-                        cell.model.restore(replaced.state())
-                    except Exception as error:  # it may be anybody's code
-                        cell.model = change.again()
-                        warnings.append(
-                            f"the model {change.name.name} has changed and begins anew: its state"
-                            f" could not be taken over: {error_text(error)}"
-                        )
-                    old.model = cell.model
-            self._kept.cells[change.name] = cell
-            self._before.append((change, replaced))
-        return warnings
+            self._is_in_force = True
+            for key, name in self._places.items():
+                self._kept.cells.setdefault(name, self._found[key])
+        return list(filter(None, [change.do() for change in self._changes]))
 
     def give_back(self) -> None:
         """Undo :meth:`take_over`, because the policy could not be put in force."""
-        for change, replaced in self._before:
-            if change.old is None or replaced is None:
-                self._kept.cells.pop(change.name, None)
-                continue
-            with change.cell.lock:
-                with suppress(Exception):  # what the guest has written meanwhile
-                    replaced.restore(change.cell.model.state())
-                change.old.model = change.cell.model = replaced
-            self._kept.cells[change.name] = change.old
-        self._before.clear()
+        for change in self._changes:
+            change.undo()
+        self.settle()
 
     def settle(self) -> None:
         """Forget what :meth:`give_back` needs."""
-        self._before.clear()
+        self._changes.clear()
 
     # State
 
     def state(self) -> dict[str, Any]:
-        """Return the state of all models, as JSON types."""
+        """
+        Return the state of all models, as JSON types.
+
+        :raises PolicyError: if a model fails to return it.
+        """
         states = {}
         for key, cell in self._found.copy().items():
-            with cell.lock:
-                states[self._names[key]] = cell.model.state()
+            name = self._names[key]
+            try:
+                with cell.lock:
+                    states[name] = msgspec.to_builtins(cell.model.state())
+            except Exception as error:  # it may be anybody's code
+                raise PolicyError(
+                    f"the state of the model {name} cannot be saved: {error_text(error)}"
+                ) from None
         return states
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -251,25 +280,18 @@ class Instances:
             )
         self.reset()
         for name, kept in state.items():
-            cell = self._found[names[name]]
-            with cell.lock:
-                try:
-                    cell.model.restore(kept)
-                except Exception as error:  # the state may come from anywhere
-                    raise PolicyError(
-                        f"the state of the model {name} cannot be restored: {error_text(error)}"
-                    ) from None
+            _restore(self._found[names[name]], name, kept)
 
     def reset(self, keep: Container[tuple[ModelClass, bytes]] = ()) -> None:
         """
         Give all models the state that they began with.
 
         :param keep: the keys (:attr:`Model.key`) of models that keep their state.
+        :raises PolicyError: if a model refuses it.
         """
         for key, cell in self._found.copy().items():
             if key[0] not in keep:
-                with cell.lock:
-                    cell.model.restore(msgspec.json.decode(cell.initial))
+                _restore(cell, self._names[key], msgspec.json.decode(cell.initial))
 
     def _instance(self, action: Model, vcpu: int) -> _Cell:
         cls: Any = action.cls
@@ -280,8 +302,9 @@ class Instances:
             if found is None:
                 members = self._topology.members(cls.scope, unit, max(self.vcpus, vcpu + 1))
                 site = Site(self._topology, unit, members, self._clock, self._note, self._memory)
+                self._places[key] = place = self._place(key)
                 make = partial(cls, action.parameters, site)
-                found = self._found[key] = self._cell(_name_of(key), cls, make)
+                found = self._found[key] = self._cell(place, cls, make)
                 self._names[key] = self._name(action, unit)
         return found
 
@@ -292,17 +315,28 @@ class Instances:
         same = sum(other.startswith(name) and other.endswith(f" {unit}") for other in others)
         return f"{name} ({same}) {unit}" if same else f"{name} {unit}"
 
-    def _cell(self, name: _Name, cls: Any, make: Callable[[], RegisterModel]) -> _Cell:
-        """Return the VM's instance if it is of this class, and otherwise a new one."""
-        old = self._kept.cells.get(name)
-        if old is not None and type(old.model) is cls and old.topology == self._topology:
-            return old
-        lock = threading.Lock() if old is None else old.lock
-        cell = _Cell(make(), lock, self._topology)
-        if self._changes is None:
-            self._kept.cells[name] = cell
-        else:
-            self._changes.append(_Change(name, cell, old, make))
+    def _place(self, key: _Key) -> _Name:
+        (cls, parameters), unit = key
+        found: Any = cls
+        name = _Name(found.__module__, found.__qualname__, parameters, unit, 0)
+        taken = set(self._places.values())
+        while name in taken:
+            name = name._replace(number=name.number + 1)
+        return name
+
+    def _cell(self, place: _Name, cls: Any, make: Callable[[], RegisterModel]) -> _Cell:
+        """Return the place of an instance; one of another class gives way in take_over()."""
+        cell = self._kept.cells.get(place)
+        if cell is None:
+            cell = _Cell(make(), self._topology)
+            if self._is_in_force:
+                self._kept.cells[place] = cell
+        elif type(cell.model) is not cls or cell.topology != self._topology:
+            change = _Change(cell, make, self._topology)
+            if self._is_in_force:
+                change.do()
+            else:
+                self._changes.append(change)
         return cell
 
     def _note(self, text: str) -> None:
@@ -311,10 +345,14 @@ class Instances:
             notes.append(one_line(" ".join(text.split())))
 
 
-def _name_of(key: _Key) -> _Name:
-    (cls, parameters), unit = key
-    found: Any = cls
-    return _Name(found.__module__, found.__qualname__, parameters, unit)
+def _restore(cell: _Cell, name: str, state: Mapping[str, Any]) -> None:
+    try:
+        with cell.lock:
+            cell.model.restore(state)
+    except Exception as error:  # the model and the state may come from anywhere
+        raise PolicyError(
+            f"the state of the model {name} cannot be restored: {error_text(error)}"
+        ) from None
 
 
 def _model_of(name: str) -> str:
