@@ -49,7 +49,10 @@ def run(words, seconds=SECONDS):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)  # a group of its own
             process.communicate()
-    return process.returncode, re.findall(r"^ +(\S+\.[ch]:\d+: .*)", output, re.MULTILINE)
+    status = process.returncode  # of kvmsr exec, 128 + N if signal N ended the program
+    return status if status >= 0 else 128 - status, re.findall(
+        r"^ +(\S+\.[ch]:\d+: .*)", output, re.MULTILINE
+    )
 
 
 def compare(program):
