@@ -50,6 +50,14 @@ class Monitor:
                 return
             time.sleep(0.02)
 
+    def make_disk(self, path):
+        """Let QEMU make a disk image that can hold snapshots, and open it."""
+        options = {"driver": "file", "filename": str(path), "size": 0}
+        self.job("blockdev-create", options=options)
+        self.ask("blockdev-add", driver="file", node_name="file", filename=str(path))
+        self.job("blockdev-create", options={"driver": "qcow2", "file": "file", "size": 1 << 20})
+        self.ask("blockdev-add", driver="qcow2", node_name="disk", file="file")
+
     def close(self):
         self.file.close()
         self.socket.close()

@@ -23,7 +23,7 @@ from tests.attach.qemu import (
     under,
     wait_for_lines,
 )
-from tests.attach.test_ctl import BAD, SHADOW, Running, counting_bios, make_disk
+from tests.attach.test_ctl import BAD, SHADOW, Running, counting_bios
 from tests.attach.test_exec import wait_for
 from tests.conftest import GUESTS
 
@@ -34,9 +34,9 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("machine", ["pc", "q35"])
-def test_machines(tmp_path, qemu, machine):
-    words = guest(qemu, tmp_path, machine=machine, bios="bios-256k.bin")
+@pytest.mark.parametrize(("machine", "bios"), [("pc", "bios-256k"), ("q35", "bios-microvm")])
+def test_machines(tmp_path, qemu, machine, bios):
+    words = guest(qemu, tmp_path, machine=machine, bios=f"{bios}.bin")
     done, report = run(tmp_path, *words)
     assert done.returncode == 0
     assert lines(tmp_path) == SEEN
@@ -169,7 +169,7 @@ def test_a_reset_while_a_handler_is_asked(tmp_path, asked):
 def test_a_snapshot_while_a_handler_is_asked(tmp_path, asked):
     """It is taken before the access, so the guest makes that access again."""
     process, qmp = asked
-    make_disk(qmp, tmp_path / "disk")
+    qmp.make_disk(tmp_path / "disk")
     snapshot = {"tag": "one", "vmstate": "disk", "devices": ["disk"]}
     qmp.ask("stop")
     qmp.job("snapshot-save", **snapshot)

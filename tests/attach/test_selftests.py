@@ -5,62 +5,63 @@ KVM_SELFTESTS names the folder with the programs, as ``make -C tools/testing/sel
 them in a kernel's source.
 """
 
+import json
 import os
-import re
-import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from kvmsr import native
-from tests.command import words_of
-from tests.conftest import need
+from tests.attach.selftests import compare, programs
+from tests.nested.machine import run
+from tests.nested.parts import MissingError, project_files
 
 pytestmark = [
-    pytest.mark.kvm,
     pytest.mark.slow,
     pytest.mark.skipif(not native.available(), reason=f"needs {native.why_not()}"),
 ]
 
-SECONDS = 60
-MEMORY = 8 << 30
+FOLDER = os.environ.get("KVM_SELFTESTS")
+PROGRAMS = programs(Path(FOLDER)) if FOLDER else [None]
+UPSTREAM_SECONDS = 3000
 
 
-def programs():
-    folder = Path(os.environ.get("KVM_SELFTESTS", "/no"))
-    found = [path for where in (folder, folder / "x86_64") for path in where.glob("*")]
-    return sorted(
-        path for path in found if path.is_file() and path.read_bytes()[:4] == b"\x7fELF"
-        and os.access(path, os.X_OK)
-    )  # fmt: skip
+def names(program):
+    return program and program.name
 
 
-def run(words):
-    """Return a program's exit status, or None if it did not end, and where it found fault."""
-    process = subprocess.Popen(
-        list(map(str, words)), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
-    )  # fmt: skip
-    try:
-        output, _ = process.communicate(timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        return None, []
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # a group of its own
-            process.communicate()
-    return process.returncode, re.findall(r"^ +(\S+\.[ch]:\d+: .*)", output, re.MULTILINE)
-
-
-@pytest.mark.parametrize("program", programs() or [None], ids=lambda path: path and path.name)
-def test_the_same_end(tmp_path, program):
-    if program is None:
+def need_programs():
+    if not FOLDER:
         pytest.skip("needs KVM_SELFTESTS, the folder with Linux's KVM selftests")
-    words = [need("prlimit"), f"--as={MEMORY}", program]
-    expected = run(words)
-    if expected[0] is None:
-        pytest.skip(f"needs a KVM on which {program.name} ends within {SECONDS} s")
-    (tmp_path / "policy.toml").touch()
-    files = ["--policy", tmp_path / "policy.toml", "--summary", tmp_path / "summary"]
-    assert run(words_of("exec", *files, "--", *words)) == expected
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize("program", PROGRAMS, ids=names)
+def test_the_same_end(program):
+    need_programs()
+    alone, under_kvmsr = compare(program)
+    if alone[0] is None:
+        pytest.skip(f"needs a KVM on which {program.name} ends in time")
+    assert under_kvmsr == alone
+
+
+@pytest.fixture(scope="module")
+def upstream():
+    """Return what came of each program in the nested machine, whose KVM is that of Linux 6.1."""
+    need_programs()
+    words = ["-m", "tests.attach.selftests", FOLDER]
+    try:
+        done = run(words, files=[*project_files(), *PROGRAMS], seconds=UPSTREAM_SECONDS)
+    except MissingError as error:
+        pytest.skip(f"needs {error}")
+    lines = [json.loads(line) for line in done.output.splitlines() if line.startswith("[")]
+    return {name: (alone, under_kvmsr) for name, alone, under_kvmsr in lines}
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("program", PROGRAMS, ids=names)
+def test_the_same_end_on_upstream(upstream, program):
+    alone, under_kvmsr = upstream[program.name]
+    if alone[0] is None:
+        pytest.skip(f"needs a KVM on which {program.name} ends in time")
+    assert under_kvmsr == alone

@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Final
 
 from tests.nested.archive import Archive
-from tests.nested.parts import ROOT, Kernel, find_kernel, find_qemu, pack_project, pack_python
+from tests.nested.parts import (
+    ROOT,
+    Kernel,
+    find_kernel,
+    find_qemu,
+    pack_files,
+    pack_project,
+    pack_python,
+)
 
 __all__ = ("NestedError", "prepare", "run")
 
@@ -29,7 +37,7 @@ _COMMAND_LINE: Final = (
 )
 _MACHINE: Final = (
     "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "q35",
-    "-accel", "tcg", "-cpu", "max,la57=off", "-smp", "1", "-m", "768",
+    "-accel", "tcg", "-cpu", "max,la57=off", "-smp", "1", "-m", "1536",
 )  # fmt: skip
 
 
@@ -51,17 +59,18 @@ class Done:
         return "\n".join(self.console.splitlines()[-30:])
 
 
-def run(arguments: list[str], *, seconds: float = SECONDS) -> Done:
+def run(arguments: list[str], *, seconds: float = SECONDS, files: list[Path] | None = None) -> Done:
     """
     Run Python with *arguments* in the nested machine, in the project's folder.
 
+    :param files: what is to be there besides Python, ``kvmsr`` and its tests.
     :raises MissingError: if a part of the machine is not here.
     :raises NestedError: if the machine does not come to its end.
     """
     with tempfile.TemporaryDirectory(prefix="nested-") as name:
         folder = Path(name)
         console, output = (folder / part for part in ("console", "output"))
-        command = prepare(folder, arguments, {})
+        command = prepare(folder, arguments, {}, files)
         command += ["-serial", f"file:{console}", "-serial", f"file:{output}"]
         try:
             ended = subprocess.run(
@@ -77,14 +86,19 @@ def run(arguments: list[str], *, seconds: float = SECONDS) -> Done:
     return done
 
 
-def prepare(folder: Path, arguments: list[str], parameters: dict[str, str]) -> list[str]:
+def prepare(
+    folder: Path,
+    arguments: list[str],
+    parameters: dict[str, str],
+    files: list[Path] | None = None,
+) -> list[str]:
     """
     Put the machine together in *folder* and return the command that runs it, less its serial lines.
 
     :param parameters: of KVM's modules, by the module's name.
     """
     kernel, qemu = find_kernel(), find_qemu()
-    archive, libraries = _pack(kernel, arguments, parameters)
+    archive, libraries = _pack(kernel, arguments, parameters, files or [])
     initrd = folder / "initrd"
     initrd.write_bytes(archive)
     # The kernel gives what it does not know of its command line to /init as environment.
@@ -94,11 +108,14 @@ def prepare(folder: Path, arguments: list[str], parameters: dict[str, str]) -> l
     ]  # fmt: skip
 
 
-def _pack(kernel: Kernel, arguments: list[str], parameters: dict[str, str]) -> tuple[bytes, str]:
+def _pack(
+    kernel: Kernel, arguments: list[str], parameters: dict[str, str], files: list[Path]
+) -> tuple[bytes, str]:
     """Return all that is inside, and the path of shared libraries there."""
     archive = Archive()
     program, folders = pack_python(archive)
-    libraries = ":".join(map(str, folders))
+    folders += pack_files(archive, files)
+    libraries = ":".join(dict.fromkeys(map(str, folders)))
     packages = pack_project(archive)
     modules = []
     for name, data in kernel.module_and_needs("kvm-amd").items():

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import sysconfig
 from dataclasses import dataclass
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +24,16 @@ import lazy_loader
 import kvmsr
 from tests.nested.archive import Archive
 
-__all__ = ("Kernel", "MissingError", "find_kernel", "find_qemu", "pack_project", "pack_python")
+__all__ = (
+    "Kernel",
+    "MissingError",
+    "find_kernel",
+    "find_qemu",
+    "pack_files",
+    "pack_project",
+    "pack_python",
+    "project_files",
+)
 
 ROOT: Final = Path(__file__).parent.parent.parent
 PEERS: Final = Path(os.environ.get("KVMSR_PEERS", ROOT / ".peers"))
@@ -138,6 +148,40 @@ def pack_project(archive: Archive) -> list[Path]:
     for folder in (*packages, ROOT / "tests"):
         _pack_folder(archive, folder, unused=())
     return [folder.parent for folder in packages]
+
+
+def project_files() -> list[Path]:
+    """Return all files of ``kvmsr`` and of what its commands need, but for the soft CPU."""
+    known: dict[str, Distribution] = {}
+    waiting = ["kvmsr"]
+    while waiting:
+        name = re.split(r"[^\w.-]", waiting.pop())[0].lower()
+        if name in known or name in ("unicorn", "capstone"):
+            continue
+        known[name] = distribution(name)
+        waiting += [need for need in known[name].requires or () if "extra ==" not in need]
+    paths = [Path(str(d.locate_file(file))) for d in known.values() for file in d.files or ()]
+    return [path for path in paths if path.is_file() and "bin" not in path.parts[-2:]]
+
+
+def pack_files(archive: Archive, files: list[Path]) -> list[Path]:
+    """
+    Add files as they are, and the shared libraries of those that are programs or libraries.
+
+    :returns: the folders of the libraries.
+    """
+    programs = []
+    for file in files:
+        archive.copy(file)
+        with file.open("rb") as stream:
+            if stream.read(4) == b"\x7fELF":
+                programs.append(file)
+    libraries = set(_libraries(programs)) - set(files)
+    # The C library loads this one when a thread is ended.
+    libraries |= set(Path("/lib").glob("*-linux-gnu/libgcc_s.so.1"))
+    for library in sorted(libraries):
+        archive.copy(library)
+    return sorted({library.parent for library in libraries})
 
 
 def pack_python(archive: Archive) -> tuple[Path, list[Path]]:

@@ -1,0 +1,73 @@
+"""
+Linux's KVM selftests, run with and without ``kvmsr exec``.
+
+Run as a program with a folder of them, as in the nested machine, this prints what came of each as a
+line of JSON.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.command import words_of
+
+__all__ = ("compare", "programs")
+
+SECONDS = 60
+MEMORY = 8 << 30
+"""Bytes of address space that a program may have."""
+
+
+def programs(folder):
+    """Return the programs in *folder*, which ``make -C tools/testing/selftests/kvm`` has left."""
+    found = [path for where in (folder, folder / "x86_64") for path in where.glob("*")]
+    return sorted(path for path in found if path.is_file() and is_program(path))
+
+
+def is_program(path):
+    with path.open("rb") as file:
+        return file.read(4) == b"\x7fELF" and os.access(path, os.X_OK) and path.suffix == ""
+
+
+def run(words, seconds=SECONDS):
+    """Return a program's exit status, or None if it did not end, and where it found fault."""
+    process = subprocess.Popen(
+        list(map(str, words)), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
+    )  # fmt: skip
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return None, []
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # a group of its own
+            process.communicate()
+    status = process.returncode  # of kvmsr exec, 128 + N if signal N ended the program
+    return status if status >= 0 else 128 - status, re.findall(
+        r"^ +(\S+\.[ch]:\d+: .*)", output, re.MULTILINE
+    )
+
+
+def compare(program):
+    """Return what comes of *program* alone, and under ``kvmsr exec`` with an empty policy."""
+    limit = shutil.which("prlimit")  # which the nested machine lacks; it is a limit itself
+    words = [limit, f"--as={MEMORY}", program] if limit else [program]
+    alone = run(words)
+    if alone[0] is None:
+        return alone, alone
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "policy.toml").touch()
+        files = ["--policy", f"{folder}/policy.toml", "--summary", f"{folder}/summary"]
+        return alone, run(words_of("exec", *files, "--", *words), 3 * SECONDS)
+
+
+if __name__ == "__main__":
+    for program in programs(Path(sys.argv[1])):
+        print(json.dumps([program.name, *compare(program)]), flush=True)
