@@ -14,7 +14,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
@@ -59,6 +59,8 @@ class Controller:
     :param name: what ``kvmsr ctl`` calls the run, or "".
     :param output_to_stderr: send the VMM's standard output to standard error.
     :param witness: the connection to the supervisor.
+    :ivar requests: what ``kvmsr ctl`` can do.
+    :ivar on_hangup: called at SIGHUP, if it is not to be passed on.
     :ivar unsaved: why the state could not be saved; None if it was.
     :raises UsageError: if there is no such VMM, or no library can be preloaded into it.
     :raises HostError: if the host lacks what the policy needs.
@@ -90,6 +92,7 @@ class Controller:
         self._over = False
         self._begun = time.monotonic()
         self.unsaved: KvmsrError | None = None
+        self.on_hangup: Callable[[], None] | None = None
         kept = None if state is None else kept_state(state)
         self._kvm = Kvm(HostBackend())
         try:
@@ -108,12 +111,13 @@ class Controller:
             raise
         self._questions = Questions(self.session, self._block, self._stop_at, self._interrupt)
         self._vms = Vms(self._block)
+        self.requests = Requests(self, self._about, self._witness)
 
     def run(self) -> RunResult:
         """Run the VMM until it ends, and return the result."""
         self._begun = time.monotonic()
         with self._passing_signals_on():
-            server = self._server = ControlServer(Requests(self, self._about, self._witness).handle)
+            server = self._server = ControlServer(self.requests.handle)
             if not lib.kvmsr_live(self._block.tables):
                 raise HostError("this host's C library has no robust mutexes")
             try:
@@ -173,7 +177,9 @@ class Controller:
                 signal.signal(number, handler)
 
     def _pass_on(self, number: int, frame: object) -> None:
-        if self._processes is not None:
+        if number == signal.SIGHUP and self.on_hangup is not None:
+            self.on_hangup()
+        elif self._processes is not None:
             self._processes.send(signal.Signals(number), self._runners())
 
     def _runners(self) -> set[int]:

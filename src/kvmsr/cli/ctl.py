@@ -69,16 +69,31 @@ def command(ctx: click.Context, target: str | None, as_json: bool) -> None:
     ctx.obj = target
 
 
+_STATUS = {
+    "pid", "name", "kind", "command", "started", "backend", "policy", "policy_since",
+    "replacements", "vms", "vcpus", "accesses",
+}  # fmt: skip
+_NEEDS = {
+    "policy": {"warnings"},
+    "show": {"source", "since", "toml", "policy"},
+    "undo": {"warnings", "policy"},
+    "status": _STATUS,
+    "save": {"state"},
+    "stop": {"pid"},
+}
+"""What the answer to a request must have. Another version of kvmsr may answer."""
+
+
 def _ask(target: str, **request: Any) -> dict[str, Any]:
     from kvmsr.session.control import ask
 
-    return ask(target, request)
+    return ask(target, request, _NEEDS.get(request["do"], ()))
 
 
 def _list(as_json: bool) -> None:
     from kvmsr.session.control import runs
 
-    found = list(runs())
+    found = [one for one in runs() if one.keys() >= _STATUS]
     if as_json:
         print_json({"schema": 1, "runs": found})
         return

@@ -19,6 +19,7 @@ import click
 from kvmsr.attach import Controller
 from kvmsr.cli._console import access_log
 from kvmsr.cli._parameters import LOG, NAME, POLICY, STATE
+from kvmsr.cli._reload import RELOAD, expect_hangup, reloading
 from kvmsr.errors import UsageError
 from kvmsr.policy import Policy
 from kvmsr.policy.file import load_policy
@@ -54,6 +55,7 @@ Examples:
     is_flag=True,
     help="Do not let a VM run that would not be under the whole policy.",
 )
+@RELOAD
 @NAME
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def command(
@@ -63,6 +65,7 @@ def command(
     summary: str | None,
     state: Path | None,
     require: bool,
+    reload: bool,
     name: str,
     as_json: bool,
 ) -> int:
@@ -75,9 +78,10 @@ def command(
     policy.
     """
     _refuse_option(vmm[0])
+    expect_hangup(reload)
     rules = load_policy(policy) if policy else Policy()
     to_stdout = as_json and summary is None
-    witness = supervise(rules, partial(_print, summary=summary, as_json=as_json))
+    witness = supervise(rules, partial(_print, summary=summary, as_json=as_json), reloads=reload)
     with access_log(log, lambda data: None, shared=False) as (_, sink):
         controller = Controller(
             vmm,
@@ -90,7 +94,8 @@ def command(
             witness=witness,
         )
         with closing(controller):
-            result = controller.run()
+            with reloading(controller.requests, reload) as controller.on_hangup:
+                result = controller.run()
             _print(result, summary, as_json)
             if controller.unsaved is not None:
                 raise controller.unsaved

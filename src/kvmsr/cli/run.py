@@ -9,11 +9,12 @@ Runs a guest in kvmsr's own machine.
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -24,6 +25,7 @@ from kvmsr.cli._console import access_log, guest_input, guest_output
 from kvmsr.cli._output import echo
 from kvmsr.cli._parameters import LOG, NAME, POLICY, STATE, MemorySize
 from kvmsr.cli._progress import progress
+from kvmsr.cli._reload import RELOAD, expect_hangup, reloading, terminal_is_there
 from kvmsr.errors import KvmsrError, UsageError
 from kvmsr.machine import Boot, Feature, Machine, MachineDriver, find_feature
 from kvmsr.machine.arguments import to_seconds
@@ -104,6 +106,7 @@ Examples:
 )
 @LOG
 @STATE
+@RELOAD
 @NAME
 @click.option("--timeout", type=float, metavar="S", help="End the run after S seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -124,6 +127,7 @@ def command(
     serial: str,
     log: str,
     state: Path | None,
+    reload: bool,
     name: str,
     timeout: float | None,
     as_json: bool,
@@ -137,9 +141,10 @@ def command(
     """
     timeout = to_seconds(timeout, "--timeout")
     boot = Boot(image, append, initrd, bios, None if mode is None else int(mode))
+    expect_hangup(reload)
     rules = load_policy(policy) if policy else Policy()
     hidden = [_feature(word) for word in cpu_features]
-    witness = supervise(rules, partial(_print, as_json=as_json))
+    witness = supervise(rules, partial(_print, as_json=as_json), reloads=reload)
     chosen, why_soft = choose_backend(backend, profile=soft_profile, real_time=real_time)
     result = run_guest(
         boot,
@@ -147,6 +152,7 @@ def command(
         serial=serial,
         log=log,
         state=state,
+        reload=reload,
         name=name,
         timeout=timeout,
         as_json=as_json,
@@ -178,6 +184,7 @@ def run_guest(
     serial: str = "-",
     log: str = "-",
     state: Path | None = None,
+    reload: bool = False,
     name: str = "",
     timeout: float | None = None,
     as_json: bool = False,
@@ -191,6 +198,7 @@ def run_guest(
     :param serial: the file for the output of the serial line; ``-`` is the terminal.
     :param log: the file for accesses that the policy logs; ``-`` is standard error.
     :param state: the file that keeps the registers from one run to the next.
+    :param reload: reload the policy when its files change, and at SIGHUP.
     :param name: the run's name, or "".
     :param note: a line for the notes of the result; on a terminal it is also shown at once.
     :param witness: the connection to the supervisor.
@@ -204,17 +212,18 @@ def run_guest(
         if kept is not None:
             guest.session.restore(kept, f"--state {state}")
         guest.load(boot)
-        stack.enter_context(_terminated_as_interrupted())
-        stack.enter_context(guest_input(guest.board.uart))
-        if serial != "-":
-            stack.enter_context(progress(guest))
-        if note and sys.stderr.isatty() and not as_json:
-            echo(f"kvmsr: {note}", err=True)
         witness = witness or Witness()
         what = str(boot.image or boot.bios)
         requests = Requests(MachineDriver(guest, what), About("run", what, name), witness)
         server = ControlServer(requests.handle)
         stack.callback(server.close)
+        on_hangup = stack.enter_context(reloading(requests, reload))
+        stack.enter_context(_terminated_as_interrupted(on_hangup))
+        stack.enter_context(guest_input(guest.board.uart))
+        if serial != "-":
+            stack.enter_context(progress(guest))
+        if note and sys.stderr.isatty() and not as_json:
+            echo(f"kvmsr: {note}", err=True)
         witness.begin(guest.session, what, timeout=timeout, state=state)
         stack.callback(witness.end)
         result = guest.run(timeout)
@@ -250,11 +259,23 @@ def _print(result: RunResult, *, as_json: bool) -> None:
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end a run like Ctrl-C: with a summary and the terminal restored."""
+def _terminated_as_interrupted(on_hangup: Callable[[], None] | None) -> Iterator[None]:
+    """
+    Let SIGTERM and SIGHUP end a run like Ctrl-C: with a summary and the terminal restored.
+
+    :param on_hangup: called at a SIGHUP that does not come from the terminal's end; if it is None,
+        every SIGHUP ends the run.
+    """
+    had_terminal = on_hangup is not None and terminal_is_there()
+
+    def hang_up(number: int, frame: FrameType | None) -> None:
+        if on_hangup is None or (had_terminal and not terminal_is_there()):
+            raise KeyboardInterrupt
+        on_hangup()
+
     before = {
-        number: signal.signal(number, signal.default_int_handler)
-        for number in (signal.SIGTERM, signal.SIGHUP)
+        signal.SIGTERM: signal.signal(signal.SIGTERM, signal.default_int_handler),
+        signal.SIGHUP: signal.signal(signal.SIGHUP, hang_up),
     }
     try:
         yield

@@ -8,16 +8,23 @@ Writes a script that stands in for a VMM where ``kvmsr exec`` cannot be called d
 
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 
 import click
 
 from kvmsr.attach import find_vmm
-from kvmsr.cli._parameters import POLICY
+from kvmsr.cli._parameters import NAME, POLICY
+from kvmsr.cli._reload import RELOAD
 from kvmsr.errors import UsageError
+from kvmsr.files import read_regular
 from kvmsr.policy.file import load_policy
+from kvmsr.session import kept_state
 
 __all__ = ("command",)
+
+_MARK = b"# Written by kvmsr wrap"
+_MAX_SIZE = 1 << 20
 
 _SCRIPT = """\
 #!/bin/sh
@@ -59,6 +66,8 @@ Example:
 @click.option("--summary", metavar="FILE", help="As for kvmsr exec.")
 @click.option("--state", metavar="FILE", help="As for kvmsr exec.")
 @click.option("--require", is_flag=True, help="As for kvmsr exec.")
+@RELOAD
+@NAME
 @click.option("--json", "as_json", is_flag=True, help="As for kvmsr exec.")
 def command(
     vmm: str,
@@ -68,6 +77,8 @@ def command(
     summary: str | None,
     state: str | None,
     require: bool,
+    reload: bool,
+    name: str,
     as_json: bool,
 ) -> None:
     """
@@ -82,10 +93,13 @@ def command(
         load_policy(policy)
         is_file = not policy.startswith("preset:")
         options += ["--policy", str(Path(policy).resolve()) if is_file else policy]
-    for name, file in (("--log", log), ("--summary", summary), ("--state", state)):
+    if state is not None:
+        kept_state(Path(state))  # reports a file that is something else: the script removes it
+    for option, file in (("--log", log), ("--summary", summary), ("--state", state)):
         if file is not None:
-            options += [name, _absolute(name, file)]
-    options += ["--require"] * require + ["--json"] * as_json
+            options += [option, _absolute(option, file)]
+    options += ["--name", name] if name else []
+    options += ["--require"] * require + ["--reload"] * reload + ["--json"] * as_json
     script = _SCRIPT.format(
         vmm=shlex.quote(str(program)),
         fresh=_FRESH.format(state=shlex.quote(_absolute("--state", state))) if state else "",
@@ -107,10 +121,32 @@ def _absolute(option: str, file: str) -> str:
 
 
 def _write(output: Path, script: str, program: Path) -> None:
-    if output.exists() and output.samefile(program):
-        raise UsageError(f"-o {output}: this is the VMM itself; give the script another name")
+    if output.exists():
+        _refuse_unless_ours(output, program)
     try:
-        output.write_text(script)
-        output.chmod(0o755)
+        number, name = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
+        try:
+            with open(number, "w") as file:
+                file.write(script)
+            Path(name).chmod(0o755)
+            Path(name).replace(output)
+        except BaseException:
+            Path(name).unlink()
+            raise
     except OSError as error:
         raise UsageError(f"-o {output}: cannot be written: {error.strerror}") from None
+
+
+def _refuse_unless_ours(output: Path, program: Path) -> None:
+    """Raise UsageError if *output* is anything but an older script."""
+    if output.samefile(program):
+        raise UsageError(f"-o {output}: this is the VMM itself; give the script another name")
+    try:
+        is_ours = _MARK in read_regular(output, _MAX_SIZE)
+    except OSError:
+        is_ours = False
+    if not is_ours:
+        raise UsageError(
+            f"-o {output}: it exists, and kvmsr wrap has not written it; remove it, or give the"
+            " script another name"
+        )

@@ -7,7 +7,7 @@ Ordered rules and defaults: what the owner of a virtual machine wants to happen 
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from kvmsr.errors import PolicyError
@@ -58,6 +58,7 @@ class Policy:
     :ivar topology: which vCPUs share registers.
     :ivar allow_host_writes: whether ``host`` is allowed as an action for writes.
     :ivar source: the file that it was read from, or "".
+    :ivar files: all files that it was read from: also those that it extends, and Python modules.
     """
 
     rules: tuple[Rule, ...]
@@ -67,6 +68,7 @@ class Policy:
     name: str
     description: str
     source: str
+    files: tuple[str, ...] = field(compare=False, repr=False)
 
     def __init__(
         self,
@@ -78,6 +80,7 @@ class Policy:
         name: str = "",
         description: str = "",
         source: str = "",
+        files: Iterable[str] = (),
     ) -> None:
         put = object.__setattr__
         put(self, "rules", tuple(_placed(rule, n) for n, rule in enumerate(rules)))
@@ -87,6 +90,7 @@ class Policy:
         put(self, "name", name)
         put(self, "description", description)
         put(self, "source", source)
+        put(self, "files", tuple(files))
         for rule in () if allow_host_writes else self.rules:
             error = host_write_error(rule)
             if error is not None:

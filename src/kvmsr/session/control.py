@@ -18,7 +18,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -117,12 +117,13 @@ class ControlServer:
 # The client's side
 
 
-def ask(target: str, request: dict[str, Any]) -> dict[str, Any]:
+def ask(target: str, request: dict[str, Any], needs: Collection[str] = ()) -> dict[str, Any]:
     """
     Send a request to a run, and return its answer.
 
     :param target: the run's name, or the process ID of kvmsr or of the VMM that it started.
     :param request: the request, as JSON types.
+    :param needs: the keys that the answer must have.
     :raises UsageError: if there is no such run, it may not be controlled, or it refuses the
         request.
     :raises PolicyError: if the policy in the request has an error.
@@ -136,6 +137,8 @@ def ask(target: str, request: dict[str, Any]) -> dict[str, Any]:
         kind = _ERRORS.get(answer.get("status", 0), UsageError)
         message = str(answer["error"])
         raise kind(message if kind is PolicyError else f"{what}: {message}")
+    if not answer.keys() >= set(needs):
+        raise UsageError(f"{what}: its answer is not one of this version of kvmsr")
     return answer
 
 

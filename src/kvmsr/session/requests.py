@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from kvmsr.errors import UsageError
+from kvmsr.policy import Policy
 from kvmsr.policy.file import load_policy
 from kvmsr.policy.file.toml import as_json, to_toml
 from kvmsr.session.result import RunResult
@@ -121,6 +122,21 @@ class Requests:
                     self._session.reset()
                 return {}
         raise UsageError("this version of kvmsr does not know this request")
+
+    @property
+    def policy(self) -> Policy:
+        """Return the policy in force."""
+        return self._session.plan.policy
+
+    def reload(self) -> list[str]:
+        """
+        Read the policy in force from its file again, put it in force, and return warnings.
+
+        :raises KvmsrError: if that fails. Nothing has changed then.
+        """
+        if not self.policy.files:
+            raise UsageError("it did not come from a file")
+        return self.replace(self.policy.source)
 
     def replace(self, file: str) -> list[str]:
         """

@@ -144,7 +144,9 @@ def _policy_of(session: Session, policy: Policy) -> dict[str, Any]:
     return {"policy": policy.source or policy.name, "names": names}
 
 
-def supervise(policy: Policy, report: Callable[[RunResult], None]) -> Witness:
+def supervise(
+    policy: Policy, report: Callable[[RunResult], None], *, reloads: bool = False
+) -> Witness:
     """
     Fork if *policy* runs code of its owner's, and return in the child.
 
@@ -152,6 +154,7 @@ def supervise(policy: Policy, report: Callable[[RunResult], None]) -> Witness:
     started.
 
     :param report: prints the result of a run if the child could not.
+    :param reloads: whether SIGHUP reloads the policy, so that it is for the child alone.
     """
     if not runs_code(policy):
         return Witness()
@@ -166,7 +169,7 @@ def supervise(policy: Policy, report: Callable[[RunResult], None]) -> Witness:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return Witness(childs_line)
     childs_line.close()
-    sys.exit(_Supervisor(child, line, report).run())
+    sys.exit(_Supervisor(child, line, report, reloads).run())
 
 
 def _die_with(line: socket.socket) -> None:
@@ -178,11 +181,16 @@ def _die_with(line: socket.socket) -> None:
 
 class _Supervisor:
     def __init__(
-        self, child: int, line: socket.socket, report: Callable[[RunResult], None]
+        self,
+        child: int,
+        line: socket.socket,
+        report: Callable[[RunResult], None],
+        reloads: bool,
     ) -> None:
         self._child = child
         self._line = line
         self._report = report
+        self._reloads = reloads
         self._reported: dict[str, Any] = {}
         self._block: Block | None = None
         self._begun = 0.0
@@ -231,8 +239,12 @@ class _Supervisor:
         info = signal.sigtimedwait({*_ENDING, signal.SIGCHLD}, _PAUSE)
         if info is None or info.si_signo == signal.SIGCHLD:
             return
+        by_the_terminal = info.si_code == _BY_THE_KERNEL
+        if info.si_signo == signal.SIGHUP and self._reloads and not by_the_terminal:
+            os.kill(self._child, signal.SIGHUP)
+            return
         vmm = self._reported.get("vmm")
-        if info.si_code != _BY_THE_KERNEL:  # the terminal has signalled all processes itself
+        if not by_the_terminal:  # the terminal has signalled all processes itself
             try:
                 os.kill(vmm or self._child, info.si_signo)
             except ProcessLookupError:  # the VMM is in the background; its controller knows it

@@ -7,7 +7,7 @@ How a reader of policy files resolves ``module:function`` and ``module:Class``.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +29,10 @@ class Finder(Protocol):
     """
 
     runs_code: bool
+
+    @property
+    def files(self) -> Iterable[Path]:
+        """Return the files of the modules next to policy files that have been found so far."""
 
     def function(self, name: str, folder: Path) -> Handler:
         """

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 from kvmsr.errors import PolicyError
 from kvmsr.policy.access import Handler
@@ -22,6 +22,9 @@ from kvmsr.policy.registers import ModelClass
 from kvmsr.text import error_text, shown
 
 __all__ = ("Importer",)
+
+_MAX_FILES: Final = 256
+"""Number of a package's files that are watched."""
 
 
 class Importer:
@@ -37,6 +40,15 @@ class Importer:
 
     def __init__(self) -> None:
         self._beside: dict[Path, ModuleType] = {}
+
+    @property
+    def files(self) -> list[Path]:
+        """Return the files of the modules next to policy files, and of all that packages have."""
+        found: list[Path] = []
+        for file in self._beside:
+            is_package = file.name == "__init__.py"
+            found += sorted(file.parent.rglob("*.py"))[:_MAX_FILES] if is_package else [file]
+        return found
 
     def function(self, name: str, folder: Path) -> Handler:
         """Return the function *name*; see :class:`~kvmsr.policy.file.finder.Finder`."""

@@ -75,6 +75,11 @@ class NameLookup:
     def __init__(self) -> None:
         self.found: dict[str, Found] = {}
 
+    @property
+    def files(self) -> list[Path]:
+        """Return the files of the modules that have been found so far."""
+        return [Path(one.where) for one in self.found.values() if one.where]
+
     def function(self, name: str, folder: Path) -> Handler:
         """Return a stand-in for the function *name*; calling it is an error."""
         self._find(name, folder, "function")

@@ -94,6 +94,7 @@ def _reading(reader: Reader, shelf: Shelf) -> Reading:
         name=header.name,
         description=header.description,
         source=reader.document.source,
+        files=map(str, dict.fromkeys((*shelf.files, *shelf.finder.files))),
     )
     errors: list[PolicyError] = []
     for one in shelf.readers:

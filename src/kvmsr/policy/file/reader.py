@@ -62,11 +62,13 @@ class Shelf:
 
     :param finder: resolves names in Python modules.
     :ivar readers: the files, in the order in which reading them began.
+    :ivar files: the paths of those that are not presets, in the same order.
     """
 
     def __init__(self, finder: Finder) -> None:
         self.finder = finder
         self.readers: list[Reader] = []
+        self.files: list[FilePath] = []
         self._by_name: dict[str, Reader] = {}
 
     def read(self, name: str, folder: FilePath, above: tuple[str, ...] = ()) -> "Reader":
@@ -87,6 +89,8 @@ class Shelf:
             raise PolicyError(f"extends more than {_MAX_DEPTH} levels deep")
         if key not in self._by_name:
             text = _preset(name) if is_preset else _text(file)
+            if not is_preset:
+                self.files.append(file.absolute())
             source = name if is_preset else str(file)
             self._by_name[key] = Reader(text, source, file.parent, self, (*above, key))
         return self._by_name[key]
