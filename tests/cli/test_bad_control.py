@@ -286,7 +286,7 @@ def test_wrap_refuses_what_is_no_policy(folder, how):
 
 def test_wrap_refuses_to_write_over_what_is_not_its_own(folder):
     script = folder / "script"
-    for file in (folder / "policy.toml", folder, "/dev/null"):
+    for file in (folder / "policy.toml", "/dev/null"):
         assert "it exists, and kvmsr wrap has not written it" in refused(
             "wrap", need("true"), "-o", file
         )

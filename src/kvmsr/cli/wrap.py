@@ -141,6 +141,8 @@ def _refuse_unless_ours(output: Path, program: Path) -> None:
     """Raise UsageError if *output* is anything but an older script."""
     if output.samefile(program):
         raise UsageError(f"-o {output}: this is the VMM itself; give the script another name")
+    if output.is_dir():
+        raise UsageError(f"-o {output}: cannot be written: it is a directory")
     try:
         is_ours = _MARK in read_regular(output, _MAX_SIZE)
     except OSError:
