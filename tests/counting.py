@@ -1,5 +1,8 @@
 """A guest that counts in two MSRs, and finds out if one of its writes is lost."""
 
+from kvmsr.errors import UsageError
+from kvmsr.session import control
+
 MSR = 0x1B0
 BAD = 0x2A
 SHADOW = f'[[rule]]\nmsr = [{MSR}, {MSR + 1}]\nread = "shadow"\nwrite = "shadow"\n'
@@ -25,3 +28,11 @@ COUNTING = bytes.fromhex(
     "ee"  # out dx, al
     "f4"  # hlt
 )
+
+
+def status(pid):
+    """Return the status of a run, as kvmsr ctl gets it; None if there is none yet."""
+    try:
+        return control.ask(str(pid), {"do": "status"})
+    except UsageError:
+        return None

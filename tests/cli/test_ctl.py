@@ -1,6 +1,7 @@
 """kvmsr ctl on kvmsr run: in C, in Python, on the soft backend, and under a supervisor."""
 
 import json
+import re
 import signal
 import subprocess
 import time
@@ -106,7 +107,7 @@ def test_what_runs_is_listed_and_found_by_its_name(folder, running, backend):
     assert own["command"] == f"{folder}/counting.bin"
     table, _ = kvmsr("ctl")
     assert table.split()[:5] == ["PID", "NAME", "BY", "POLICY", "COMMAND"]
-    assert f"{process.pid}  counting" in table
+    assert re.search(rf"^{process.pid} +counting +run +", table, re.MULTILINE)
     table, _ = kvmsr("ctl", "counting", "status")
     assert f"process   {process.pid}, kvmsr run, since 20" in table
     assert "VMs       1, with 1 vCPUs" in table
