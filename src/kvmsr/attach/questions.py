@@ -35,6 +35,7 @@ __all__ = ("Questions",)
 _WAIT_MS: Final = 1000
 _MOST_LOGGED: Final = 2000
 _N_OPS, _N_REASONS, _N_VERDICTS = len(OPS), len(REASONS), len(VERDICTS)
+_STOP: Final = VERDICTS[Verdict.STOP]
 
 
 class Questions:
@@ -60,6 +61,7 @@ class Questions:
         self._block = block
         self._stop = stop
         self._interrupt = interrupt
+        self._vms, self._ids = int(lib.KVMSR_MAX_VMS), int(lib.KVMSR_MAX_ID)
         self._served: set[int] = set()
         self._next_logged = 0
         self._closed = False
@@ -91,7 +93,11 @@ class Questions:
     def _log_event(self, vcpu: Any, event: Any) -> None:
         vm, number = vcpu.vm, vcpu.id
         policy = self._session.policy_of(event.serial)
-        if policy is None or event.verdict >= _N_VERDICTS or not _is_sound(vm, number, event):
+        if (
+            policy is None
+            or event.verdict >= _N_VERDICTS
+            or not self._are_sound(vm, number, event.op, event.reason)
+        ):
             return
         access = made_access(event.value, number, event.index, event.op, event.reason)
         policy.native(vm).log(access, event)
@@ -125,14 +131,14 @@ class Questions:
     ) -> bool:
         """Put the answer into *asked*. Return False if the run stops, and there is no answer."""
         outcome = asked.outcome
+        value, _, index, op, reason = read()
         policy = self._session.policy_of(asked.serial)
-        if policy is None or not _is_sound(vm, number, asked.access):
+        if policy is None or not self._are_sound(vm, number, op, reason):
             outcome.verdict = lib.KVMSR_FAULT
             return True
         side = policy.native(vm)
-        value, _, index, op, reason = read()
         access = made_access(value, number, index, op, reason)
-        if not side.asks(access, outcome.rule, stop=outcome.verdict == lib.KVMSR_STOP):
+        if not side.asks(access, outcome.rule, stop=outcome.verdict == _STOP):
             outcome.verdict = lib.KVMSR_FAULT
             return True
         side.follow_resets()
@@ -142,12 +148,6 @@ class Questions:
             return False
         return True
 
-
-def _is_sound(vm: int, vcpu: int, raw: Any) -> bool:
-    """Return whether the numbers of VM and vCPU, and *raw*'s direction and reason, are valid."""
-    return bool(
-        vm < lib.KVMSR_MAX_VMS
-        and vcpu < lib.KVMSR_MAX_ID
-        and raw.op < _N_OPS
-        and raw.reason < _N_REASONS
-    )
+    def _are_sound(self, vm: int, vcpu: int, op: int, reason: int) -> bool:
+        """Return whether these numbers, which a VMM wrote, are valid."""
+        return vm < self._vms and vcpu < self._ids and op < _N_OPS and reason < _N_REASONS

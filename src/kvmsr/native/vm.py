@@ -68,6 +68,11 @@ class NativeVm:
             for rule, op, _ in self.rules
         ]
 
+    def is_current(self) -> bool:
+        """Return whether the VM still has its number: another one may have got it."""
+        now = int(self._record.serial)
+        return now == self.serial or max(now, self.serial) == 1  # 0 is before there is a VM
+
     def asks(self, access: Access, rule: int, *, stop: bool) -> bool:
         """
         Return whether an access may ask Python for the sake of a rule.

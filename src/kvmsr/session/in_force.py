@@ -89,10 +89,13 @@ class InForce:
 
     def native(self, vm: int) -> NativeVm:
         """Return the Python side of a VM whose accesses C answers."""
+        found = self._natives.get(vm)
+        if found is not None and found.is_current():
+            return found
         assert self._shared is not None
         with self._building:
             found = self._natives.get(vm)
-            if found is not None and not self._guests.is_same(found.serial, vm):
+            if found is not None and not found.is_current():
                 self._gone.add(self._dispatchers.pop(vm))  # another VM has got its number
                 found = None
             if found is None:
