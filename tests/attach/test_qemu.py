@@ -2,11 +2,14 @@
 
 import json
 import os
+import resource
+import shlex
 import signal
 import socket
 import subprocess
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -231,3 +234,20 @@ def test_migration_to_a_file_and_back(tmp_path, qemu, sandbox):
 def wait_until_migrated(qmp):
     while qmp.ask("query-status")["status"] in ("inmigrate", "postmigrate"):
         time.sleep(0.02)
+
+
+@pytest.mark.xfail(strict=True, reason="a thread for each vCPU; kvmsr ends if one cannot start")
+def test_a_controller_that_can_start_no_more_threads(tmp_path, qemu, start):
+    """No access of this policy needs Python, so none needs a thread."""
+    policy = "[[rule]]\nmsr = 0x35\nread = { value = 0x20004 }\n"
+    words = guest(qemu, tmp_path, "-smp", "24", words="35")
+    script = f"while [ ! -e {tmp_path}/go ]; do sleep 0.1; done; exec {shlex.join(map(str, words))}"
+    process = start(under(tmp_path, "/bin/sh", "-c", script, policy=policy))
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not children.read_text():
+        time.sleep(0.05)
+    size = 4096 * int(Path(f"/proc/{process.pid}/statm").read_text().split()[0])
+    resource.prlimit(process.pid, resource.RLIMIT_AS, (size + (64 << 20), size + (64 << 20)))
+    (tmp_path / "go").touch()
+    assert wait_for_lines(tmp_path, 1) == SEEN[:1]
+    assert process.wait(20) == 0

@@ -131,7 +131,7 @@ def inside(libraries, *words):
     serial, monitor = FOLDER / "serial", FOLDER / "qmp"
     command = words_of(
         "exec", "--policy", FOLDER / "policy.toml", "--json", "--summary", FOLDER / "summary", "--",
-        *words, "-accel", "kvm", "-cpu", "host", "-m", "192", "-bios", "bios-microvm.bin",
+        *words, "-accel", "kvm", "-cpu", "host", "-m", "112", "-bios", "bios-microvm.bin",
         "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-append", LINUX,
         "-serial", f"unix:{serial},server=on", "-qmp", f"unix:{monitor},server=on,wait=off",
     )  # fmt: skip

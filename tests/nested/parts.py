@@ -44,6 +44,8 @@ _UNUSED: Final = {
     "tests", "tkinter", "turtledemo",
 }  # fmt: skip
 _UNUSED_EXTENSIONS: Final = ("_test", "_tkinter", "_xx", "xx", "_ctypes_test")
+# What kvmsr needs for machines of its own.
+_ONLY_OF_MACHINES: Final = ("unicorn", "capstone", "zstandard", "lz4")
 
 
 class MissingError(Exception):
@@ -151,12 +153,12 @@ def pack_project(archive: Archive) -> list[Path]:
 
 
 def project_files() -> list[Path]:
-    """Return all files of ``kvmsr`` and of what its commands need, but for the soft CPU."""
+    """Return all files of ``kvmsr`` and of what ``kvmsr exec`` needs."""
     known: dict[str, Distribution] = {}
     waiting = ["kvmsr"]
     while waiting:
         name = re.split(r"[^\w.-]", waiting.pop())[0].lower()
-        if name in known or name in ("unicorn", "capstone"):
+        if name in known or name in _ONLY_OF_MACHINES:
             continue
         known[name] = distribution(name)
         waiting += [need for need in known[name].requires or () if "extra ==" not in need]
