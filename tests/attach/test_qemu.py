@@ -236,7 +236,6 @@ def wait_until_migrated(qmp):
         time.sleep(0.02)
 
 
-@pytest.mark.xfail(strict=True, reason="a thread for each vCPU; kvmsr ends if one cannot start")
 def test_a_controller_that_can_start_no_more_threads(tmp_path, qemu, start):
     """No access of this policy needs Python, so none needs a thread."""
     policy = "[[rule]]\nmsr = 0x35\nread = { value = 0x20004 }\n"

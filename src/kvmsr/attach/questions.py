@@ -26,7 +26,7 @@ from kvmsr.dispatch import Verdict
 from kvmsr.native import ffi, lib
 from kvmsr.native.block import Block, access_reader
 from kvmsr.native.words import OPS, REASONS, VERDICTS, made_access
-from kvmsr.policy import Access
+from kvmsr.policy import Access, Policy
 from kvmsr.session import Session
 from kvmsr.text import error_text
 
@@ -63,16 +63,32 @@ class Questions:
         self._interrupt = interrupt
         self._vms, self._ids = int(lib.KVMSR_MAX_VMS), int(lib.KVMSR_MAX_ID)
         self._served: set[int] = set()
+        self._policy: Policy | None = None
+        self._has_questions = False
         self._next_logged = 0
         self._closed = False
 
     def serve(self) -> None:
         """Start to answer the vCPUs that are new, and log what vCPUs report: so many at most."""
-        for number in range(self._block.n_vcpus):
-            if number not in self._served and self._block.vcpu(number).taken == lib.KVMSR_TAKEN:
-                self._served.add(number)
-                threading.Thread(target=self._answer_all, args=(number,), daemon=True).start()
+        policy = self._session.plan.policy
+        if policy is not self._policy:
+            self._policy, self._has_questions = policy, policy.asks_python
+        if self._has_questions:
+            for number in range(self._block.n_vcpus):
+                taken = self._block.vcpu(number).taken == lib.KVMSR_TAKEN
+                if taken and number not in self._served and not self._start(number):
+                    break  # and try again in the next round
         self._log(_MOST_LOGGED)
+
+    def _start(self, number: int) -> bool:
+        try:
+            threading.Thread(target=self._answer_all, args=(number,), daemon=True).start()
+        except RuntimeError:
+            if not self.notes:
+                self.notes.append("vCPUs had to wait: no more threads could be started")
+            return False
+        self._served.add(number)
+        return True
 
     def close(self) -> None:
         """Stop answering, and log the rest. All vCPUs must have ended."""

@@ -97,6 +97,15 @@ class Policy:
                 raise error
 
     @property
+    def asks_python(self) -> bool:
+        """Return whether there are accesses that C cannot answer alone."""
+        actions = {action for rule in self.rules for action in (rule.read, rule.write)}
+        defaults = {self.defaults.unknown, self.defaults.invalid, self.defaults.on_error}
+        return Plain.STOP in actions | defaults or any(
+            isinstance(action, Host | Model | Python) for action in actions
+        )
+
+    @property
     def has_registers(self) -> bool:
         """Return whether the policy keeps registers, which a VMM's snapshots do not contain."""
         actions = [action for rule in self.rules for action in (rule.read, rule.write)]
