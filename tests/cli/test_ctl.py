@@ -11,7 +11,7 @@ import pytest
 from kvmsr import native
 from tests.command import call, kvmsr, words_of
 from tests.conftest import kvm_missing
-from tests.counting import BAD, COUNTING, MSR, SHADOW
+from tests.counting import BAD, COUNTING, MSR, SHADOW, status
 
 HANDLER = f'[[rule]]\nmsr = {MSR + 9}\nread = {{ python = "mine:seven" }}\n'
 WRONG = f'[[rule]]\nmsr = [{MSR}, {MSR + 1}]\nread = {{ value = 1 }}\nwrite = "ignore"\n'
@@ -55,8 +55,8 @@ def running(folder, backend, start):
 
 
 def accesses(pid):
-    done = call("ctl", pid, "status", "--json")
-    return 0 if done.returncode else json.loads(done.stdout)["accesses"]
+    found = status(pid)
+    return found["accesses"] if found else 0
 
 
 def goes_on(pid):

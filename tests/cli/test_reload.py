@@ -14,7 +14,7 @@ from kvmsr.policy.file import load_policy, parse_policy
 from kvmsr.policy.file.lookup import NameLookup
 from tests.command import call, words_of
 from tests.conftest import kvm_missing
-from tests.counting import BAD, COUNTING, MSR, SHADOW
+from tests.counting import BAD, COUNTING, MSR, SHADOW, status
 
 BASE = '[policy]\nextends = ["base.toml"]\n'
 WATCHED = f'[[rule]]\nmsr = {MSR + 9}\nread = {{ python = "mine:seven" }}\n'
@@ -61,7 +61,7 @@ def running(request, policy, start):
                 "-no-reboot", "-device", "isa-debug-exit,iobase=0x501,iosize=1",
             ]  # fmt: skip
         process = start(words_of(*whole), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        waits_for(process, lambda status: status["accesses"] > 10)
+        waits_for(process, lambda now: now["accesses"] > 10)
         return process
 
     return running
@@ -74,13 +74,13 @@ def ours(err):
 
 def waits_for(process, condition):
     for _ in range(200):
-        done = call("ctl", process.pid, "status", "--json")
-        if done.returncode == 0 and condition(json.loads(done.stdout)):
+        found = status(process.pid)
+        if found and condition(found):
             return
         if process.poll() is not None:
             break
         time.sleep(0.1)
-    raise AssertionError((process.poll(), done.stdout, done.stderr))
+    raise AssertionError((process.poll(), found))
 
 
 def test_files_are_watched(policy, running):
@@ -88,10 +88,10 @@ def test_files_are_watched(policy, running):
     (policy.parent / "base.toml").write_text("[[rule]\n")
     time.sleep(2)
     (policy.parent / "base.toml").write_text(f"{SHADOW}log = 'never'\n")
-    waits_for(process, lambda status: status["replacements"] == 1)
+    waits_for(process, lambda now: now["replacements"] == 1)
     if policy.name == "watched.toml":
         (policy.parent / "mine.py").write_text("def seven(access): return 8\n")
-        waits_for(process, lambda status: status["replacements"] == 2)
+        waits_for(process, lambda now: now["replacements"] == 2)
     (policy.parent / "base.toml").write_text(WRONG)
     out, err = process.communicate(timeout=30)
     assert process.returncode == BAD << 1 | 1
@@ -104,12 +104,12 @@ def test_files_are_watched(policy, running):
 def test_sighup_reloads(policy, running):
     process = running("--reload")
     process.send_signal(signal.SIGHUP)
-    waits_for(process, lambda status: status["replacements"] == 1)
-    waits_for(process, lambda status: status["accesses"] > 10)
+    waits_for(process, lambda now: now["replacements"] == 1)
+    waits_for(process, lambda now: now["accesses"] > 10)
     policy.write_text("nonsense")
     process.send_signal(signal.SIGHUP)
     time.sleep(2)
-    waits_for(process, lambda status: status["replacements"] == 1)
+    waits_for(process, lambda now: now["replacements"] == 1)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)
     reloaded, line = ours(err)
@@ -133,10 +133,10 @@ def test_another_policy_of_ctl_is_watched_from_then_on(policy, running):
     other = policy.parent / "other.toml"
     other.write_text(SHADOW)
     call("ctl", process.pid, "policy", other)
-    waits_for(process, lambda status: status["policy"] == str(other))
+    waits_for(process, lambda now: now["policy"] == str(other))
     time.sleep(1.5)
     other.write_text(f"{SHADOW}log = 'never'\n")
-    waits_for(process, lambda status: status["replacements"] == 2)
+    waits_for(process, lambda now: now["replacements"] == 2)
 
 
 @pytest.mark.parametrize("policy", ["policy.toml"], indirect=True)
@@ -149,8 +149,8 @@ def test_a_terminal_that_is_closed_ends_the_run(policy):
         )  # fmt: skip
         os.execv(words[0], words)
     for _ in range(200):
-        done = call("ctl", pid, "status", "--json")
-        if done.returncode == 0 and json.loads(done.stdout)["accesses"]:
+        found = status(pid)
+        if found and found["accesses"]:
             break
         time.sleep(0.1)
     os.close(terminal)

@@ -10,7 +10,7 @@ import pytest
 from kvmsr import native
 from tests.command import call, words_of
 from tests.conftest import GUESTS, kvm_missing
-from tests.counting import COUNTING, MSR, SHADOW
+from tests.counting import COUNTING, MSR, SHADOW, status
 
 MODEL = '[[rule]]\nmsr = [0x1a0]\nread = { model = "own:Own" }\nwrite = { model = "own:Own" }\n'
 OWN = """
@@ -71,8 +71,8 @@ def test_the_state_is_saved_however_the_run_ends(folder, backend, start, how):
     process = start(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if not timeout:
         for _ in range(300):
-            status = call("ctl", process.pid, "status", "--json")
-            if status.returncode == 0 and json.loads(status.stdout)["accesses"]:
+            found = status(process.pid)
+            if found and found["accesses"]:
                 break
             time.sleep(0.1)
         process.send_signal(getattr(signal, how))
