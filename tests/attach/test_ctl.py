@@ -152,6 +152,27 @@ def test_another_policy_for_a_guest_that_runs(tmp_path, qemu, bios):
 
 
 @pytest.mark.peer
+def test_models_are_as_in_the_state_when_the_guest_begins(tmp_path, qemu, bios):
+    (tmp_path / "own.py").write_text(
+        "from kvmsr.dispatch.models import Register, RegisterModel\n"
+        f"class Own(RegisterModel):\n    counts = Register([{MSR}, {MSR + 1}])\n"
+    )
+    own = '{ model = "own:Own" }'
+    (tmp_path / "policy.toml").write_text(
+        f"[[rule]]\nmsr = [{MSR}, {MSR + 1}]\nread = {own}\nwrite = {own}\n"
+    )
+    kept = tmp_path / "kept.json"
+    with Running(tmp_path, qemu, bios, state=kept) as vm:
+        time.sleep(0.5)
+        vm.quit()
+    [values] = json.loads(kept.read_text())["vms"][0]["models"].values()
+    assert len(values["values"]) == 2
+    with Running(tmp_path, qemu, bios, "-S", state=kept) as vm:
+        assert not vm.runs_on()  # it begins to count at 0
+        assert vm.process.wait(20) == BAD << 1 | 1
+
+
+@pytest.mark.peer
 def test_registers_are_reset(tmp_path, qemu, bios):
     (tmp_path / "policy.toml").write_text(SHADOW)
     with Running(tmp_path, qemu, bios) as vm:
