@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from kvmsr.cli._parameters import CTL_COMMANDS
+from kvmsr.cli.ctl import command
 from kvmsr.errors import UsageError
 from kvmsr.session import control
 from tests.command import call, kvmsr, words_of
@@ -105,6 +107,13 @@ def test_what_to_do_is_missing_or_unknown(running):
 def test_a_name_that_is_none(name):
     line = refused("run", "x", f"--name={name}")
     assert "a name begins with a letter and has up to 64 letters" in line
+
+
+def test_a_run_that_was_forgotten(folder):
+    for words in (["stop"], ["policy", folder / "policy.toml"], ["undo"]):
+        assert f"ctl {words[0]}: of which run?" in refused("ctl", *words)
+    assert "a command of kvmsr ctl" in refused("run", "x", "--name=stop")
+    assert sorted(command.commands) == list(CTL_COMMANDS)
 
 
 def test_there_is_no_policy_to_return_to(running):

@@ -18,6 +18,7 @@ from kvmsr.msr import catalog
 from kvmsr.text import shown
 
 __all__ = (
+    "CTL_COMMANDS",
     "LOG",
     "NAME",
     "POLICY",
@@ -130,6 +131,12 @@ class Preset(click.ParamType[str]):
         return [CompletionItem(name) for name in preset_names() if name.startswith(incomplete)]
 
 
+CTL_COMMANDS: Final = (
+    "load", "policy", "reset", "save", "show", "status", "stop", "summary", "undo",
+)  # fmt: skip
+"""The commands of kvmsr ctl, which no run may have as its name."""
+
+
 class RunName(click.ParamType[str]):
     """A name for a run, which kvmsr ctl can tell from a process ID."""
 
@@ -143,6 +150,8 @@ class RunName(click.ParamType[str]):
                 f"--name {shown(name)}: a name begins with a letter and has up to 64 letters,"
                 " digits, and characters of _ . : + -"
             )
+        if name in CTL_COMMANDS:
+            raise UsageError(f"--name {name}: that is a command of kvmsr ctl; choose another name")
         return name
 
 

@@ -15,7 +15,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from kvmsr.cli._output import echo, print_json
-from kvmsr.cli._parameters import PolicyFile
+from kvmsr.cli._parameters import CTL_COMMANDS, PolicyFile
 from kvmsr.errors import UsageError
 
 __all__ = ("command",)
@@ -36,6 +36,12 @@ class Target(click.ParamType[str]):
     """A run, by its name or process ID."""
 
     name = "PID|NAME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return *value*, unless it is a command, and the run was forgotten."""
+        if value in CTL_COMMANDS:
+            raise UsageError(f"ctl {value}: of which run? Write kvmsr ctl PID {value}, or its name")
+        return str(value)
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
