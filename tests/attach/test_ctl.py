@@ -152,6 +152,26 @@ def test_another_policy_for_a_guest_that_runs(tmp_path, qemu, bios):
 
 
 @pytest.mark.peer
+def test_a_policy_and_back_and_the_end(tmp_path, qemu, bios):
+    (tmp_path / "policy.toml").write_text(SHADOW)
+    (tmp_path / "quiet.toml").write_text(f'{SHADOW}log = "never"\n')
+    with Running(tmp_path, qemu, bios, "-smp", "2") as vm:
+        time.sleep(0.3)
+        vm.ctl("policy", tmp_path / "quiet.toml")
+        assert 'log = "never"' in vm.ctl("show").stdout
+        vm.ctl("undo")
+        assert "log =" not in vm.ctl("show").stdout
+        assert vm.runs_on()
+        status = json.loads(vm.ctl("status", "--json").stdout)
+        assert (status["pid"], status["kind"], status["backend"]) == (vm.process.pid, "exec", "kvm")
+        assert (status["vms"], status["vcpus"], status["replacements"]) == (1, 2, 2)
+        vm.ctl("stop")
+        assert vm.process.wait(1) == 6  # stop has waited for the end
+    report = json.loads((tmp_path / "summary.json").read_text())
+    assert (report["exit"]["kind"], report["exit"]["detail"]) == ("stop", "stopped by kvmsr ctl")
+
+
+@pytest.mark.peer
 def test_models_are_as_in_the_state_when_the_guest_begins(tmp_path, qemu, bios):
     (tmp_path / "own.py").write_text(
         "from kvmsr.dispatch.models import Register, RegisterModel\n"

@@ -236,7 +236,8 @@ def _exchange(
 ) -> dict[str, Any]:
     peer.settimeout(seconds)
     try:
-        peer.sendall(json.dumps(request).encode() + b"\n")
+        with suppress(BrokenPipeError):  # it has refused, and does not wait for the request
+            peer.sendall(json.dumps(request).encode() + b"\n")
         answer = json.loads(_read(peer))
     except TimeoutError:
         raise UsageError(
