@@ -51,3 +51,8 @@ def test_a_look_up_needs_the_catalog_only(words):
     found = imported(words)
     assert found >= CATALOG
     assert not found & HEAVY
+
+
+@pytest.mark.parametrize("words", [["ctl", "--help"], ["ctl", "1", "policy", "--help"]])
+def test_help_of_ctl_needs_no_session(words):
+    assert not imported(words) & HEAVY
