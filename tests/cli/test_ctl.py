@@ -110,7 +110,7 @@ def test_what_runs_is_listed_and_found_by_its_name(folder, running, backend):
     assert re.search(rf"^{process.pid} +counting +run +", table, re.MULTILINE)
     table, _ = kvmsr("ctl", "counting", "status")
     assert f"process   {process.pid}, kvmsr run, since 20" in table
-    assert "VMs       1, with 1 vCPUs" in table
+    assert "VMs       1, with 1 vCPU\n" in table
     kvmsr("ctl", "counting", "stop")
     result = finished(process, 6)
     assert (result["exit"]["kind"], result["exit"]["detail"]) == ("stop", "stopped by kvmsr ctl")

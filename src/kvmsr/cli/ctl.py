@@ -17,6 +17,7 @@ from click.shell_completion import CompletionItem
 from kvmsr.cli._output import echo, print_json
 from kvmsr.cli._parameters import CTL_COMMANDS, PolicyFile
 from kvmsr.errors import UsageError
+from kvmsr.text import counted
 
 __all__ = ("command",)
 
@@ -183,8 +184,8 @@ def status(target: str, as_json: bool) -> None:
         ["command", answer["command"]],
         ["backend", answer["backend"]],
         ["policy", f"{answer['policy'] or '-'}, since {answer['policy_since']}"],
-        ["replaced", f"{answer['replacements']:,} times"],
-        ["VMs", f"{answer['vms']:,}, with {answer['vcpus']:,} vCPUs"],
+        ["replaced", counted(answer["replacements"], "time")],
+        ["VMs", f"{answer['vms']:,}, with {counted(answer['vcpus'], 'vCPU')}"],
         ["accesses", f"{answer['accesses']:,}"],
     ]
     for row in _aligned(rows):
