@@ -6,7 +6,7 @@ import time
 import pytest
 
 from kvmsr import native
-from tests.attach.test_ctl import BAD, MSR, SHADOW, Running, bios, make_disk
+from tests.attach.test_ctl import BAD, MSR, SHADOW, Running, bios
 
 __all__ = ("bios",)  # a fixture
 
@@ -72,7 +72,7 @@ def test_match_counts_go_on(tmp_path, qemu, bios):
 def test_a_state_that_was_loaded_without_the_registers_is_noted(tmp_path, qemu, bios):
     snapshot = {"tag": "one", "vmstate": "disk", "devices": ["disk"]}
     with running(tmp_path, qemu, bios, SHADOW) as vm:
-        make_disk(vm.monitor, tmp_path / "disk")
+        vm.monitor.make_disk(tmp_path / "disk")
         time.sleep(0.3)
         vm.monitor.ask("stop")
         vm.monitor.job("snapshot-save", **snapshot)
