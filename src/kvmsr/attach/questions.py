@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from kvmsr.dispatch import Verdict
 from kvmsr.native import ffi, lib
-from kvmsr.native.block import Block, access_reader
+from kvmsr.native.block import Block, question_reader
 from kvmsr.native.words import OPS, REASONS, VERDICTS, made_access
 from kvmsr.policy import Access, Policy
 from kvmsr.session import Session
@@ -124,9 +124,12 @@ class Questions:
         asked = ffi.new("struct kvmsr_upcall *")
         spin = ffi.new("struct kvmsr_spin *")
         lib.kvmsr_spin_init(spin)
-        read = access_reader(asked)
+        read = question_reader(asked)
+        found = 0
         while not self._closed:
-            if not lib.kvmsr_next_question(vcpu, asked, spin, _WAIT_MS):
+            go_on = lib.kvmsr_answer_and_next if found else lib.kvmsr_next_question
+            found = go_on(vcpu, asked, spin, _WAIT_MS)
+            if not found:
                 continue
             try:
                 answered = self._answer(vcpu.vm, vcpu.id, asked, read)
@@ -140,21 +143,22 @@ class Questions:
                     self.notes.append(f"accesses got #GP: {error_text(error)}")
             if not answered:
                 return
+        if found:
             lib.kvmsr_give_answer(vcpu, asked)
 
     def _answer(
-        self, vm: int, number: int, asked: Any, read: Callable[[], tuple[int, int, int, int, int]]
+        self, vm: int, number: int, asked: Any, read: Callable[[], tuple[int, ...]]
     ) -> bool:
         """Put the answer into *asked*. Return False if the run stops, and there is no answer."""
         outcome = asked.outcome
-        value, _, index, op, reason = read()
-        policy = self._session.policy_of(asked.serial)
+        serial, value, index, op, reason, rule, verdict = read()
+        policy = self._session.policy_of(serial)
         if policy is None or not self._are_sound(vm, number, op, reason):
             outcome.verdict = lib.KVMSR_FAULT
             return True
         side = policy.native(vm)
         access = made_access(value, number, index, op, reason)
-        if not side.asks(access, outcome.rule, stop=outcome.verdict == _STOP):
+        if not side.asks(access, rule, stop=verdict == _STOP):
             outcome.verdict = lib.KVMSR_FAULT
             return True
         side.follow_resets()

@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 from kvmsr.errors import BrokenInvariantError, HostError
 from kvmsr.native import ffi, lib
 
-__all__ = ("Block", "access_reader")
+__all__ = ("Block", "access_reader", "question_reader")
 
 _F_ADD_SEALS: Final = 1033
 _FIXED: Final = 0x1 | 0x2 | 0x4  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW
@@ -35,6 +35,26 @@ def access_reader(holder: Any) -> Callable[[], tuple[int, int, int, int, int]]:
     field by field.
     """
     return partial(_ACCESS.unpack_from, ffi.buffer(ffi.addressof(holder, "access")))
+
+
+_QUESTION: Final = (
+    ("I", "serial"), ("Q", "access", "value"), ("I", "access", "index"), ("B", "access", "op"),
+    ("B", "access", "reason"), ("I", "outcome", "rule"), ("B", "outcome", "verdict"),
+)  # fmt: skip
+
+
+def question_reader(asked: Any) -> Callable[[], tuple[int, ...]]:
+    """
+    Return a function that reads a ``struct kvmsr_upcall *``, all at once.
+
+    It returns the serial, the access's value, index, op and reason, and the outcome's rule and
+    verdict.
+    """
+    form, end = "=", 0
+    for code, *path in _QUESTION:
+        at = ffi.offsetof("struct kvmsr_upcall", *path)
+        form, end = f"{form}{at - end}x{code}", at + struct.calcsize(f"={code}")
+    return partial(struct.Struct(form).unpack_from, ffi.buffer(asked))
 
 
 class Block:

@@ -130,5 +130,7 @@ void kvmsr_give_up(struct kvmsr_cpu *cpu);
 int kvmsr_next_question(struct kvmsr_vcpu *vcpu, struct kvmsr_upcall *question,
 			struct kvmsr_spin *spin, unsigned int milliseconds);
 int kvmsr_give_answer(struct kvmsr_vcpu *vcpu, const struct kvmsr_upcall *question);
+int kvmsr_answer_and_next(struct kvmsr_vcpu *vcpu, struct kvmsr_upcall *question,
+			  struct kvmsr_spin *spin, unsigned int milliseconds);
 
 #endif

@@ -194,3 +194,14 @@ int kvmsr_give_answer(struct kvmsr_vcpu *vcpu, const struct kvmsr_upcall *questi
 	wake(upcall, KVMSR_VCPU_SLEEPS);
 	return 1;
 }
+
+/*
+ * Give an answer, and wait for the next question. In one call, because Python's interpreter lock
+ * changes hands at each.
+ */
+int kvmsr_answer_and_next(struct kvmsr_vcpu *vcpu, struct kvmsr_upcall *question,
+			  struct kvmsr_spin *spins, unsigned int milliseconds)
+{
+	kvmsr_give_answer(vcpu, question);
+	return kvmsr_next_question(vcpu, question, spins, milliseconds);
+}
