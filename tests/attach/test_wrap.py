@@ -41,36 +41,31 @@ def test_the_script_runs_the_vmm_under_the_policy(tmp_path, vmm):
     assert json.loads(summary.read_text())["accesses"][0]["count"] == COUNT
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
+def test_queries_are_the_vmms_own_to_answer(tmp_path):
+    script, summary = tmp_path / "wrapped", tmp_path / "summary"
+    assert wrap("/bin/echo", "-o", script, "--summary", summary).returncode == 0
+    for words in (
         "-S -no-user-config -nodefaults -nographic -machine none,accel=kvm:tcg -qmp unix:x"
         " -pidfile y -daemonize",  # libvirt asks for the capabilities
         "-M none",
         "-machine help",
         "-cpu help",
         "--version",
-    ],
-)
-def test_queries_are_the_vmms_own_to_answer(tmp_path, words):
-    script, summary = tmp_path / "wrapped", tmp_path / "summary"
-    assert wrap("/bin/echo", "-o", script, "--summary", summary).returncode == 0
-    said = run(script, *words.split())
-    expected = run("/bin/echo", *words.split())
-    assert (said.stdout, said.stderr) == (expected.stdout, "")
+    ):
+        said = run(script, *words.split())
+        expected = run("/bin/echo", *words.split())
+        assert (said.stdout, said.stderr) == (expected.stdout, "")
     assert not summary.exists()
 
 
 @pytest.mark.kvm
-@pytest.mark.parametrize(
-    "words",
-    ["-daemonize", "-machine q35 -append -machine", "-append none", "-name help -machine pc"],
-)
-def test_all_else_is_under_the_policy(tmp_path, words):
+def test_all_else_is_under_the_policy(tmp_path):
     script, summary = tmp_path / "wrapped", tmp_path / "summary"
     assert wrap("/bin/echo", "-o", script, "--summary", summary).returncode == 0
-    assert run(script, *words.split()).stdout == f"{words}\n"
-    assert "created no VM" in summary.read_text()
+    for words in ("-daemonize", "-machine q35 -append -machine", "-name help -machine pc"):
+        assert run(script, *words.split()).stdout == f"{words}\n"
+        assert "created no VM" in summary.read_text()
+        summary.unlink()
 
 
 @pytest.mark.kvm
