@@ -59,7 +59,7 @@ class Libvirt:
             (self.home / name).mkdir()
         homes = {kind: f"{self.home}/{name}" for kind, name in kinds.items()}
         self.environment = {"PATH": f"{os.environ['PATH']}:/usr/sbin", "HOME": str(self.home)}
-        self.environment |= homes
+        self.environment |= homes | {"LIBVIRT_AUTOSTART": "0"}  # virsh is to start none itself
         daemon = need_in(self.environment["PATH"], "libvirtd")
         self.unprivileged = unprivileged()
         with (folder / "libvirtd.log").open("w") as log:
