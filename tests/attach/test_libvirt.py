@@ -53,15 +53,16 @@ class Libvirt:
 
     def __init__(self, start, folder, qemu):
         self.folder, self.qemu = folder, qemu
+        path = f"{os.environ['PATH']}:/usr/sbin"
+        daemon = need_in(path, "libvirtd")
+        self.unprivileged = unprivileged()
         self.home = Path(tempfile.mkdtemp(prefix="kvmsr-"))  # sockets need short names
         kinds = {"XDG_RUNTIME_DIR": "run", "XDG_CONFIG_HOME": "config", "XDG_CACHE_HOME": "cache"}
         for name in kinds.values():
             (self.home / name).mkdir()
         homes = {kind: f"{self.home}/{name}" for kind, name in kinds.items()}
-        self.environment = {"PATH": f"{os.environ['PATH']}:/usr/sbin", "HOME": str(self.home)}
-        self.environment |= homes
-        daemon = need_in(self.environment["PATH"], "libvirtd")
-        self.unprivileged = unprivileged()
+        self.environment = {"PATH": path, "HOME": str(self.home)}
+        self.environment |= homes | {"LIBVIRT_AUTOSTART": "0"}  # virsh is to start none itself
         with (folder / "libvirtd.log").open("w") as log:
             start([*self.unprivileged, daemon], env=self.environment, stdout=log, stderr=log)
         for _ in range(100):

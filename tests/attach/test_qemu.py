@@ -40,7 +40,7 @@ pytestmark = [
 @pytest.mark.parametrize("machine", ["pc", "q35"])
 def test_machines(tmp_path, qemu, machine):
     done, report = run(tmp_path, *guest(qemu, tmp_path, machine=machine))
-    assert done.returncode == 0
+    assert done.returncode == 0, (report["exit"], done.stderr)
     assert lines(tmp_path) == SEEN
     assert report["totals"]["reads"] >= 6
 
