@@ -329,3 +329,12 @@ def test_a_static_program_is_refused(tmp_path):
     assert done.returncode == 2
     assert "statically linked" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_handler_answers_a_vmm_that_went_to_the_background(tmp_path, vmm):
+    """The supervisor sees the first process end, and must not expect the controller to end then."""
+    later = f"sleep 6; exec {' '.join(map(str, [*vmm, COUNT]))}"
+    begin = f"import subprocess; subprocess.Popen(['/bin/sh', '-c', {later!r}])"
+    done, report = run(tmp_path, PYTHON, sys.executable, "-c", begin)
+    assert done.returncode == 0
+    assert report["totals"]["reads"] == COUNT

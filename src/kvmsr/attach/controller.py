@@ -189,8 +189,11 @@ class Controller:
     def _serve(self) -> None:
         """Serve vCPUs until the run's processes have ended."""
         assert self._processes is not None
-        stopping = 0.0
+        stopping, told = 0.0, False
         while not self._processes.over():
+            if self._processes.child.returncode is not None and not told:
+                told = True
+                self._witness.background()
             self._processes.wait(_PAUSE)
             self._questions.serve()
             self._vms.look()
