@@ -17,6 +17,8 @@ from tests.counting import COUNTING, SHADOW, status
 
 NOBODY = 65534
 
+NAME = f"counting-{os.getpid()}"  # other runs of the tests may be under way
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -32,7 +34,7 @@ def running(tmp_path_factory):
     (folder / "policy.toml").write_text(SHADOW)
     words = words_of(
         "run", folder / "counting.bin", "--mode", "16", "--memory", "2M", "--backend", "soft",
-        "--policy", folder / "policy.toml", "--json", "--name", "counting",
+        "--policy", folder / "policy.toml", "--json", "--name", NAME,
     )  # fmt: skip
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         for _ in range(300):
@@ -117,8 +119,8 @@ def test_a_run_that_was_forgotten(folder):
 
 
 def test_there_is_no_policy_to_return_to(running):
-    line = refused("ctl", "counting", "undo")
-    assert line == "kvmsr: counting: there is no policy to return to: none has been replaced\n"
+    line = refused("ctl", NAME, "undo")
+    assert line == f"kvmsr: {NAME}: there is no policy to return to: none has been replaced\n"
     unchanged(running)
 
 

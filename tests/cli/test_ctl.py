@@ -1,6 +1,7 @@
 """kvmsr ctl on kvmsr run: in C, in Python, on the soft backend, and under a supervisor."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from tests.counting import BAD, COUNTING, MSR, SHADOW, status
 
 HANDLER = f'[[rule]]\nmsr = {MSR + 9}\nread = {{ python = "mine:seven" }}\n'
 WRONG = f'[[rule]]\nmsr = [{MSR}, {MSR + 1}]\nread = {{ value = 1 }}\nwrite = "ignore"\n'
+
+NAME = f"counting-{os.getpid()}"  # other runs of the tests may be under way
 
 
 @pytest.fixture(params=["kvm", "soft"])
@@ -99,26 +102,26 @@ def test_another_policy_and_back(folder, running, policy):
 
 
 def test_what_runs_is_listed_and_found_by_its_name(folder, running, backend):
-    process = running("policy.toml", "--name", "counting")
+    process = running("policy.toml", "--name", NAME)
     listed = json.loads(kvmsr("ctl", "--json")[0])["runs"]
     [own] = [one for one in listed if one["pid"] == process.pid]
-    assert (own["name"], own["kind"], own["backend"]) == ("counting", "run", backend)
+    assert (own["name"], own["kind"], own["backend"]) == (NAME, "run", backend)
     assert (own["vms"], own["vcpus"], own["replacements"]) == (1, 1, 0)
     assert own["command"] == f"{folder}/counting.bin"
     table, _ = kvmsr("ctl")
     assert table.split()[:5] == ["PID", "NAME", "BY", "POLICY", "COMMAND"]
-    assert re.search(rf"^{process.pid} +counting +run +", table, re.MULTILINE)
-    table, _ = kvmsr("ctl", "counting", "status")
+    assert re.search(rf"^{process.pid} +{NAME} +run +", table, re.MULTILINE)
+    table, _ = kvmsr("ctl", NAME, "status")
     assert f"process   {process.pid}, kvmsr run, since 20" in table
     assert "VMs       1, with 1 vCPU\n" in table
-    kvmsr("ctl", "counting", "stop")
+    kvmsr("ctl", NAME, "stop")
     result = finished(process, 6)
     assert (result["exit"]["kind"], result["exit"]["detail"]) == ("stop", "stopped by kvmsr ctl")
 
 
 def test_two_runs_of_one_name_are_told_apart_by_their_processes(running):
-    pids = {running("policy.toml", "--name", "twin").pid for _ in range(2)}
-    done = call("ctl", "twin", "status")
+    pids = {running("policy.toml", "--name", f"twin-{NAME}").pid for _ in range(2)}
+    done = call("ctl", f"twin-{NAME}", "status")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "2 runs have the name twin: use one of" in done.stderr
     assert all(str(pid) in done.stderr for pid in pids)
