@@ -123,7 +123,7 @@ def test_two_runs_of_one_name_are_told_apart_by_their_processes(running):
     pids = {running("policy.toml", "--name", f"twin-{NAME}").pid for _ in range(2)}
     done = call("ctl", f"twin-{NAME}", "status")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "2 runs have the name twin: use one of" in done.stderr
+    assert f"2 runs have the name twin-{NAME}: use one of" in done.stderr
     assert all(str(pid) in done.stderr for pid in pids)
 
 
