@@ -200,11 +200,15 @@ def as_nobody(function):
     read, write = os.pipe()
     child = os.fork()
     if not child:
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
-        os.write(write, str(function()).encode())
-        os._exit(0)
+        try:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            os.write(write, str(function()).encode())
+        except BaseException as error:
+            os.write(write, repr(error).encode())
+        finally:
+            os._exit(0)  # whatever happens: the child must not go on with the tests
     os.close(write)
     with os.fdopen(read) as file:
         answer = file.read()
