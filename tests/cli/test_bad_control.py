@@ -92,7 +92,7 @@ def test_a_number_that_no_process_has(target):
 
 def test_a_name_that_nothing_has(running):
     line = refused("ctl", "countin", "stop")
-    assert "no run of yours has the name 'countin'; did you mean 'counting'?" in line
+    assert f"no run of yours has the name 'countin'; did you mean '{NAME}'?" in line
     assert "no run of yours has the name" in refused("ctl", "x\n\x1b[31m", "stop")
     unchanged(running)
 
