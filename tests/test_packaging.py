@@ -209,7 +209,8 @@ def test_exec_and_its_helpers(kvmsr):
     for command in ("exec", "ctl", "wrap"):
         assert "Usage" in kvmsr(command, "--help")[0]
     kvmsr("wrap", sys.executable, "--policy", "p.toml", "-o", "wrapped")
-    assert f"exec {kvmsr.python} -P -m kvmsr exec --policy" in (kvmsr.folder / "wrapped").read_text()
+    script = (kvmsr.folder / "wrapped").read_text()
+    assert f"exec {kvmsr.python} -P -m kvmsr exec --policy" in script
 
 
 @pytest.mark.kvm
