@@ -338,3 +338,12 @@ def test_a_handler_answers_a_vmm_that_went_to_the_background(tmp_path, vmm):
     done, report = run(tmp_path, PYTHON, sys.executable, "-c", begin)
     assert done.returncode == 0
     assert report["totals"]["reads"] == COUNT
+
+
+def test_a_summary_that_cannot_be_written_is_found_out_before_the_vmm_runs(tmp_path, vmm):
+    done = call("exec", "--summary", tmp_path / "no/such", "--", *vmm, 1)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        done.stderr
+        == f"kvmsr: --summary {tmp_path}/no/such: cannot be written: No such file or directory\n"
+    )

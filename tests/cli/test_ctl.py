@@ -11,20 +11,12 @@ import pytest
 
 from kvmsr import native
 from tests.command import call, kvmsr, words_of
-from tests.conftest import kvm_missing
 from tests.counting import BAD, COUNTING, MSR, SHADOW, status
 
 HANDLER = f'[[rule]]\nmsr = {MSR + 9}\nread = {{ python = "mine:seven" }}\n'
 WRONG = f'[[rule]]\nmsr = [{MSR}, {MSR + 1}]\nread = {{ value = 1 }}\nwrite = "ignore"\n'
 
 NAME = f"counting-{os.getpid()}"  # other runs of the tests may be under way
-
-
-@pytest.fixture(params=["kvm", "soft"])
-def backend(request):
-    if request.param == "kvm" and kvm_missing():
-        pytest.skip(f"needs /dev/kvm: {kvm_missing()}")
-    return request.param
 
 
 @pytest.fixture

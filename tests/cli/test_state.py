@@ -9,7 +9,7 @@ import pytest
 
 from kvmsr import native
 from tests.command import call, words_of
-from tests.conftest import GUESTS, kvm_missing
+from tests.conftest import GUESTS
 from tests.counting import COUNTING, MSR, SHADOW, status
 
 MODEL = '[[rule]]\nmsr = [0x1a0]\nread = { model = "own:Own" }\nwrite = { model = "own:Own" }\n'
@@ -21,13 +21,6 @@ class Own(RegisterModel):
 """
 COUNTS = "[[rule]]\nmsr = 0x1b2\nread = { value = 7 }\nwhen = { after = 3 }\n"
 COUNTS += "[[rule]]\nmsr = 0x1b2\nread = { value = 0 }\n"
-
-
-@pytest.fixture(params=["kvm", "soft"])
-def backend(request):
-    if request.param == "kvm" and kvm_missing():
-        pytest.skip(f"needs /dev/kvm: {kvm_missing()}")
-    return request.param
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ if native.available():
     from kvmsr.native.summary import native_summary
     from kvmsr.native.table import Names, compile_table
     from kvmsr.native.vm import NativeVm, outcome_of
-    from kvmsr.native.words import OPS, REASONS, access_of
+    from kvmsr.native.words import OPS, REASONS, made_access
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"needs {native.why_not()}")
 
@@ -178,7 +178,8 @@ class Native:
 
     def _rest(self, cpu):
         lib.kvmsr_leave(cpu)
-        access = access_of(cpu.access)
+        raw = cpu.access
+        access = made_access(raw.value, raw.vcpu, raw.index, raw.op, raw.reason)
         if cpu.outcome.verdict == lib.KVMSR_UPCALL:
             return access, self.side.answer(access, cpu.outcome)
         outcome = outcome_of(cpu.outcome, self.names)

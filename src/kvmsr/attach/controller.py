@@ -117,9 +117,9 @@ class Controller:
         """Run the VMM until it ends, and return the result."""
         self._begun = time.monotonic()
         with self._passing_signals_on():
-            server = self._server = ControlServer(self.requests.handle)
             if not lib.kvmsr_live(self._block.tables):
                 raise HostError("this host's C library has no robust mutexes")
+            server = self._server = ControlServer(self.requests.handle)
             try:
                 self._witness.begin(self.session, self._about.command, state=self._state)
                 self._processes = self._start()

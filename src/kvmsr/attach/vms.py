@@ -59,7 +59,7 @@ class Vms:
 
     def losses(self) -> Iterator[str]:
         """Yield a line about each VM that was not under the whole policy."""
-        return (loss for report in self._reports.values() for loss in report.losses)
+        return (loss for report in self.reports() for loss in report.losses)
 
 
 def _report(vm: Any, exits: list[int], before: VmReport | None) -> VmReport:
@@ -70,23 +70,25 @@ def _report(vm: Any, exits: list[int], before: VmReport | None) -> VmReport:
     :param before: the last report.
     """
     process = one_line(bytes(ffi.buffer(vm.name)).partition(b"\0")[0].decode(errors="replace"))
+    pid = vm.pid
     return VmReport(
-        pid=vm.pid,
+        pid=pid,
         process=process,
         vcpus=max(len(exits), before.vcpus if before else 0),
         accesses=vm.exits + sum(exits),
         resets=vm.resets,
-        losses=tuple(_losses(f"{process} ({vm.pid})", vm)),
+        losses=tuple(_losses(f"{process} ({pid})", vm)),
     )
 
 
 def _losses(name: str, vm: Any) -> Iterator[str]:
-    if vm.failed:
-        yield f"{name}: KVM refused the policy for its VM: {error_name(vm.failed)}"
+    failed, lost_ranges = vm.failed, vm.lost_ranges
+    if failed:
+        yield f"{name}: KVM refused the policy for its VM: {error_name(failed)}"
     if vm.unserved:
         yield f"{name}: its VM was not under the policy: it has too many vCPUs"
-    elif vm.lost_ranges:
-        ranges = counted(vm.lost_ranges, "filter range")
+    elif lost_ranges:
+        ranges = counted(lost_ranges, "filter range")
         yield (
             f"{name}: {ranges} of the policy found no room beside the VMM's own: MSRs in them were"
             " left to KVM"

@@ -6,10 +6,9 @@ kvmsr decode
 Decodes a value of an MSR into its fields.
 """
 
-import json
-
 import click
 
+from kvmsr.cli._output import print_json
 from kvmsr.cli._parameters import MsrIndex, Number
 from kvmsr.errors import FieldError
 from kvmsr.msr import Decoded, catalog, decode
@@ -33,7 +32,7 @@ def command(index: int, value: int, as_json: bool) -> int:
         raise FieldError(f"the catalog has no fields for {index:#x} ({where})")
     decoded = decode(entry, value)
     if as_json:
-        click.echo(json.dumps(_as_dict(decoded), indent=2))
+        print_json(_as_dict(decoded))
     else:
         from kvmsr.cli._catalog import print_decoded
 

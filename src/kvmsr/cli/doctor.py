@@ -6,7 +6,6 @@ kvmsr doctor
 Checks what this host supports, and shows the remedy for what is missing.
 """
 
-import json
 import os
 import platform
 import sys
@@ -20,6 +19,7 @@ from kvmsr import backend as backends
 from kvmsr import native
 from kvmsr.abi import KVM_API_VERSION, Cap
 from kvmsr.backend import Backend
+from kvmsr.cli._output import print_json
 from kvmsr.errors import BackendError, KvmsrError
 from kvmsr.kvm import Kvm
 from kvmsr.kvm.kernel_module import ignore_msrs, vendor_module
@@ -160,7 +160,7 @@ def command(as_json: bool) -> int:
     ok = all(finding.status != FAIL for finding in findings)
     if as_json:
         checks = [asdict(finding) for finding in findings]
-        click.echo(json.dumps({"schema": 1, "ok": ok, "checks": checks}, indent=2))
+        print_json({"schema": 1, "ok": ok, "checks": checks})
     return 0 if ok else BackendError.exit_status
 
 

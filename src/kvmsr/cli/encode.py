@@ -6,10 +6,9 @@ kvmsr encode
 Encodes a value of an MSR from its fields.
 """
 
-import json
-
 import click
 
+from kvmsr.cli._output import print_json
 from kvmsr.cli._parameters import MsrIndex, Number
 from kvmsr.errors import FieldError
 from kvmsr.msr import catalog, encode
@@ -43,7 +42,7 @@ def command(index: int, fields: tuple[str, ...], start: int, as_json: bool) -> i
     value = encode(entry, wanted, start)
     if as_json:
         encoded = {"index": f"{entry.index:#x}", "name": entry.name, "value": f"{value:#x}"}
-        click.echo(json.dumps(encoded, indent=2))
+        print_json(encoded)
     else:
         click.echo(f"{value:#x}")
     return 0

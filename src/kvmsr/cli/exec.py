@@ -18,6 +18,7 @@ import click
 
 from kvmsr.attach import Controller
 from kvmsr.cli._console import access_log
+from kvmsr.cli._output import print_json
 from kvmsr.cli._parameters import LOG, NAME, POLICY, STATE
 from kvmsr.cli._reload import RELOAD, expect_hangup, reloading
 from kvmsr.errors import UsageError
@@ -78,6 +79,7 @@ def command(
     policy.
     """
     _refuse_option(vmm[0])
+    _check_summary(summary)
     expect_hangup(reload)
     rules = load_policy(policy) if policy else Policy()
     to_stdout = as_json and summary is None
@@ -112,6 +114,15 @@ def _refuse_option(word: str) -> None:
     raise UsageError(f"exec has no option {word}; {hint}")
 
 
+def _check_summary(summary: str | None) -> None:
+    """Raise UsageError if the summary cannot be written, while the VM has not run yet."""
+    if summary is not None and not Path(summary).is_fifo():
+        try:
+            Path(summary).open("a").close()
+        except OSError as error:
+            raise UsageError(f"--summary {summary}: cannot be written: {error.strerror}") from None
+
+
 def _print(result: RunResult, summary: str | None, as_json: bool) -> None:
     if summary is not None:
         try:
@@ -123,7 +134,7 @@ def _print(result: RunResult, summary: str | None, as_json: bool) -> None:
         except OSError as error:
             raise UsageError(f"--summary {summary}: cannot be written: {error.strerror}") from None
     elif as_json:
-        click.echo(json.dumps(result.as_dict(), indent=2))
+        print_json(result.as_dict())
     else:
         _print_table(result, sys.stderr)
 

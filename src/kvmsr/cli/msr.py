@@ -6,12 +6,12 @@ kvmsr msr
 Looks up and searches MSRs.
 """
 
-import json
 from typing import Any
 
 import click
 import msgspec
 
+from kvmsr.cli._output import print_json
 from kvmsr.cli._parameters import MsrIndex
 from kvmsr.msr import Msr, catalog, handled
 
@@ -45,7 +45,7 @@ def command(index: int | None, search: str | None, as_json: bool) -> int:
         described |= {"index": f"{index:#x}", "kvm": about_kvm(index, entry)}
         if entry is None:
             described["where"] = catalog().neighbourhood(index)
-        click.echo(json.dumps(described, indent=2))
+        print_json(described)
     else:
         from kvmsr.cli._catalog import print_msr
 
@@ -73,7 +73,7 @@ def _list(found: list[Msr], words: str, as_json: bool) -> int:
         rows: list[dict[str, Any]] = [
             {"index": f"{msr.index:#x}", "name": msr.name, "about": msr.about} for msr in found
         ]
-        click.echo(json.dumps(rows, indent=2))
+        print_json(rows)
         return 0
     if not found:
         click.echo(f"no MSR has {words!r} in its name, description or fields")

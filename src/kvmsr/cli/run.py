@@ -6,7 +6,6 @@ kvmsr run
 Runs a guest in kvmsr's own machine.
 """
 
-import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ import click
 from kvmsr import backend as backends
 from kvmsr.backend.soft import DEFAULT_PROFILE
 from kvmsr.cli._console import access_log, guest_input, guest_output
-from kvmsr.cli._output import echo
+from kvmsr.cli._output import echo, print_json
 from kvmsr.cli._parameters import LOG, NAME, POLICY, STATE, MemorySize
 from kvmsr.cli._progress import progress
 from kvmsr.cli._reload import RELOAD, expect_hangup, reloading, terminal_is_there
@@ -250,7 +249,7 @@ def _save(guest: Machine, file: Path) -> KvmsrError | None:
 
 def _print(result: RunResult, *, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(result.as_dict(), indent=2))
+        print_json(result.as_dict())
     else:
         from kvmsr.cli._table import print_result
 

@@ -9,7 +9,7 @@ come from the headers, by name, and only here.
 
 import enum
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from kvmsr.dispatch import Verdict
 from kvmsr.native import lib
@@ -22,7 +22,6 @@ __all__ = (
     "REASONS",
     "SCOPES",
     "VERDICTS",
-    "access_of",
     "by_number",
     "made_access",
 )
@@ -58,8 +57,3 @@ _new: Callable[..., Access] = tuple.__new__  # costs half as much as Access's co
 def made_access(value: int, vcpu: int, index: int, op: int, reason: int) -> Access:
     """Return the access with the numbers that C uses."""
     return _new(Access, (vcpu, _OPS[op], index, value, _REASONS[reason]))
-
-
-def access_of(raw: Any) -> Access:
-    """Return a ``struct kvmsr_access`` as an Access."""
-    return made_access(raw.value, raw.vcpu, raw.index, raw.op, raw.reason)

@@ -30,7 +30,6 @@ struct kvmsr_cpu {
 	struct kvmsr_vcpu *shared;
 	struct kvm_run *run;
 	int fd; /* of the vCPU; -1: there is no KVM, and rip and time_ns stand in for the guest's */
-	int vm_fd;
 	uint64_t rip, time_ns;
 	struct kvmsr_access access; /* the last one */
 	struct kvmsr_outcome outcome; /* of that access */

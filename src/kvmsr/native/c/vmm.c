@@ -111,7 +111,7 @@ int kvmsr_new_vm(int system, int fd)
 }
 
 /* Return a new vCPU with its record and page; NULL if there is no room. The lock is held. */
-static struct vcpu *make_vcpu(struct vm *vm, int vm_fd, int fd, uint32_t id)
+static struct vcpu *make_vcpu(struct vm *vm, int fd, uint32_t id)
 {
 	struct vcpu *vcpu = kvmsr_spare_vcpu();
 	struct kvmsr_vcpu *shared = NULL;
@@ -133,7 +133,7 @@ static struct vcpu *make_vcpu(struct vm *vm, int vm_fd, int fd, uint32_t id)
 	vcpu->size = vm->size;
 	vcpu->cpu = (struct kvmsr_cpu){
 		.tables = kvmsr_tables, .block = kvmsr_block, .vm = vm->shared, .shared = shared,
-		.run = page, .fd = fd, .vm_fd = vm_fd, .events = 1, .access = { .vcpu = id },
+		.run = page, .fd = fd, .events = 1, .access = { .vcpu = id },
 		.question = shared->upcall.state & ~3u,
 	};
 	kvmsr_spin_init(&vcpu->cpu.spin);
@@ -149,7 +149,7 @@ int kvmsr_new_vcpu(int vm_fd, int fd, uint32_t id)
 	kvmsr_forget(fd);
 	struct vm *vm = vm_of(vm_fd);
 	struct descriptor *d = kvmsr_descriptor(fd);
-	struct vcpu *vcpu = vm && !vm->unserved && d ? make_vcpu(vm, vm_fd, fd, id) : NULL;
+	struct vcpu *vcpu = vm && !vm->unserved && d ? make_vcpu(vm, fd, id) : NULL;
 
 	if (d) {
 		d->vm = NULL;
