@@ -92,7 +92,8 @@ def monitor(folder):
 def lines(folder):
     """Return the whole lines that the guest has printed."""
     with suppress(FileNotFoundError):
-        return (folder / "serial").read_text(errors="replace").splitlines()
+        text = (folder / "serial").read_text(errors="replace")
+        return text[: text.rfind("\n") + 1].splitlines()
     return []
 
 

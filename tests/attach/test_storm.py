@@ -51,7 +51,8 @@ class Storm:
             if len(found) == 2 and storming.marked(f"KVMSR_BLOCK={self._mark(found[1])}"):
                 return found
             time.sleep(0.05)
-        raise AssertionError("no VMM")
+        output = (self.folder / "output").read_text()
+        raise AssertionError(f"no VMM: {output}")
 
     def _mark(self, pid):
         with suppress(OSError), open(f"/proc/{pid}/environ") as file:

@@ -117,8 +117,12 @@ def _refuse_option(word: str) -> None:
 def _check_summary(summary: str | None) -> None:
     """Raise UsageError if the summary cannot be written, while the VM has not run yet."""
     if summary is not None and not Path(summary).is_fifo():
+        path = Path(summary)
+        is_new = not path.exists()
         try:
-            Path(summary).open("a").close()
+            path.open("a").close()
+            if is_new:  # its appearance is to mean that the run is over
+                path.unlink()
         except OSError as error:
             raise UsageError(f"--summary {summary}: cannot be written: {error.strerror}") from None
 
