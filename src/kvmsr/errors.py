@@ -15,6 +15,7 @@ Every error that kvmsr raises on purpose::
     ├── FieldError                an MSR does not have this field or value
     ├── CatalogError              a source file of the MSR catalog is invalid
     ├── ImageError                a guest image cannot be loaded
+    ├── TraceError                a trace file cannot be read or written
     ├── HostError                 the host lacks something
     │   ├── BackendError          no backend can be opened
     │   ├── CapabilityError       this KVM lacks a capability
@@ -48,6 +49,7 @@ __all__ = (
     "KvmsrError",
     "MsrListError",
     "PolicyError",
+    "TraceError",
     "UnknownMsrError",
     "UsageError",
 )
@@ -160,6 +162,12 @@ class CatalogError(KvmsrError):
 
 class ImageError(KvmsrError):
     """A guest image cannot be loaded."""
+
+    exit_status = 3
+
+
+class TraceError(KvmsrError):
+    """A trace file cannot be read or written."""
 
     exit_status = 3
 

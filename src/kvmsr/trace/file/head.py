@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The head of a trace
+-------------------
+
+What was recorded, and how: the metadata of the file's schema, under the key ``kvmsr``, in JSON.
+"""
+
+import enum
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Final, Self
+
+import msgspec
+
+from kvmsr.errors import TraceError
+
+__all__ = ("KEY", "SCHEMA", "Grade", "Head")
+
+KEY: Final = b"kvmsr"
+SCHEMA: Final = 1
+"""The version of the format. It changes when an older kvmsr could not read it any more."""
+
+
+class Grade(enum.StrEnum):
+    """
+    How much is recorded.
+
+    ``count``: only how often each MSR was accessed, second by second. ``once``: the first access of
+    each kind (MSR, direction, rule and outcome) on each vCPU. ``change``: those, and each access
+    whose value differs from that of the access before. ``all``: each access.
+    """
+
+    COUNT = "count"
+    ONCE = "once"
+    CHANGE = "change"
+    ALL = "all"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """
+    What a trace says about its run.
+
+    :ivar kvmsr: the version of kvmsr that wrote it.
+    :ivar command: ``run`` or ``exec``.
+    :ivar image: the image or the VMM's command, for people.
+    :ivar backend: the backend's name.
+    :ivar host: about the host's kernel and KVM, by name.
+    :ivar policy: the policy's file or name.
+    :ivar policy_text: the text of the policy's file and of all that it includes, by file name.
+    :ivar grade: how much was recorded.
+    :ivar began_ns: when the run began, in nanoseconds since the epoch.
+    :ivar cpuid: the guest's CPUID where kvmsr sets it; each entry is function, index, EAX, EBX, ECX
+        and EDX.
+    """
+
+    kvmsr: str = ""
+    command: str = "run"
+    image: str = ""
+    backend: str = ""
+    host: dict[str, str] = field(default_factory=dict)
+    policy: str = ""
+    policy_text: dict[str, str] = field(default_factory=dict)
+    grade: Grade = Grade.ALL
+    began_ns: int = 0
+    cpuid: list[tuple[int, int, int, int, int, int]] = field(default_factory=list)
+
+    def encoded(self) -> bytes:
+        """Return the head as JSON."""
+        return msgspec.json.encode({"schema": SCHEMA, **asdict(self)})
+
+    @classmethod
+    def decoded(cls, data: bytes) -> Self:
+        """
+        Return the head in *data*.
+
+        :raises TraceError: if it is not valid.
+        """
+        try:
+            given = msgspec.json.decode(data, type=dict[str, Any])
+            if given.get("schema") != SCHEMA:
+                raise TraceError(
+                    f"its format has version {given.get('schema')}, and this kvmsr reads version"
+                    f" {SCHEMA}; it was written by kvmsr {given.get('kvmsr', '(unknown)')}"
+                )
+            known = {one.name for one in fields(cls)}
+            return msgspec.convert({k: v for k, v in given.items() if k in known}, cls)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise TraceError(f"its head is damaged: {error}") from None
