@@ -30,7 +30,7 @@ BELOW = {
     "dispatch": {"policy.plan", "policy", "msr", *GROUND},
     "trace": {"dispatch", "policy.plan", "policy", "msr", *GROUND},
     "native": {"trace", "dispatch", "policy.plan", "policy", "msr", *GROUND},
-    "session": {*MECHANICS, *KNOWLEDGE},
+    "session": {*MECHANICS, *KNOWLEDGE, "_version"},
     "machine": {"session", *MECHANICS, *KNOWLEDGE},
     "attach": {"session", *MECHANICS, *KNOWLEDGE},
     "cli": {"machine", "attach", "session", *MECHANICS, *KNOWLEDGE, "_version"},

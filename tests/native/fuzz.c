@@ -65,8 +65,10 @@ static void decide(struct kvmsr_cpu *cpu, const struct kvmsr_table *table)
 			kvmsr_refused(cpu, table, a, chance(2), &cpu->outcome);
 		if (!chance(4))
 			kvmsr_failed(cpu, table, a, &cpu->outcome);
-		kvmsr_record(cpu, a, &cpu->outcome);
-		kvmsr_event(cpu);
+		int news;
+		struct kvmsr_row *row = kvmsr_record(cpu, a, &cpu->outcome, &news);
+
+		kvmsr_event(cpu, row, news);
 	}
 }
 
@@ -163,12 +165,11 @@ static void control(struct kvmsr_block *block, struct kvmsr_tables *tables, cons
 	struct kvmsr_vcpu *vcpu = &block->vcpus[chance(VCPUS)];
 	static struct kvmsr_spin spin;
 	struct kvmsr_upcall asked;
-	struct kvmsr_event event;
+	struct kvmsr_event events[8];
 
 	for (int i = 0; i < 4; i++)
 		words[chance(5)][chance(48)] = number();
-	for (int i = 0; i < 8; i++)
-		kvmsr_next_event(vcpu, &event);
+	kvmsr_take_events(vcpu, events, 8);
 	vcpu->upcall.state |= KVMSR_ASKED;
 	if (kvmsr_next_question(vcpu, &asked, &spin, 0))
 		kvmsr_give_answer(vcpu, &asked);

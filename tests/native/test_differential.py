@@ -189,7 +189,8 @@ class Native:
 
     def record(self, vcpu):
         cpu = self.cpus[vcpu]
-        lib.kvmsr_record(cpu, ffi.addressof(cpu, "access"), ffi.addressof(cpu, "outcome"))
+        access, outcome = ffi.addressof(cpu, "access"), ffi.addressof(cpu, "outcome")
+        lib.kvmsr_record(cpu, access, outcome, ffi.new("int *"))
 
 
 class Python:

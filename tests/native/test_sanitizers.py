@@ -13,7 +13,8 @@ pytestmark = pytest.mark.skipif(not native.available(), reason=f"needs {native.w
 
 SOURCES = ROOT / "src/kvmsr/native/c"
 FILES = (
-    "block.c", "evaluate.c", "kvm.c", "merge.c", "record.c", "shadow.c", "table.c", "upcall.c",
+    "block.c", "evaluate.c", "kvm.c", "life.c", "merge.c", "record.c", "shadow.c", "table.c",
+    "upcall.c",
 )  # fmt: skip
 
 

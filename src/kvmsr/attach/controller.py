@@ -36,6 +36,7 @@ from kvmsr.session.requests import About, Requests
 from kvmsr.session.result import FAILED, INTERRUPTED
 from kvmsr.session.supervisor import Witness
 from kvmsr.text import counted
+from kvmsr.trace import TraceOptions
 
 __all__ = ("Controller",)
 
@@ -57,6 +58,7 @@ class Controller:
     :param state: the file that keeps the registers from one run to the next.
     :param require: do not let a VM run that would not be under the whole policy.
     :param name: what ``kvmsr ctl`` calls the run, or "".
+    :param trace: how to record the run in a trace file; by default it is not recorded.
     :param output_to_stderr: send the VMM's standard output to standard error.
     :param witness: the connection to the supervisor.
     :ivar requests: what ``kvmsr ctl`` can do.
@@ -76,6 +78,7 @@ class Controller:
         state: Path | None = None,
         require: bool = False,
         name: str = "",
+        trace: TraceOptions | None = None,
         output_to_stderr: bool = False,
         witness: Witness | None = None,
     ) -> None:
@@ -96,7 +99,7 @@ class Controller:
         kept = None if state is None else kept_state(state)
         self._kvm = Kvm(HostBackend())
         try:
-            self.session = Session(policy, self._kvm, log=log, vcpus=_MAX_VCPUS)
+            self.session = Session(policy, self._kvm, log=log, vcpus=_MAX_VCPUS, trace=trace)
             assert self.session.shared is not None
             self._block = self.session.shared.block
             try:
@@ -121,6 +124,9 @@ class Controller:
                 raise HostError("this host's C library has no robust mutexes")
             server = self._server = ControlServer(self.requests.handle)
             try:
+                self._questions.recorded = self.session.begin_recording(
+                    "exec", self._about.command, log=self._questions.log_event
+                )
                 self._witness.begin(self.session, self._about.command, state=self._state)
                 self._processes = self._start()
                 self._witness.vmm(self._processes.child.pid)
@@ -131,6 +137,7 @@ class Controller:
                 lib.kvmsr_end(self._block.tables)
                 self._witness.end()
                 self._questions.close()
+                self.session.end_recording()
                 server.close()
         assert self._processes is not None
         self._processes.close()
@@ -279,7 +286,7 @@ class Controller:
         if any(vm.loads for _, vm in self._block.vms()) and not self.session.restored:
             yield from self._load_note()
         dropped = sum(vcpu.dropped for vcpu in self._block.vcpus())
-        if dropped:
+        if dropped and not self._questions.recorded:
             accesses = counted(dropped, "access", "accesses")
             yield f"not logged because they came too fast: {accesses}"
 

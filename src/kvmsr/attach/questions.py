@@ -34,6 +34,7 @@ __all__ = ("Questions",)
 
 _WAIT_MS: Final = 1000
 _MOST_LOGGED: Final = 2000
+_ROOM: Final = 256
 _N_OPS, _N_REASONS, _N_VERDICTS = len(OPS), len(REASONS), len(VERDICTS)
 _STOP: Final = VERDICTS[Verdict.STOP]
 
@@ -47,6 +48,8 @@ class Questions:
     :param stop: called with the access at which the policy stops the run, and with the rule.
     :param interrupt: called if a handler raises KeyboardInterrupt.
     :ivar notes: lines that the user should read.
+    :ivar recorded: whether the run is recorded. The recording then takes the events of vCPUs, and
+        calls :meth:`log_event`.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Questions:
         interrupt: Callable[[], None],
     ) -> None:
         self.notes: list[str] = []
+        self.recorded = False
         self._session = session
         self._block = block
         self._stop = stop
@@ -66,6 +70,7 @@ class Questions:
         self._policy: Policy | None = None
         self._has_questions = False
         self._next_logged = 0
+        self._events = ffi.new("struct kvmsr_event[]", _ROOM)
         self._closed = False
 
     def serve(self) -> None:
@@ -78,7 +83,8 @@ class Questions:
                 taken = self._block.vcpu(number).taken == lib.KVMSR_TAKEN
                 if taken and number not in self._served and not self._start(number):
                     break  # and try again in the next round
-        self._log(_MOST_LOGGED)
+        if not self.recorded:
+            self._log(_MOST_LOGGED)
 
     def _start(self, number: int) -> bool:
         try:
@@ -93,21 +99,23 @@ class Questions:
     def close(self) -> None:
         """Stop answering, and log the rest. All vCPUs must have ended."""
         self._closed = True
-        self._log(self._block.n_vcpus * lib.KVMSR_EVENTS)
+        if not self.recorded:
+            self._log(self._block.n_vcpus * lib.KVMSR_EVENTS)
 
     def _log(self, most: int) -> None:
         """Log up to *most* accesses, beginning with another vCPU each time."""
         count = self._block.n_vcpus
-        event = ffi.new("struct kvmsr_event *")
         for step in range(count):
             vcpu = self._block.vcpu((self._next_logged + step) % count)
-            while most and lib.kvmsr_next_event(vcpu, event):
-                most -= 1
-                self._log_event(vcpu, event)
+            while most and (taken := lib.kvmsr_take_events(vcpu, self._events, min(most, _ROOM))):
+                most -= taken
+                for event in self._events[0:taken]:
+                    self.log_event(event)
         self._next_logged += 1
 
-    def _log_event(self, vcpu: Any, event: Any) -> None:
-        vm, number = vcpu.vm, vcpu.id
+    def log_event(self, event: Any) -> None:
+        """Log an access, a ``struct kvmsr_event``, if the policy wants that."""
+        vm, number = event.vm, event.vcpu
         policy = self._session.policy_of(event.serial)
         if (
             policy is None

@@ -19,7 +19,7 @@ import click
 from kvmsr.attach import Controller
 from kvmsr.cli._console import access_log
 from kvmsr.cli._output import print_json
-from kvmsr.cli._parameters import LOG, NAME, POLICY, STATE
+from kvmsr.cli._parameters import LOG, NAME, POLICY, STATE, TRACE, trace_options
 from kvmsr.cli._reload import RELOAD, expect_hangup, reloading
 from kvmsr.errors import UsageError
 from kvmsr.policy import Policy
@@ -51,6 +51,10 @@ Examples:
     " standard output.",
 )
 @STATE
+@TRACE[0]
+@TRACE[1]
+@TRACE[2]
+@TRACE[3]
 @click.option(
     "--require",
     is_flag=True,
@@ -65,6 +69,10 @@ def command(
     log: str,
     summary: str | None,
     state: Path | None,
+    trace: Path | None,
+    trace_grade: str,
+    trace_rip: bool,
+    lossless: bool,
     require: bool,
     reload: bool,
     name: str,
@@ -80,6 +88,7 @@ def command(
     """
     _refuse_option(vmm[0])
     _check_summary(summary)
+    recorded = trace_options(trace, trace_grade, trace_rip, lossless)
     expect_hangup(reload)
     rules = load_policy(policy) if policy else Policy()
     to_stdout = as_json and summary is None
@@ -92,6 +101,7 @@ def command(
             state=state,
             require=require,
             name=name,
+            trace=recorded,
             output_to_stderr=to_stdout,
             witness=witness,
         )

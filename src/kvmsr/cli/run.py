@@ -22,7 +22,7 @@ from kvmsr import backend as backends
 from kvmsr.backend.soft import DEFAULT_PROFILE
 from kvmsr.cli._console import access_log, guest_input, guest_output
 from kvmsr.cli._output import echo, print_json
-from kvmsr.cli._parameters import LOG, NAME, POLICY, STATE, MemorySize
+from kvmsr.cli._parameters import LOG, NAME, POLICY, STATE, TRACE, MemorySize, trace_options
 from kvmsr.cli._progress import progress
 from kvmsr.cli._reload import RELOAD, expect_hangup, reloading, terminal_is_there
 from kvmsr.errors import KvmsrError, UsageError
@@ -105,6 +105,10 @@ Examples:
 )
 @LOG
 @STATE
+@TRACE[0]
+@TRACE[1]
+@TRACE[2]
+@TRACE[3]
 @RELOAD
 @NAME
 @click.option("--timeout", type=float, metavar="S", help="End the run after S seconds.")
@@ -126,6 +130,10 @@ def command(
     serial: str,
     log: str,
     state: Path | None,
+    trace: Path | None,
+    trace_grade: str,
+    trace_rip: bool,
+    lossless: bool,
     reload: bool,
     name: str,
     timeout: float | None,
@@ -139,6 +147,7 @@ def command(
     a table shows the MSR accesses that reached user space, and how the run ended.
     """
     timeout = to_seconds(timeout, "--timeout")
+    recorded = trace_options(trace, trace_grade, trace_rip, lossless)
     boot = Boot(image, append, initrd, bios, None if mode is None else int(mode))
     expect_hangup(reload)
     rules = load_policy(policy) if policy else Policy()
@@ -161,6 +170,7 @@ def command(
         cpus=cpus,
         memory=memory,
         hidden=hidden,
+        trace=recorded,
     )
     return result.exit_status
 

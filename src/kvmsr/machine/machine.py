@@ -42,6 +42,7 @@ from kvmsr.policy import Access, Policy
 from kvmsr.policy.plan import Plan
 from kvmsr.session import End, EndKind, RunResult, Session, VmFacts
 from kvmsr.session.result import FAILED, INTERRUPTED, TIMEOUT
+from kvmsr.trace import TraceOptions
 
 __all__ = ("Machine",)
 
@@ -83,6 +84,7 @@ class Machine:
     :param output: called with the bytes that the guest sends on its serial line.
     :param debug_output: called with the bytes that it writes to the debug console; by default
         *output*.
+    :param trace: how to record the run in a trace file; by default it is not recorded.
     :param native: whether C may answer accesses that need no Python. It does so on the host's KVM,
         if the native core was built.
     :raises HostError: if the host lacks what is needed.
@@ -102,6 +104,7 @@ class Machine:
         log: Sink | None = None,
         output: Output = lambda data: None,
         debug_output: Output | None = None,
+        trace: TraceOptions | None = None,
         native: bool = True,
     ) -> None:
         if to_count(cpus, "cpus") < 1:
@@ -133,15 +136,10 @@ class Machine:
             self._build(cpus, features)
             self.session = self._open(
                 Session(
-                    rules,
-                    self.kvm,
-                    vcpu=self.vcpus[0],
-                    ignore_msrs=ignore_msrs,
-                    log=log,
-                    vcpus=cpus,
-                    use_native=native,
+                    rules, self.kvm, vcpu=self.vcpus[0], ignore_msrs=ignore_msrs, log=log,
+                    vcpus=cpus, trace=trace, use_native=native,
                 )
-            )
+            )  # fmt: skip
             self._put_under_policy()
             events = BoardEvents(
                 output,
@@ -268,6 +266,7 @@ class Machine:
             raise UsageError("nothing is loaded: call load() first")
         if self.over:
             raise UsageError("this machine has run already: build another one")
+        self.session.begin_recording("run", self._image, cpuid=self.vcpus[0].get_cpuid2())
         begun = time.monotonic()
         try:
             self._start()
@@ -275,6 +274,7 @@ class Machine:
         except KeyboardInterrupt:
             self.end(End(EndKind.STOP, INTERRUPTED, "interrupted"))
         self._join()
+        self.session.end_recording()
         wall = time.monotonic() - begun
         assert self._end is not None
         notes = [*self._notes, *self._loaded.notes]

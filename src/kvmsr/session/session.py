@@ -9,10 +9,10 @@ end. It does not matter which VMM drives the guests.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from kvmsr import native
 from kvmsr.abi import Cap
@@ -21,6 +21,7 @@ from kvmsr.dispatch import Sink
 from kvmsr.dispatch.state import MAX_SHADOWS
 from kvmsr.errors import PolicyError
 from kvmsr.kvm import Kvm, Vcpu, Vm
+from kvmsr.kvm.cpuid import CpuidEntry
 from kvmsr.native.block import Block
 from kvmsr.native.summary import native_summary
 from kvmsr.native.table import Names
@@ -37,7 +38,10 @@ from kvmsr.session.result import End, RunResult, VmReport
 from kvmsr.session.state import State
 from kvmsr.session.succession import Succession
 from kvmsr.session.vcpu import GuestVcpu, InUse, NativeVcpu, PythonVcpu, Stop
-from kvmsr.trace import Summary
+from kvmsr.trace import Summary, TraceOptions
+
+if TYPE_CHECKING:
+    from kvmsr.session.recording import Recording
 
 __all__ = ("Change", "Session")
 
@@ -72,6 +76,7 @@ class Session:
         default, the session finds out.
     :param log: receives the accesses that the policy logs.
     :param vcpus: number of vCPU records in the shared memory.
+    :param trace: how to record the run; by default it is not recorded.
     :param use_native: let C evaluate the policy on the host's KVM, if the core was built.
     :ivar shared: the memory that C works on; None if Python evaluates the policy.
     :ivar restored: whether a state has been restored.
@@ -89,6 +94,7 @@ class Session:
         ignore_msrs: bool | None = None,
         log: Sink | None = None,
         vcpus: int = 1,
+        trace: TraceOptions | None = None,
         use_native: bool = True,
     ) -> None:
         kvm.require(Cap.X86_USER_SPACE_MSR, Cap.X86_MSR_FILTER)
@@ -108,6 +114,7 @@ class Session:
         if use_native and native.available() and isinstance(kvm.backend, HostBackend):
             self.shared = Shared(Block(vcpus), Names())
         self._guests = Guests(self.shared)
+        self._recording = None if trace is None else _recording(trace, self.shared)
         try:
             self._policies = Succession(self._in_force(plan, 0))
             self._policies.now.begin()
@@ -172,7 +179,11 @@ class Session:
 
             native = now.native(number)
             return [NativeVcpu(vcpu, backend, native, side, stop(vcpu)) for vcpu in vcpus]
-        runners = [PythonVcpu(vcpu, in_use, stop(vcpu)) for vcpu in vcpus]
+        record = None if self._recording is None else self._recording.add_vcpu
+        runners = [
+            PythonVcpu(vcpu, in_use, stop(vcpu), record and record(number, vcpu, facts))
+            for vcpu in vcpus
+        ]
         self._summaries += [runner.summary for runner in runners]
         return list[GuestVcpu](runners)
 
@@ -270,6 +281,37 @@ class Session:
         with self._changing:
             self._policies.now.reset()
 
+    # The trace
+
+    def begin_recording(
+        self,
+        command: str,
+        image: str,
+        *,
+        cpuid: Iterable[CpuidEntry] = (),
+        log: Callable[[Any], None] | None = None,
+    ) -> bool:
+        """
+        Begin to record, if the run is to be recorded. Return whether it is.
+
+        :param command: ``run`` or ``exec``.
+        :param image: the image or command that is run, for people.
+        :param cpuid: the guest's CPUID, if it is known.
+        :param log: called with each event that a rule wants logged, a ``struct kvmsr_event``, if
+            another VMM runs the guests.
+        :raises TraceError: if the trace cannot be written.
+        """
+        if self._recording is None:
+            return False
+        policy = self.plan.policy
+        self._recording.begin_for(policy, self.backend, command, image, cpuid, log)
+        return True
+
+    def end_recording(self) -> None:
+        """Write the rest of the trace. Call it when no vCPU runs any more."""
+        if self._recording is not None:
+            self._recording.end()
+
     # The end
 
     def summary(self) -> Summary:
@@ -308,6 +350,8 @@ class Session:
             ]  # fmt: skip
         if self._log is not None:
             found += self._log.notes
+        if self._recording is not None:
+            found += self._recording.notes
         return RunResult(
             self.backend,
             image,
@@ -323,7 +367,8 @@ class Session:
         )
 
     def close(self) -> None:
-        """Free the shared memory and close the host's devices."""
+        """Free the shared memory and close the host's devices and the trace."""
+        self.end_recording()
         self._devices.close()
         if self.shared is not None:
             self.shared.block.close()
@@ -333,3 +378,9 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _recording(options: TraceOptions, shared: Shared | None) -> "Recording":
+    from kvmsr.session.recording import Recording  # numpy and nanoarrow take 0.1 s to import
+
+    return Recording(options, shared)

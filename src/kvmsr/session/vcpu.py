@@ -20,6 +20,7 @@ when it needs Python.
 
 from collections.abc import Callable
 from functools import partial
+from time import monotonic_ns
 from typing import Final, Protocol
 
 from kvmsr.abi import MsrExitReason
@@ -34,7 +35,7 @@ from kvmsr.policy import Access, Op, Reason
 from kvmsr.session.fitting import host_reads
 from kvmsr.trace import Summary
 
-__all__ = ("GuestVcpu", "InUse", "NativeVcpu", "PythonVcpu", "Serve", "Stop")
+__all__ = ("GuestVcpu", "InUse", "NativeVcpu", "PythonVcpu", "Serve", "Stop", "TakesEvents")
 
 _READ, _WRITE, _FILTER = Op.READ, Op.WRITE, Reason.FILTER
 _VALUE, _DONE, _FAULT = Verdict.VALUE, Verdict.DONE, Verdict.FAULT
@@ -86,6 +87,13 @@ class GuestVcpu(Protocol):
         """Release the vCPU, which is about to be closed."""
 
 
+class TakesEvents(Protocol):
+    """Takes accesses for the trace."""
+
+    def add(self, access: Access, outcome: Outcome, began_ns: int) -> None:
+        """Add an access; *began_ns*, of CLOCK_MONOTONIC, is when KVM handed it over."""
+
+
 class NativeVcpu:
     """
     A vCPU whose accesses C answers, with Python's help if it needs it.
@@ -125,18 +133,22 @@ class PythonVcpu:
     A vCPU whose accesses a dispatcher answers.
 
     :param in_use: has the dispatcher.
+    :param events: where to put accesses for the trace; None if there is none.
     :ivar summary: the summary of its accesses.
     :ivar accesses: number of accesses answered so far.
     """
 
-    def __init__(self, vcpu: Vcpu, in_use: InUse, stop: Stop) -> None:
+    def __init__(
+        self, vcpu: Vcpu, in_use: InUse, stop: Stop, events: TakesEvents | None = None
+    ) -> None:
         # RIP still points to the instruction when the access is counted (step 4 above).
         self.summary = Summary(rip=lambda: vcpu.get_regs().rip)
         self.accesses = 0
         self._vcpu = vcpu
         self._in_use = in_use
         self._stop = stop
-        self._record = self.summary.record
+        self._record = self.summary.record if events is None else partial(self._trace, events.add)
+        self._began_ns = 0
         self._swallows = in_use.dispatcher.plan.kernel.ignore_msrs
 
     def run(self, serve: Serve) -> Exit:
@@ -148,6 +160,7 @@ class PythonVcpu:
 
     def _serve(self, serve: Serve, exit_: Exit) -> bool:
         kind = type(exit_)
+        self._began_ns = monotonic_ns()
         if kind is Rdmsr:
             self._rdmsr(exit_)  # type: ignore[arg-type]
         elif kind is Wrmsr:
@@ -156,6 +169,12 @@ class PythonVcpu:
             return serve(exit_)
         self.accesses += 1
         return True
+
+    def _trace(
+        self, add: Callable[[Access, Outcome, int], None], access: Access, outcome: Outcome
+    ) -> None:
+        self.summary.record(access, outcome)
+        add(access, outcome, self._began_ns)
 
     def _rdmsr(self, exit_: Rdmsr) -> None:
         access = _access(Access, (self._vcpu.id, _READ, exit_.index, 0, _REASONS[exit_.reason]))

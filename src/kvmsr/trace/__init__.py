@@ -3,9 +3,10 @@
 Trace
 -----
 
-The record of a run. For now, that is its :class:`Summary`.
+The record of a run: its :class:`Summary`, and the trace of all accesses, in a file (``file``).
 """
 
+from kvmsr.trace.options import Grade, TraceOptions
 from kvmsr.trace.summary import MAX_ROWS, IndexCount, Row, Summary
 
-__all__ = ("MAX_ROWS", "IndexCount", "Row", "Summary")
+__all__ = ("MAX_ROWS", "Grade", "IndexCount", "Row", "Summary", "TraceOptions")

@@ -17,6 +17,8 @@ void kvmsr_take_access(struct kvmsr_cpu *cpu)
 		    run->msr.reason & KVM_MSR_EXIT_REASON_INVAL	 ? KVMSR_INVALID :
 								   KVMSR_UNKNOWN;
 	a->vmm_reasons = a->denied = 0;
+	if (cpu->tables->trace)
+		cpu->taken_ns = kvmsr_now_ns();
 }
 
 /*
@@ -62,6 +64,7 @@ void kvmsr_answer(struct kvmsr_cpu *cpu)
 {
 	struct kvm_run *run = cpu->run;
 	const struct kvmsr_outcome *o = &cpu->outcome;
+	int news;
 
 	run->msr.error = o->verdict == KVMSR_FAULT || o->verdict == KVMSR_STOP;
 	if (o->verdict == KVMSR_VALUE)
@@ -69,7 +72,8 @@ void kvmsr_answer(struct kvmsr_cpu *cpu)
 	/* If KVM_RUN fails, KVM may leave this field alone: it must not look like an open exit. */
 	run->exit_reason = KVM_EXIT_INTR;
 	cpu->shared->exits++;
-	kvmsr_record(cpu, &cpu->access, o);
-	if (cpu->events && (o->log || cpu->tables->trace))
-		kvmsr_event(cpu);
+	struct kvmsr_row *row = kvmsr_record(cpu, &cpu->access, o, &news);
+
+	if (o->log || cpu->tables->trace)
+		kvmsr_event(cpu, row, news);
 }

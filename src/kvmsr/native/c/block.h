@@ -27,14 +27,14 @@
 #include "table.h"
 
 #define KVMSR_BLOCK_MAGIC 0x4b4c42525356u
-#define KVMSR_VERSION 2
+#define KVMSR_VERSION 3
 
 #define KVMSR_TABLE_ROOM (64u << 20)
 #define KVMSR_SHADOW_SLOTS (1u << 17)
 #define KVMSR_SHADOW_LIMIT 65536u
 #define KVMSR_ROW_SLOTS (1u << 13)
 #define KVMSR_ROW_LIMIT 4096u
-#define KVMSR_EVENTS (1u << 13)
+#define KVMSR_EVENTS (1u << 15)
 #define KVMSR_MARKS (1u << 12)
 #define KVMSR_MAX_VMS 128u /* at a time */
 #define KVMSR_MAX_COUNTERS 65536u
@@ -66,17 +66,25 @@ struct kvmsr_row {
 	uint32_t pad;
 	uint64_t values, dones, faults, stops;
 	uint64_t first_value, last_value, first_rip;
+	uint64_t traced[4]; /* how many of the values, dones, faults and stops are in the trace */
 };
 
 /* An access to be logged or traced. */
 struct kvmsr_event {
 	uint64_t time_ns; /* CLOCK_MONOTONIC */
 	uint64_t value; /* read or written */
+	uint64_t rip; /* if has_rip */
 	uint32_t index, name, rule, serial;
+	uint32_t latency_ns; /* from KVM's exit to the answer; at most UINT32_MAX */
+	uint16_t vm, vcpu;
 	uint8_t op, reason, verdict;
-	uint8_t log;
-	uint8_t pad[28];
+	uint8_t log, traced; /* what the event is for */
+	uint8_t has_rip, cpl;
+	uint8_t pad[9];
 };
+
+/* Which accesses are events of the trace: see kvmsr.trace.file.Grade. */
+enum kvmsr_trace { KVMSR_TRACE_COUNT, KVMSR_TRACE_ONCE, KVMSR_TRACE_CHANGE, KVMSR_TRACE_ALL };
 
 enum kvmsr_asked { KVMSR_IDLE, KVMSR_ASKED, KVMSR_ANSWERED };
 enum kvmsr_sleeper { KVMSR_VCPU_SLEEPS = 1, KVMSR_PYTHON_SLEEPS = 2 };
@@ -147,7 +155,9 @@ struct kvmsr_tables {
 	uint32_t max_vcpus; /* number of vCPU records in the block */
 	uint32_t active; /* the number of the table in force */
 	uint32_t generation; /* of the policy in force; 0: there is no policy yet */
-	uint32_t trace; /* whether every access is an event, or only those to be logged */
+	uint32_t trace; /* enum kvmsr_trace */
+	uint32_t trace_rip; /* whether events have RIP and CPL */
+	uint32_t lossless; /* whether a vCPU waits for room if its trace finds none */
 	uint32_t pad;
 	uint32_t life[16]; /* a lock that the controller holds while it lives: see life.c */
 	char tables[2][KVMSR_TABLE_ROOM] __attribute__((aligned(4096)));

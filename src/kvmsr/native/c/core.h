@@ -36,6 +36,7 @@ struct kvmsr_cpu {
 	uint32_t active; /* the number of the table that decides it */
 	uint32_t serial; /* of that table */
 	uint32_t question; /* the number of the last question, times 4 */
+	uint64_t taken_ns; /* when the access was taken from KVM, if there is a trace */
 	struct kvmsr_spin spin;
 	int waits; /* Python has to fill in the outcome */
 	int events; /* accesses to be logged become events */
@@ -96,15 +97,17 @@ void kvmsr_shadow_put(struct kvmsr_vm *vm, uint64_t key, uint64_t value, uint32_
 void kvmsr_reset(struct kvmsr_vm *vm, int all);
 
 /* record.c */
-void kvmsr_record(struct kvmsr_cpu *cpu, const struct kvmsr_access *access,
-		  const struct kvmsr_outcome *outcome);
-void kvmsr_event(struct kvmsr_cpu *cpu);
-int kvmsr_next_event(struct kvmsr_vcpu *vcpu, struct kvmsr_event *event);
+enum { KVMSR_REPEATED, KVMSR_CHANGED, KVMSR_NEW };
+struct kvmsr_row *kvmsr_record(struct kvmsr_cpu *cpu, const struct kvmsr_access *access,
+			       const struct kvmsr_outcome *outcome, int *news);
+void kvmsr_event(struct kvmsr_cpu *cpu, struct kvmsr_row *row, int news);
+uint32_t kvmsr_take_events(struct kvmsr_vcpu *vcpu, struct kvmsr_event *events, uint32_t most);
 
 /* kvm.c */
 long kvmsr_ioctl(int fd, unsigned long request, void *argument);
 int kvmsr_one_msr(int fd, unsigned long request, uint32_t index, uint64_t *value);
 uint64_t kvmsr_rip(const struct kvmsr_cpu *cpu);
+int kvmsr_cpl(const struct kvmsr_cpu *cpu);
 
 /* Inline, because every exit of the guest comes here. */
 static inline int kvmsr_is_msr_exit(const struct kvm_run *run)

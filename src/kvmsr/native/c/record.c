@@ -1,6 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Record accesses: in the rows of the summary, and as events. One thread writes a vCPU's record. */
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
 #include "core.h"
+
+/* An outcome's verdict as the summary counts it. */
+static int verdict_of(const struct kvmsr_outcome *o)
+{
+	return o->verdict <= KVMSR_FAULT ? o->verdict : KVMSR_STOP;
+}
 
 static void count_other(struct kvmsr_block *block, uint32_t index)
 {
@@ -56,78 +67,113 @@ static struct kvmsr_row *row_for(struct kvmsr_cpu *cpu, const struct kvmsr_acces
 	return &vcpu->others[a->op];
 }
 
-/* Count an access. */
-void kvmsr_record(struct kvmsr_cpu *cpu, const struct kvmsr_access *a,
-		  const struct kvmsr_outcome *o)
+/*
+ * Count an access, and return its row. *NEWS says whether it is the first one in this row with this
+ * verdict, or one with another value than the last, or neither.
+ */
+struct kvmsr_row *kvmsr_record(struct kvmsr_cpu *cpu, const struct kvmsr_access *a,
+			       const struct kvmsr_outcome *o, int *news)
 {
 	struct kvmsr_row *row = row_for(cpu, a, o->name);
-	uint64_t value = a->value;
+	uint64_t *counts = &row->values; /* and dones, faults and stops, in the order of verdicts */
+	uint64_t value = o->verdict == KVMSR_VALUE ? o->value : a->value;
 
 	if (!(row->has & 2)) {
 		row->first_rip = kvmsr_rip(cpu);
 		row->has |= 2;
 	}
-	switch (o->verdict) {
-	case KVMSR_VALUE:
-		row->values++;
-		value = o->value;
-		break;
-	case KVMSR_DONE:
-		row->dones++;
-		break;
-	case KVMSR_FAULT:
-		row->faults++;
-		break;
-	default:
-		row->stops++;
-	}
+	*news = counts[verdict_of(o)]++ ? KVMSR_REPEATED : KVMSR_NEW;
 	if (a->op == KVMSR_READ && o->verdict != KVMSR_VALUE)
-		return; /* the guest got no value */
+		return row; /* the guest got no value */
+	if (!*news && row->last_value != value)
+		*news = KVMSR_CHANGED;
 	row->last_value = value;
 	if (!(row->has & 1)) {
 		row->first_value = value;
 		row->has |= 1;
 	}
+	return row;
 }
 
-/* Report the last access to the controller. If there is no room, count it as dropped. */
-void kvmsr_event(struct kvmsr_cpu *cpu)
+/* Is there room for one more event? If the trace is to be lossless, wait for it. */
+static int has_room(struct kvmsr_cpu *cpu, int traced)
+{
+	struct kvmsr_vcpu *vcpu = cpu->shared;
+	struct timespec slice = { 0, 10000000 };
+
+	for (;;) {
+		uint64_t tail = __atomic_load_n(&vcpu->tail, __ATOMIC_SEQ_CST);
+
+		if (vcpu->head - tail < KVMSR_EVENTS)
+			return 1;
+		if (!traced || !__atomic_load_n(&cpu->tables->lossless, __ATOMIC_RELAXED) ||
+		    !kvmsr_lives(cpu->tables))
+			return 0;
+		syscall(SYS_futex, (uint32_t *)&vcpu->tail, FUTEX_WAIT, (uint32_t)tail, &slice, NULL, 0);
+	}
+}
+
+/*
+ * Make the last access an event: if it is to be logged by another process, or if it belongs into the
+ * trace. If there is no room, count it as dropped.
+ */
+void kvmsr_event(struct kvmsr_cpu *cpu, struct kvmsr_row *row, int news)
 {
 	struct kvmsr_vcpu *vcpu = cpu->shared;
 	const struct kvmsr_access *a = &cpu->access;
 	const struct kvmsr_outcome *o = &cpu->outcome;
-	uint64_t tail = __atomic_load_n(&vcpu->tail, __ATOMIC_ACQUIRE);
+	uint32_t grade = cpu->tables->trace;
+	int log = cpu->events && o->log;
+	int traced = grade == KVMSR_TRACE_ALL || (grade == KVMSR_TRACE_CHANGE && news) ||
+		     (grade == KVMSR_TRACE_ONCE && news == KVMSR_NEW);
 
-	if (vcpu->head - tail >= KVMSR_EVENTS) {
+	if (!log && !traced)
+		return;
+	if (!has_room(cpu, traced)) {
 		vcpu->dropped++;
 		return;
 	}
+	uint64_t now = kvmsr_now_ns(), took = traced ? now - cpu->taken_ns : 0;
+	int where = traced && cpu->tables->trace_rip;
+
 	vcpu->events[vcpu->head % KVMSR_EVENTS] = (struct kvmsr_event){
-		.time_ns = kvmsr_now_ns(),
+		.time_ns = now,
 		.value = o->verdict == KVMSR_VALUE ? o->value : a->value,
+		.rip = where ? kvmsr_rip(cpu) : 0,
 		.index = a->index,
 		.name = o->name,
 		.rule = o->rule,
 		.serial = cpu->serial,
+		.latency_ns = took < UINT32_MAX ? took : UINT32_MAX,
+		.vm = vcpu->vm,
+		.vcpu = vcpu->id,
 		.op = a->op,
 		.reason = a->reason,
-		.verdict = o->verdict,
-		.log = o->log,
+		.verdict = verdict_of(o),
+		.log = log,
+		.traced = traced,
+		.has_rip = where,
+		.cpl = where ? kvmsr_cpl(cpu) : 0,
 	};
+	if (traced)
+		row->traced[verdict_of(o)]++;
 	__atomic_store_n(&vcpu->head, vcpu->head + 1, __ATOMIC_RELEASE);
 }
 
-/* Take the oldest event; return 0 if there is none. */
-int kvmsr_next_event(struct kvmsr_vcpu *vcpu, struct kvmsr_event *event)
+/* Take up to MOST of the oldest events, and return their number. */
+uint32_t kvmsr_take_events(struct kvmsr_vcpu *vcpu, struct kvmsr_event *events, uint32_t most)
 {
 	uint64_t head = __atomic_load_n(&vcpu->head, __ATOMIC_ACQUIRE);
 	uint64_t tail = vcpu->tail;
+	uint32_t count = 0;
 
-	if (tail == head)
-		return 0;
 	if (head - tail > KVMSR_EVENTS) /* the VMM wrote nonsense here */
 		tail = head - KVMSR_EVENTS;
-	*event = vcpu->events[tail % KVMSR_EVENTS];
-	__atomic_store_n(&vcpu->tail, tail + 1, __ATOMIC_RELEASE);
-	return 1;
+	while (count < most && tail != head)
+		events[count++] = vcpu->events[tail++ % KVMSR_EVENTS];
+	if (count) {
+		__atomic_store_n(&vcpu->tail, tail, __ATOMIC_SEQ_CST);
+		syscall(SYS_futex, (uint32_t *)&vcpu->tail, FUTEX_WAKE, 1, NULL, NULL, 0);
+	}
+	return count;
 }

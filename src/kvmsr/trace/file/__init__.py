@@ -12,9 +12,10 @@ tenth of a second to import, so only what handles trace files imports this packa
 """
 
 from kvmsr.trace.file.columns import EVENT, LATENCY, OPS, OUTCOMES, REASONS
-from kvmsr.trace.file.head import Grade, Head
+from kvmsr.trace.file.head import Head
 from kvmsr.trace.file.reader import Trace
 from kvmsr.trace.file.writer import TraceWriter
+from kvmsr.trace.options import Grade
 
 __all__ = (
     "EVENT",

@@ -6,34 +6,19 @@ The head of a trace
 What was recorded, and how: the metadata of the file's schema, under the key ``kvmsr``, in JSON.
 """
 
-import enum
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, Self
 
 import msgspec
 
 from kvmsr.errors import TraceError
+from kvmsr.trace.options import Grade
 
-__all__ = ("KEY", "SCHEMA", "Grade", "Head")
+__all__ = ("KEY", "SCHEMA", "Head")
 
 KEY: Final = b"kvmsr"
 SCHEMA: Final = 1
 """The version of the format. It changes when an older kvmsr could not read it any more."""
-
-
-class Grade(enum.StrEnum):
-    """
-    How much is recorded.
-
-    ``count``: only how often each MSR was accessed, second by second. ``once``: the first access of
-    each kind (MSR, direction, rule and outcome) on each vCPU. ``change``: those, and each access
-    whose value differs from that of the access before. ``all``: each access.
-    """
-
-    COUNT = "count"
-    ONCE = "once"
-    CHANGE = "change"
-    ALL = "all"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
