@@ -39,7 +39,7 @@ struct kvmsr_cpu {
 	uint64_t taken_ns; /* when the access was taken from KVM, if there is a trace */
 	struct kvmsr_spin spin;
 	int waits; /* Python has to fill in the outcome */
-	int events; /* accesses to be logged become events */
+	int events; /* another process logs: what is to be logged becomes an event */
 };
 
 /* table.c */

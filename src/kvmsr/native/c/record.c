@@ -107,7 +107,7 @@ static int has_room(struct kvmsr_cpu *cpu, int traced)
 		if (vcpu->head - tail < KVMSR_EVENTS)
 			return 1;
 		if (!traced || !__atomic_load_n(&cpu->tables->lossless, __ATOMIC_RELAXED) ||
-		    !kvmsr_lives(cpu->tables))
+		    (cpu->events && !kvmsr_lives(cpu->tables)))
 			return 0;
 		syscall(SYS_futex, (uint32_t *)&vcpu->tail, FUTEX_WAIT, (uint32_t)tail, &slice, NULL, 0);
 	}
