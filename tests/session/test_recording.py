@@ -238,7 +238,8 @@ def test_a_full_disk(policy, loop):
     assert trace.cut == "its end is missing"
     [note] = report["notes"]
     assert note == (
-        f"{path}: the trace cannot be written: No space left on device; it ends with access {len(rows):,}"
+        f"{path}: the trace cannot be written: No space left on device; it ends with access"
+        f" {len(rows):,}"
     )
 
 

@@ -46,6 +46,7 @@ class TraceWriter:
 
     def __init__(self, path: Path, head: Head, *, rip: bool = False) -> None:
         self.rows = 0
+        self._failed = False
         self._path = path
         columns = {
             name: _arrow_type(name, kind) for name, kind in COLUMNS if rip or name not in WHERE
@@ -103,14 +104,16 @@ class TraceWriter:
             written = len(data) - len(left)
             if written:
                 _take_back(self._fd, written)
+            self._failed = True
             raise self._error(error) from None
 
     def close(self) -> None:
-        """Mark the end of the trace, and close the file."""
+        """Mark the end of the trace, if all of it was written, and close the file."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             try:
-                os.write(fd, _END)
+                if not self._failed:
+                    os.write(fd, _END)
             except OSError:
                 pass  # the trace is whole all the same; readers say that its end is missing
             finally:
