@@ -16,7 +16,6 @@ from click.shell_completion import CompletionItem
 from kvmsr.errors import GuestMemoryError, UnknownMsrError, UsageError
 from kvmsr.msr import catalog
 from kvmsr.text import shown
-from kvmsr.trace.options import Grade, TraceOptions
 
 __all__ = (
     "CTL_COMMANDS",
@@ -24,14 +23,12 @@ __all__ = (
     "NAME",
     "POLICY",
     "STATE",
-    "TRACE",
     "MemorySize",
     "MsrIndex",
     "Number",
     "PolicyFile",
     "Preset",
     "RunName",
-    "trace_options",
 )  # fmt: skip
 
 
@@ -158,20 +155,6 @@ class RunName(click.ParamType[str]):
         return name
 
 
-def trace_options(path: Path | None, grade: str, rip: bool, lossless: bool) -> TraceOptions | None:
-    """
-    Return what the options of :data:`TRACE` say; None if there is to be no trace.
-
-    :raises UsageError: if options say how to record, but not where.
-    """
-    if path is not None:
-        return TraceOptions(path, Grade(grade), rip, lossless)
-    for option, given in (("--trace-rip", rip), ("--lossless", lossless)):
-        if given:
-            raise UsageError(f"{option} is about a trace, and there is none: add --trace FILE")
-    return None
-
-
 POLICY: Final = click.option(
     "--policy", type=PolicyFile(), help="The policy: a TOML file, or preset:NAME."
 )
@@ -184,28 +167,6 @@ LOG: Final = click.option(
 )
 NAME: Final = click.option(
     "--name", type=RunName(), default="", help="A name for kvmsr ctl, in place of the process ID."
-)
-TRACE: Final = (
-    click.option(
-        "--trace",
-        metavar="FILE",
-        type=click.Path(path_type=Path, dir_okay=False),
-        help="Record every access in this file: see kvmsr trace.",
-    ),
-    click.option(
-        "--trace-grade",
-        type=click.Choice(["count", "once", "change", "all"]),
-        default="all",
-        show_default=True,
-        help="Record only counts; or the first access of each kind; or also those whose value"
-        " changed; or all.",
-    ),
-    click.option("--trace-rip", is_flag=True, help="Record the guest's RIP and CPL, too."),
-    click.option(
-        "--lossless",
-        is_flag=True,
-        help="Let vCPUs wait if accesses come faster than they can be recorded.",
-    ),
 )
 STATE: Final = click.option(
     "--state",

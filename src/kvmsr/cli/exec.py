@@ -19,8 +19,9 @@ import click
 from kvmsr.attach import Controller
 from kvmsr.cli._console import access_log
 from kvmsr.cli._output import print_json
-from kvmsr.cli._parameters import LOG, NAME, POLICY, STATE, TRACE, trace_options
+from kvmsr.cli._parameters import LOG, NAME, POLICY, STATE
 from kvmsr.cli._reload import RELOAD, expect_hangup, reloading
+from kvmsr.cli._tracing import trace_options, traced
 from kvmsr.errors import UsageError
 from kvmsr.policy import Policy
 from kvmsr.policy.file import load_policy
@@ -51,10 +52,7 @@ Examples:
     " standard output.",
 )
 @STATE
-@TRACE[0]
-@TRACE[1]
-@TRACE[2]
-@TRACE[3]
+@traced
 @click.option(
     "--require",
     is_flag=True,

@@ -22,9 +22,10 @@ from kvmsr import backend as backends
 from kvmsr.backend.soft import DEFAULT_PROFILE
 from kvmsr.cli._console import access_log, guest_input, guest_output
 from kvmsr.cli._output import echo, print_json
-from kvmsr.cli._parameters import LOG, NAME, POLICY, STATE, TRACE, MemorySize, trace_options
+from kvmsr.cli._parameters import LOG, NAME, POLICY, STATE, MemorySize
 from kvmsr.cli._progress import progress
 from kvmsr.cli._reload import RELOAD, expect_hangup, reloading, terminal_is_there
+from kvmsr.cli._tracing import trace_options, traced
 from kvmsr.errors import KvmsrError, UsageError
 from kvmsr.machine import Boot, Feature, Machine, MachineDriver, find_feature
 from kvmsr.machine.arguments import to_seconds
@@ -105,10 +106,7 @@ Examples:
 )
 @LOG
 @STATE
-@TRACE[0]
-@TRACE[1]
-@TRACE[2]
-@TRACE[3]
+@traced
 @RELOAD
 @NAME
 @click.option("--timeout", type=float, metavar="S", help="End the run after S seconds.")

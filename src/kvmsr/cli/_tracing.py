@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Recording
+---------
+
+The options of the commands that record a run.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from kvmsr.errors import UsageError
+from kvmsr.trace import Grade, TraceOptions
+
+__all__ = ("trace_options", "traced")
+
+_OPTIONS: Final = (
+    click.option(
+        "--trace",
+        metavar="FILE",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Record every access in this file: see kvmsr trace.",
+    ),
+    click.option(
+        "--trace-grade",
+        type=click.Choice(list(map(str, Grade))),
+        default="all",
+        show_default=True,
+        help="Record only counts; or the first access of each kind; or also those whose value"
+        " changed; or all.",
+    ),
+    click.option("--trace-rip", is_flag=True, help="Record the guest's RIP and CPL, too."),
+    click.option(
+        "--lossless",
+        is_flag=True,
+        help="Let vCPUs wait if accesses come faster than they can be recorded.",
+    ),
+)
+
+
+def traced(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give *command* the options; :func:`trace_options` takes what it gets."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def trace_options(path: Path | None, grade: str, rip: bool, lossless: bool) -> TraceOptions | None:
+    """
+    Return what the options of :func:`traced` say; None if there is to be no trace.
+
+    :raises UsageError: if options say how to record, but not where.
+    """
+    if path is not None:
+        return TraceOptions(path, Grade(grade), rip, lossless)
+    for option, given in (("--trace-rip", rip), ("--lossless", lossless)):
+        if given:
+            raise UsageError(f"{option} is about a trace, and there is none: add --trace FILE")
+    return None
