@@ -58,6 +58,7 @@ bench: install
 	$(BIN)/python bench/access.py
 	$(BIN)/python bench/attach.py
 	$(BIN)/python bench/instructions.py
+	$(BIN)/python bench/recording.py
 	$(BIN)/python bench/soft.py
 	$(BIN)/python bench/boot.py
 

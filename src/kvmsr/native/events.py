@@ -49,6 +49,7 @@ class Rings:
     :param block: the shared memory.
     :param names: the numbers of the rules' names.
     :param log: called with each event that is to be logged, a ``struct kvmsr_event``.
+    :ivar event: the numpy type of a ``struct kvmsr_event``.
     :ivar logs: how many events may still be logged; whoever calls :meth:`take` sets it.
     """
 
@@ -57,14 +58,14 @@ class Rings:
         self.logs = 0
         self._block, self._names, self._log = block, names, log
         self._raw = ffi.new("struct kvmsr_event[]", _ROOM)
-        self._event = _dtype(
+        self.event = _dtype(
             "kvmsr_event", "time_ns", "name", "verdict", "log", "traced", "has_rip", *_COPIED
         )
         self._row = _dtype(
             "kvmsr_row", "index", "name", "op", "reason", "used", "has", "values", "dones",
             "faults", "stops", "last_value", "traced",
         )  # fmt: skip
-        self._events: _Array = np.frombuffer(ffi.buffer(self._raw), self._event)
+        self._events: _Array = np.frombuffer(ffi.buffer(self._raw), self.event)
         self._pids: dict[int, int] = {}
         self._reported: dict[int, _Array] = {}
         self._missing: dict[int, _Array] = {}
