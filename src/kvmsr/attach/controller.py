@@ -59,6 +59,7 @@ class Controller:
     :param require: do not let a VM run that would not be under the whole policy.
     :param name: what ``kvmsr ctl`` calls the run, or "".
     :param trace: how to record the run in a trace file; by default it is not recorded.
+    :param timed: whether to count latencies.
     :param output_to_stderr: send the VMM's standard output to standard error.
     :param witness: the connection to the supervisor.
     :ivar requests: what ``kvmsr ctl`` can do.
@@ -79,6 +80,7 @@ class Controller:
         require: bool = False,
         name: str = "",
         trace: TraceOptions | None = None,
+        timed: bool = False,
         output_to_stderr: bool = False,
         witness: Witness | None = None,
     ) -> None:
@@ -99,7 +101,9 @@ class Controller:
         kept = None if state is None else kept_state(state)
         self._kvm = Kvm(HostBackend())
         try:
-            self.session = Session(policy, self._kvm, log=log, vcpus=_MAX_VCPUS, trace=trace)
+            self.session = Session(
+                policy, self._kvm, log=log, vcpus=_MAX_VCPUS, trace=trace, timed=timed
+            )
             assert self.session.shared is not None
             self._block = self.session.shared.block
             try:

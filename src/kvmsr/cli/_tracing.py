@@ -3,19 +3,22 @@
 Recording
 ---------
 
-The options of the commands that record a run.
+The options of the commands that record a run, or let Prometheus watch it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
+from kvmsr.cli._output import echo
 from kvmsr.errors import UsageError
+from kvmsr.session import Session
 from kvmsr.trace import Grade, TraceOptions
 
-__all__ = ("trace_options", "traced")
+__all__ = ("served", "trace_options", "traced")
 
 _OPTIONS: Final = (
     click.option(
@@ -37,6 +40,11 @@ _OPTIONS: Final = (
         "--lossless",
         is_flag=True,
         help="Let vCPUs wait if accesses come faster than they can be recorded.",
+    ),
+    click.option(
+        "--metrics",
+        metavar="HOST:PORT",
+        help="Serve metrics for Prometheus on this address. Without HOST, it is the loopback.",
     ),
 )
 
@@ -60,3 +68,23 @@ def trace_options(path: Path | None, grade: str, rip: bool, lossless: bool) -> T
         if given:
             raise UsageError(f"{option} is about a trace, and there is none: add --trace FILE")
     return None
+
+
+@contextmanager
+def served(session: Session, metrics: str | None) -> Iterator[None]:
+    """
+    Serve the metrics of a run while the context lasts, if *metrics* is an address.
+
+    :raises HostError: if it cannot be served there.
+    :raises UsageError: if it is no address.
+    """
+    if metrics is None:
+        yield
+        return
+    from kvmsr.session.metrics import MetricsServer, parse_address  # not needed by most runs
+
+    address = parse_address(metrics)
+    with MetricsServer(session, address) as server:
+        if not address.port:
+            echo(f"kvmsr: metrics on http://{address.host}:{server.port}/metrics", err=True)
+        yield

@@ -21,7 +21,7 @@ from kvmsr.cli._console import access_log
 from kvmsr.cli._output import print_json
 from kvmsr.cli._parameters import LOG, NAME, POLICY, STATE
 from kvmsr.cli._reload import RELOAD, expect_hangup, reloading
-from kvmsr.cli._tracing import trace_options, traced
+from kvmsr.cli._tracing import served, trace_options, traced
 from kvmsr.errors import UsageError
 from kvmsr.policy import Policy
 from kvmsr.policy.file import load_policy
@@ -71,6 +71,7 @@ def command(
     trace_grade: str,
     trace_rip: bool,
     lossless: bool,
+    metrics: str | None,
     require: bool,
     reload: bool,
     name: str,
@@ -100,11 +101,15 @@ def command(
             require=require,
             name=name,
             trace=recorded,
+            timed=metrics is not None,
             output_to_stderr=to_stdout,
             witness=witness,
         )
         with closing(controller):
-            with reloading(controller.requests, reload) as controller.on_hangup:
+            with (
+                served(controller.session, metrics),
+                reloading(controller.requests, reload) as controller.on_hangup,
+            ):
                 result = controller.run()
             _print(result, summary, as_json)
             if controller.unsaved is not None:

@@ -25,7 +25,7 @@ from kvmsr.cli._output import echo, print_json
 from kvmsr.cli._parameters import LOG, NAME, POLICY, STATE, MemorySize
 from kvmsr.cli._progress import progress
 from kvmsr.cli._reload import RELOAD, expect_hangup, reloading, terminal_is_there
-from kvmsr.cli._tracing import trace_options, traced
+from kvmsr.cli._tracing import served, trace_options, traced
 from kvmsr.errors import KvmsrError, UsageError
 from kvmsr.machine import Boot, Feature, Machine, MachineDriver, find_feature
 from kvmsr.machine.arguments import to_seconds
@@ -132,6 +132,7 @@ def command(
     trace_grade: str,
     trace_rip: bool,
     lossless: bool,
+    metrics: str | None,
     reload: bool,
     name: str,
     timeout: float | None,
@@ -169,6 +170,7 @@ def command(
         memory=memory,
         hidden=hidden,
         trace=recorded,
+        metrics=metrics,
     )
     return result.exit_status
 
@@ -196,6 +198,7 @@ def run_guest(
     timeout: float | None = None,
     as_json: bool = False,
     note: str = "",
+    metrics: str | None = None,
     witness: Witness | None = None,
     **machine: Any,
 ) -> RunResult:
@@ -208,6 +211,7 @@ def run_guest(
     :param reload: reload the policy when its files change, and at SIGHUP.
     :param name: the run's name, or "".
     :param note: a line for the notes of the result; on a terminal it is also shown at once.
+    :param metrics: where to serve metrics; None if nobody wants them.
     :param witness: the connection to the supervisor.
     :param machine: arguments for :class:`~kvmsr.machine.Machine`.
     """
@@ -215,7 +219,9 @@ def run_guest(
     with ExitStack() as stack:
         output = stack.enter_context(guest_output(serial, to_stderr=as_json))
         output, sink = stack.enter_context(access_log(log, output, shared=serial == "-"))
-        guest = stack.enter_context(Machine(policy=policy, output=output, log=sink, **machine))
+        guest = stack.enter_context(
+            Machine(policy=policy, output=output, log=sink, timed=metrics is not None, **machine)
+        )
         if kept is not None:
             guest.session.restore(kept, f"--state {state}")
         guest.load(boot)
@@ -224,6 +230,7 @@ def run_guest(
         requests = Requests(MachineDriver(guest, what), About("run", what, name), witness)
         server = ControlServer(requests.handle)
         stack.callback(server.close)
+        stack.enter_context(served(guest.session, metrics))
         on_hangup = stack.enter_context(reloading(requests, reload))
         stack.enter_context(_terminated_as_interrupted(on_hangup))
         stack.enter_context(guest_input(guest.board.uart))

@@ -51,7 +51,6 @@ _MCE_BANKS: Final = 10
 _MCE_FEATURES: Final = 1 << 8 | 1 << 24  # MCG_CTL, and software error recovery
 _MTRR_DEF_TYPE: Final = 0x2FF
 _MTRR_ENABLED_WRITE_BACK: Final = 1 << 11 | 6
-
 _SHORTEST_WATCH: Final = 0.02
 _LONGEST_WATCH: Final = 0.5
 _GRACE: Final = 3.0
@@ -85,8 +84,8 @@ class Machine:
     :param debug_output: called with the bytes that it writes to the debug console; by default
         *output*.
     :param trace: how to record the run in a trace file; by default it is not recorded.
-    :param native: whether C may answer accesses that need no Python. It does so on the host's KVM,
-        if the native core was built.
+    :param timed: whether to count latencies; see :meth:`Session.latencies`.
+    :param native: whether C may answer accesses that need no Python, on the host's KVM.
     :raises HostError: if the host lacks what is needed.
     :raises PolicyError: if the policy has an error or does not fit this KVM.
     :raises UsageError: if an argument is not of its kind.
@@ -105,6 +104,7 @@ class Machine:
         output: Output = lambda data: None,
         debug_output: Output | None = None,
         trace: TraceOptions | None = None,
+        timed: bool = False,
         native: bool = True,
     ) -> None:
         if to_count(cpus, "cpus") < 1:
@@ -137,7 +137,7 @@ class Machine:
             self.session = self._open(
                 Session(
                     rules, self.kvm, vcpu=self.vcpus[0], ignore_msrs=ignore_msrs, log=log,
-                    vcpus=cpus, trace=trace, use_native=native,
+                    vcpus=cpus, trace=trace, timed=timed, use_native=native,
                 )
             )  # fmt: skip
             self._put_under_policy()

@@ -13,9 +13,10 @@ from kvmsr.native.block import Block
 from kvmsr.native.table import Names
 from kvmsr.native.words import OPS, REASONS, by_number
 from kvmsr.policy import Reason
+from kvmsr.trace.latencies import Latencies
 from kvmsr.trace.summary import MAX_ROWS, Row, Summary
 
-__all__ = ("native_summary",)
+__all__ = ("native_latencies", "native_summary")
 
 _OPS, _REASONS = by_number(OPS), by_number(REASONS)
 
@@ -36,6 +37,16 @@ def native_summary(block: Block, names: Names, max_rows: int = MAX_ROWS) -> Summ
             total.others[op].add(_row(others, Row(0, op, Reason.UNKNOWN, "")))
     if raw.others.n_pages:
         _add_others(total, raw.others)
+    return total
+
+
+def native_latencies(block: Block) -> Latencies:
+    """Return how long the accesses of the vCPUs of *block* took."""
+    total = Latencies()
+    for vcpu in block.vcpus():
+        for number, count in enumerate(vcpu.latencies):
+            total.counts[number] += count
+        total.sum_ns += vcpu.latency_ns
     return total
 
 

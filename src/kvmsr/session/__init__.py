@@ -6,9 +6,10 @@ Sessions
 A policy at work: the :class:`Session`, and its :class:`RunResult`.
 """
 
+from kvmsr.session.change import Change
 from kvmsr.session.facts import VmFacts
 from kvmsr.session.result import End, EndKind, RunResult, VmReport
-from kvmsr.session.session import Change, Session
+from kvmsr.session.session import Session
 from kvmsr.session.state import State, kept_state, load_state, parse_state, save_state
 from kvmsr.session.vcpu import GuestVcpu
 

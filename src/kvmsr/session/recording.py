@@ -268,6 +268,11 @@ class Recording:
             return False
         return True
 
+    @property
+    def dropped(self) -> int:
+        """Return the number of accesses that should be in the trace, but are only counted."""
+        return self._only_counted if self.options.grade is Grade.ALL else 0
+
     def end(self) -> None:
         """Write the rest, and close the trace. Call it when no vCPU runs any more, or again."""
         if self._thread is None:
@@ -277,8 +282,8 @@ class Recording:
         self._thread = None
         self._close()
         self._writer.close()
-        if self._only_counted and self.options.grade is Grade.ALL:
-            accesses = counted(self._only_counted, "access", "accesses")
+        if self.dropped:
+            accesses = counted(self.dropped, "access", "accesses")
             self.notes.append(
                 f"{accesses} came too fast for the trace, which only counts them: --lossless waits"
             )

@@ -10,14 +10,16 @@ import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Protocol
 
 from kvmsr.errors import UsageError
 from kvmsr.policy import Policy
 from kvmsr.policy.file import load_policy
 from kvmsr.policy.file.toml import as_json, to_toml
+from kvmsr.session.change import Change
 from kvmsr.session.result import RunResult
-from kvmsr.session.session import Change, Session
+from kvmsr.session.session import Session
 from kvmsr.session.state import parse_state
 from kvmsr.session.supervisor import Witness, runs_code
 
@@ -79,7 +81,7 @@ class Requests:
         self._session = driver.session
         self._about = about
         self._witness = witness
-        self._change = Change(witness.changes, driver.installed)
+        self._change = Change(partial(witness.changes, driver.session), driver.installed)
         self._started = time.time()
 
     def handle(self, request: dict[str, Any]) -> dict[str, Any]:

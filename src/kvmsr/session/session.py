@@ -11,8 +11,7 @@ end. It does not matter which VMM drives the guests.
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Self
 
 from kvmsr import native
 from kvmsr.abi import Cap
@@ -23,11 +22,12 @@ from kvmsr.errors import PolicyError
 from kvmsr.kvm import Kvm, Vcpu, Vm
 from kvmsr.kvm.cpuid import CpuidEntry
 from kvmsr.native.block import Block
-from kvmsr.native.summary import native_summary
+from kvmsr.native.summary import native_latencies, native_summary
 from kvmsr.native.table import Names
 from kvmsr.native.vm import NativeVm
 from kvmsr.policy import Policy
 from kvmsr.policy.plan import Plan
+from kvmsr.session.change import OWN, Change
 from kvmsr.session.facts import VmFacts
 from kvmsr.session.fitting import fitting_plan, install, plan_for
 from kvmsr.session.guests import Guests, OwnVm, Shared
@@ -37,32 +37,10 @@ from kvmsr.session.log import RunLog
 from kvmsr.session.result import End, RunResult, VmReport
 from kvmsr.session.state import State
 from kvmsr.session.succession import Succession
-from kvmsr.session.vcpu import GuestVcpu, InUse, NativeVcpu, PythonVcpu, Stop
-from kvmsr.trace import Summary, TraceOptions
+from kvmsr.session.vcpu import GuestVcpu, InUse, NativeVcpu, PythonVcpu, Stop, TakesAccesses
+from kvmsr.trace import Latencies, Summary, TraceOptions
 
-if TYPE_CHECKING:
-    from kvmsr.session.recording import Recording
-
-__all__ = ("Change", "Session")
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """
-    What a change of the policy involves outside of the session.
-
-    :ivar announce: called before a policy comes into force, with the session and the policy; and
-        again with the policy before it, if that stays in force after all.
-    :ivar installed: waits until another VMM's VMs have the new policy's filter. If it raises, the
-        old policy is put in force again.
-    """
-
-    announce: Callable[["Session", Policy], None] = lambda session, policy: None
-    installed: Callable[[], None] = lambda: None
-
-
-_OWN: Final = Change()
-"""A change of the policy of kvmsr's own machine alone."""
+__all__ = ("Session",)
 
 
 class Session:
@@ -77,6 +55,7 @@ class Session:
     :param log: receives the accesses that the policy logs.
     :param vcpus: number of vCPU records in the shared memory.
     :param trace: how to record the run; by default it is not recorded.
+    :param timed: whether to count latencies.
     :param use_native: let C evaluate the policy on the host's KVM, if the core was built.
     :ivar shared: the memory that C works on; None if Python evaluates the policy.
     :ivar restored: whether a state has been restored.
@@ -95,6 +74,7 @@ class Session:
         log: Sink | None = None,
         vcpus: int = 1,
         trace: TraceOptions | None = None,
+        timed: bool = False,
         use_native: bool = True,
     ) -> None:
         kvm.require(Cap.X86_USER_SPACE_MSR, Cap.X86_MSR_FILTER)
@@ -102,6 +82,7 @@ class Session:
         self._ignore_msrs = ignore_msrs
         self._log = None if log is None else RunLog(log)
         self._summaries: list[Summary] = []
+        self._timed, self._latencies = timed, list[Latencies]()
         self._changing = threading.Lock()
         self._devices = HostDevices()
         self.shared: Shared | None = None
@@ -113,8 +94,13 @@ class Session:
         )
         if use_native and native.available() and isinstance(kvm.backend, HostBackend):
             self.shared = Shared(Block(vcpus), Names())
+            self.shared.block.tables.timed = timed
         self._guests = Guests(self.shared)
-        self._recording = None if trace is None else _recording(trace, self.shared)
+        self._recording = None
+        if trace is not None:
+            from kvmsr.session.recording import Recording  # numpy takes 0.1 s to import
+
+            self._recording = Recording(trace, self.shared)
         try:
             self._policies = Succession(self._in_force(plan, 0))
             self._policies.now.begin()
@@ -179,13 +165,22 @@ class Session:
 
             native = now.native(number)
             return [NativeVcpu(vcpu, backend, native, side, stop(vcpu)) for vcpu in vcpus]
-        record = None if self._recording is None else self._recording.add_vcpu
         runners = [
-            PythonVcpu(vcpu, in_use, stop(vcpu), record and record(number, vcpu, facts))
+            PythonVcpu(vcpu, in_use, stop(vcpu), self._takers(number, vcpu, facts))
             for vcpu in vcpus
         ]
         self._summaries += [runner.summary for runner in runners]
         return list[GuestVcpu](runners)
+
+    def _takers(self, vm: int, vcpu: Vcpu, facts: VmFacts) -> list[TakesAccesses]:
+        """Return what wants to have each access of a vCPU that Python answers."""
+        takers: list[TakesAccesses] = []
+        if self._timed:
+            self._latencies.append(Latencies())
+            takers.append(self._latencies[-1])
+        if self._recording is not None:
+            takers.append(self._recording.add_vcpu(vm, vcpu, facts))
+        return takers
 
     # Guests of another VMM
 
@@ -201,9 +196,19 @@ class Session:
         """Return the policy with number *serial* in this run; None if it was replaced long ago."""
         return self._policies.of(serial)
 
+    @property
+    def failure_count(self) -> int:
+        """Return the number of handlers' failures so far."""
+        return self._policies.failure_count
+
+    @property
+    def dropped_events(self) -> int:
+        """Return the number of accesses that came too fast for the trace so far."""
+        return 0 if self._recording is None else self._recording.dropped
+
     # Change and state
 
-    def replace(self, policy: Policy, change: Change = _OWN) -> list[str]:
+    def replace(self, policy: Policy, change: Change = OWN) -> list[str]:
         """
         Replace the policy in force while guests run, and return warnings about the new one.
 
@@ -217,7 +222,7 @@ class Session:
             self._policies.follow(new)
             return warnings
 
-    def undo(self, change: Change = _OWN) -> list[str]:
+    def undo(self, change: Change = OWN) -> list[str]:
         """
         Return to the policy before the one in force, as :meth:`replace` does.
 
@@ -239,7 +244,7 @@ class Session:
         new.get_ready(old)
         policies.expect(new)
         new.compile()
-        change.announce(self, plan.policy)
+        change.announce(plan.policy)
         try:
             warnings = new.begin()
             change.installed()
@@ -247,7 +252,7 @@ class Session:
             new.give_back()
             old.install()
             policies.refuse(new)
-            change.announce(self, old.plan.policy)
+            change.announce(old.plan.policy)
             raise
         new.settle()
         return new, [*plan.warnings, *warnings]
@@ -321,6 +326,13 @@ class Session:
             parts.append(native_summary(self.shared.block, self.shared.names))
         return Summary.merged(parts)
 
+    def latencies(self) -> Latencies:
+        """Return how long accesses took so far, if the session is timed."""
+        total = Latencies() if self.shared is None else native_latencies(self.shared.block)
+        for part in self._latencies:
+            total.update(part)
+        return total
+
     def result(
         self,
         image: str,
@@ -378,9 +390,3 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _recording(options: TraceOptions, shared: Shared | None) -> "Recording":
-    from kvmsr.session.recording import Recording  # numpy and nanoarrow take 0.1 s to import
-
-    return Recording(options, shared)

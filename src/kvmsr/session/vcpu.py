@@ -18,7 +18,7 @@ If C evaluates the policy, it does all of this within one call (native/c/access.
 when it needs Python.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic_ns
 from typing import Final, Protocol
@@ -35,7 +35,7 @@ from kvmsr.policy import Access, Op, Reason
 from kvmsr.session.fitting import host_reads
 from kvmsr.trace import Summary
 
-__all__ = ("GuestVcpu", "InUse", "NativeVcpu", "PythonVcpu", "Serve", "Stop", "TakesEvents")
+__all__ = ("GuestVcpu", "InUse", "NativeVcpu", "PythonVcpu", "Serve", "Stop", "TakesAccesses")
 
 _READ, _WRITE, _FILTER = Op.READ, Op.WRITE, Reason.FILTER
 _VALUE, _DONE, _FAULT = Verdict.VALUE, Verdict.DONE, Verdict.FAULT
@@ -87,8 +87,8 @@ class GuestVcpu(Protocol):
         """Release the vCPU, which is about to be closed."""
 
 
-class TakesEvents(Protocol):
-    """Takes accesses for the trace."""
+class TakesAccesses(Protocol):
+    """Takes each access that was answered."""
 
     def add(self, access: Access, outcome: Outcome, began_ns: int) -> None:
         """Add an access; *began_ns*, of CLOCK_MONOTONIC, is when KVM handed it over."""
@@ -133,13 +133,13 @@ class PythonVcpu:
     A vCPU whose accesses a dispatcher answers.
 
     :param in_use: has the dispatcher.
-    :param events: where to put accesses for the trace; None if there is none.
+    :param takers: what wants to have each access, beside the summary.
     :ivar summary: the summary of its accesses.
     :ivar accesses: number of accesses answered so far.
     """
 
     def __init__(
-        self, vcpu: Vcpu, in_use: InUse, stop: Stop, events: TakesEvents | None = None
+        self, vcpu: Vcpu, in_use: InUse, stop: Stop, takers: Sequence[TakesAccesses] = ()
     ) -> None:
         # RIP still points to the instruction when the access is counted (step 4 above).
         self.summary = Summary(rip=lambda: vcpu.get_regs().rip)
@@ -147,7 +147,8 @@ class PythonVcpu:
         self._vcpu = vcpu
         self._in_use = in_use
         self._stop = stop
-        self._record = self.summary.record if events is None else partial(self._trace, events.add)
+        self._takers = [taker.add for taker in takers]
+        self._record = self._record_more if takers else self.summary.record
         self._began_ns = 0
         self._swallows = in_use.dispatcher.plan.kernel.ignore_msrs
 
@@ -170,11 +171,10 @@ class PythonVcpu:
         self.accesses += 1
         return True
 
-    def _trace(
-        self, add: Callable[[Access, Outcome, int], None], access: Access, outcome: Outcome
-    ) -> None:
+    def _record_more(self, access: Access, outcome: Outcome) -> None:
         self.summary.record(access, outcome)
-        add(access, outcome, self._began_ns)
+        for add in self._takers:
+            add(access, outcome, self._began_ns)
 
     def _rdmsr(self, exit_: Rdmsr) -> None:
         access = _access(Access, (self._vcpu.id, _READ, exit_.index, 0, _REASONS[exit_.reason]))

@@ -6,7 +6,8 @@ Trace
 The record of a run: its :class:`Summary`, and the trace of all accesses, in a file (``file``).
 """
 
+from kvmsr.trace.latencies import Latencies
 from kvmsr.trace.options import Grade, TraceOptions
 from kvmsr.trace.summary import MAX_ROWS, IndexCount, Row, Summary
 
-__all__ = ("MAX_ROWS", "Grade", "IndexCount", "Row", "Summary", "TraceOptions")
+__all__ = ("MAX_ROWS", "Grade", "IndexCount", "Latencies", "Row", "Summary", "TraceOptions")

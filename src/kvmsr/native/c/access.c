@@ -17,7 +17,7 @@ void kvmsr_take_access(struct kvmsr_cpu *cpu)
 		    run->msr.reason & KVM_MSR_EXIT_REASON_INVAL	 ? KVMSR_INVALID :
 								   KVMSR_UNKNOWN;
 	a->vmm_reasons = a->denied = 0;
-	if (cpu->tables->trace)
+	if (cpu->tables->trace || cpu->tables->timed)
 		cpu->taken_ns = kvmsr_now_ns();
 }
 
@@ -74,6 +74,8 @@ void kvmsr_answer(struct kvmsr_cpu *cpu)
 	cpu->shared->exits++;
 	struct kvmsr_row *row = kvmsr_record(cpu, &cpu->access, o, &news);
 
+	if (cpu->tables->timed)
+		kvmsr_time(cpu);
 	if (o->log || cpu->tables->trace)
 		kvmsr_event(cpu, row, news);
 }

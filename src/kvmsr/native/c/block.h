@@ -38,6 +38,7 @@
 #define KVMSR_MARKS (1u << 12)
 #define KVMSR_MAX_VMS 128u /* at a time */
 #define KVMSR_MAX_COUNTERS 65536u
+#define KVMSR_LATENCIES 32
 #define KVMSR_MAX_ID 4096u /* vCPUs with larger numbers are not served */
 
 /* The MSRs that found no row: a bit for each, in pages that are allocated on demand. */
@@ -109,6 +110,8 @@ struct kvmsr_vcpu {
 	uint32_t reading; /* the number of the table being read, plus 1; 0: none */
 	uint32_t n_rows;
 	uint64_t exits; /* number of accesses answered since the record was taken */
+	uint64_t latencies[KVMSR_LATENCIES]; /* [n]: of accesses that took less than 2**n ns */
+	uint64_t latency_ns; /* of these, together */
 	struct kvmsr_upcall upcall;
 	uint64_t head __attribute__((aligned(64))); /* events written */
 	uint64_t dropped; /* events that found no room */
@@ -158,7 +161,7 @@ struct kvmsr_tables {
 	uint32_t trace; /* enum kvmsr_trace */
 	uint32_t trace_rip; /* whether events have RIP and CPL */
 	uint32_t lossless; /* whether a vCPU waits for room if its trace finds none */
-	uint32_t pad;
+	uint32_t timed; /* whether latencies are counted */
 	uint32_t life[16]; /* a lock that the controller holds while it lives: see life.c */
 	char tables[2][KVMSR_TABLE_ROOM] __attribute__((aligned(4096)));
 };

@@ -36,7 +36,7 @@ struct kvmsr_cpu {
 	uint32_t active; /* the number of the table that decides it */
 	uint32_t serial; /* of that table */
 	uint32_t question; /* the number of the last question, times 4 */
-	uint64_t taken_ns; /* when the access was taken from KVM, if there is a trace */
+	uint64_t taken_ns; /* when the access was taken from KVM, if that is of interest */
 	struct kvmsr_spin spin;
 	int waits; /* Python has to fill in the outcome */
 	int events; /* another process logs: what is to be logged becomes an event */
@@ -100,6 +100,7 @@ void kvmsr_reset(struct kvmsr_vm *vm, int all);
 enum { KVMSR_REPEATED, KVMSR_CHANGED, KVMSR_NEW };
 struct kvmsr_row *kvmsr_record(struct kvmsr_cpu *cpu, const struct kvmsr_access *access,
 			       const struct kvmsr_outcome *outcome, int *news);
+void kvmsr_time(struct kvmsr_cpu *cpu);
 void kvmsr_event(struct kvmsr_cpu *cpu, struct kvmsr_row *row, int news);
 uint32_t kvmsr_take_events(struct kvmsr_vcpu *vcpu, struct kvmsr_event *events, uint32_t most);
 

@@ -95,6 +95,17 @@ struct kvmsr_row *kvmsr_record(struct kvmsr_cpu *cpu, const struct kvmsr_access 
 	return row;
 }
 
+/* Count how long the last access took. */
+void kvmsr_time(struct kvmsr_cpu *cpu)
+{
+	struct kvmsr_vcpu *vcpu = cpu->shared;
+	uint64_t took = kvmsr_now_ns() - cpu->taken_ns;
+	int bits = took ? 64 - __builtin_clzll(took) : 0;
+
+	vcpu->latencies[bits < KVMSR_LATENCIES ? bits : KVMSR_LATENCIES - 1]++;
+	vcpu->latency_ns += took;
+}
+
 /* Is there room for one more event? If the trace is to be lossless, wait for it. */
 static int has_room(struct kvmsr_cpu *cpu, int traced)
 {
