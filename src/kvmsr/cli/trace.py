@@ -8,6 +8,9 @@ Reads trace files, which ``kvmsr run`` and ``kvmsr exec`` write.
 
 import click
 
+from kvmsr.cli.trace_diff import diff
+from kvmsr.cli.trace_export import export
+from kvmsr.cli.trace_show import show
 from kvmsr.cli.trace_summary import summary
 
 __all__ = ("command",)
@@ -18,5 +21,5 @@ def command() -> None:
     """Summarise, show, compare and convert traces."""
 
 
-for one in (summary,):
+for one in (summary, show, diff, export):
     command.add_command(one)
