@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+kvmsr trace show
+----------------
+
+Shows the accesses of a trace one by one.
+"""
+
+import json
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+import click
+
+from kvmsr.cli._traces import (
+    TRACE,
+    Duration,
+    MsrSelector,
+    nanoseconds,
+    report_cut,
+    report_dropped,
+)
+from kvmsr.msr import catalog, decode
+from kvmsr.text import counted, one_line
+
+if TYPE_CHECKING:
+    from kvmsr.trace.analysis.records import Record
+
+__all__ = ("show",)
+
+_OPS = ["read", "write"]
+_OUTCOMES = ["value", "done", "fault", "stop"]
+_BAD = ("fault", "stop")
+
+_EXAMPLES = """\b
+Examples:
+  kvmsr trace show boot.arrows
+  kvmsr trace show boot.arrows --msr 'IA32_MC*' --msr 0x10-0x20 --outcome fault
+  kvmsr trace show boot.arrows --vcpu 1 --since 10ms --decode
+  kvmsr trace show boot.arrows --follow
+"""
+
+
+@click.command(epilog=_EXAMPLES)
+@TRACE
+@click.option(
+    "--msr",
+    "msrs",
+    type=MsrSelector(),
+    multiple=True,
+    help="Only these MSRs: a number, a range, a name, or a pattern of names. May be repeated.",
+)
+@click.option(
+    "--vcpu",
+    "vcpus",
+    type=click.IntRange(0),
+    multiple=True,
+    help="Only this vCPU. May be repeated.",
+)
+@click.option("--op", type=click.Choice(_OPS), help="Only reads, or only writes.")
+@click.option(
+    "--outcome",
+    "outcomes",
+    type=click.Choice(_OUTCOMES),
+    multiple=True,
+    help="Only accesses with this outcome. May be repeated.",
+)
+@click.option(
+    "--since",
+    type=Duration(),
+    default="0",
+    help="Only accesses from this time of the guest's clock on, in seconds or with a unit: 10ms.",
+)
+@click.option("--decode", "decoding", is_flag=True, help="Show the fields of each value.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
+@click.option("--follow", is_flag=True, help="Wait for more while the run goes on.")
+def show(
+    file: Path,
+    msrs: tuple[tuple[tuple[int, int], ...], ...],
+    vcpus: tuple[int, ...],
+    op: str | None,
+    outcomes: tuple[str, ...],
+    since: int,
+    decoding: bool,
+    as_json: bool,
+    follow: bool,
+) -> None:
+    """
+    Show the accesses of a trace one by one.
+
+    Each line has the guest's clock in seconds, the vCPU, the direction, the MSR with its value, the
+    outcome, the time that it took in user space, and what decided it. Options select accesses; all
+    of them must hold.
+    """
+    from kvmsr.cli._follow import Following
+    from kvmsr.policy.selector import merge
+    from kvmsr.trace.analysis.counting import CountingTrace
+    from kvmsr.trace.analysis.records import Wanted, records
+
+    wanted = Wanted(
+        msrs=merge(chain.from_iterable(msrs)),
+        vcpus=vcpus,
+        ops=[op] if op else [],
+        outcomes=outcomes,
+        since_ns=since,
+    )
+    source = cast(BinaryIO, Following(file)) if follow else None
+    with CountingTrace(file, source) as trace:
+        for events in trace.batches():
+            chosen = records(wanted.of(events), trace.rules)
+            lines = [_json(one, decoding) if as_json else _line(one, decoding) for one in chosen]
+            if lines:
+                click.echo("\n".join(lines))
+        report_cut(file, trace.cut)
+        report_dropped(file, trace.dropped)
+
+
+def _json(record: "Record", decoding: bool) -> str:
+    said = record.as_dict()
+    if decoding:
+        said["fields"] = _fields(record)
+    return json.dumps(said)
+
+
+def _line(record: "Record", decoding: bool) -> str:
+    outcome = record.outcome
+    if outcome in _BAD:
+        outcome = click.style(outcome, fg="red")
+    value = "" if record.value is None else f" = {record.value:#x}"
+    took = (
+        f"{counted(record.count, 'access', 'accesses')}, only counted"
+        if record.latency_ns is None
+        else nanoseconds(record.latency_ns)
+    )
+    who = f"{record.vm}.{record.vcpu}" if record.vm else f"{record.vcpu}"
+    name = f" {record.name}" if record.name else ""
+    where = "" if record.rip is None else f" at {record.rip:#x}"
+    line = (
+        f"{record.guest_ns / 1e9:14.9f} vCPU {who} {record.op:5} {record.index:#x}{name}{value}:"
+        f" {outcome} ({record.reason}, {one_line(record.rule)}, {took}){where}"
+    )
+    if decoding:
+        fields = [
+            f"{one['name']} = {one['value']}" + (f" ({one['meaning']})" if one["meaning"] else "")
+            for one in _fields(record)
+            if one["value"] or one["meaning"]
+        ]
+        if fields:
+            line += f"\n{'':15}{', '.join(fields)}"
+    return line
+
+
+def _fields(record: "Record") -> list[dict[str, Any]]:
+    """Return the fields of a value, from the lowest bit up, and the bits that belong to none."""
+    entry = catalog().get(record.index)
+    if entry is None or record.value is None:
+        return []
+    decoded = decode(entry, record.value)
+    found: list[dict[str, Any]] = [
+        {"name": field.name, "bits": field.span, "value": number, "meaning": meaning}
+        for field, number, meaning in decoded
+    ]
+    for name, bits in (("reserved", decoded.reserved), ("unknown", decoded.unknown)):
+        if bits:
+            found.append({"name": name, "bits": "", "value": f"{bits:#x}", "meaning": ""})
+    return found

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+kvmsr trace summary
+-------------------
+
+Summarises traces by MSR.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kvmsr.cli._output import cell, print_json
+from kvmsr.cli._traces import JSON, TRACES, about, dropped_text, nanoseconds, report_cut
+from kvmsr.text import counted
+
+if TYPE_CHECKING:
+    from kvmsr.trace.analysis import TraceRow, TraceSummary
+
+__all__ = ("summary",)
+
+_WIDE = 220
+
+_EXAMPLES = """\b
+Examples:
+  kvmsr trace summary boot.arrows
+  kvmsr trace summary --by vcpu boot.arrows
+  kvmsr trace summary --json boot.arrows | jq '.traces[0].totals'
+"""
+
+
+@click.command(epilog=_EXAMPLES)
+@TRACES
+@click.option(
+    "--by", type=click.Choice(["msr", "vcpu"]), default="msr", show_default=True,
+    help="Whether each vCPU has rows of its own.",
+)  # fmt: skip
+@JSON
+def summary(files: tuple[Path, ...], by: str, as_json: bool) -> None:
+    """
+    Summarise traces by MSR.
+
+    There is a row for each MSR, direction, reason and rule: how often, with which outcomes and
+    values, when (on the guest's clock), how long each access took in user space (percentiles, to
+    within 3 %), and where the guest was if the trace has that. Several traces have a table each;
+    kvmsr trace diff compares two.
+    """
+    from kvmsr.trace.analysis import summarise
+    from kvmsr.trace.file import Trace
+
+    found = []
+    for path in files:
+        with Trace(path) as trace:
+            one = summarise(trace, by_vcpu=by == "vcpu")
+        if as_json:
+            found.append({"file": str(path), **one.as_dict()})
+        else:
+            _print(path, one)
+        report_cut(path, one.cut)
+    if as_json:
+        print_json({"schema": 1, "traces": found})
+
+
+def _print(path: Path, summary: "TraceSummary") -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
+    rows = summary.rows()
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True)
+
+    say(f"[bold]{cell(about(path, summary.head))}[/bold]")
+    if rows:
+        console.print(_table(rows))
+    else:
+        say("There is no access in it.")
+    if summary.rest():
+        say(summary.rest())
+    totals = summary.totals()
+    say(", ".join(counted(totals[f"{what}s"], what) for what in ("read", "write", "fault")))
+    latency = summary.latency()
+    if latency:
+        said = ", ".join(f"p{one} {nanoseconds(value)}" for one, value in latency.items())
+        say(f"latency of an access in user space: {said}")
+    if summary.dropped:
+        say(f"[red]{dropped_text(summary.dropped)}[/red]")
+
+
+def _table(rows: list["TraceRow"]) -> Any:
+    from rich.table import Table
+
+    has_vcpu = rows[0].vcpu is not None
+    several_vms = any(row.vm for row in rows)
+    has_rip = any(row.rips for row in rows)
+    has_latency = any(row.latency for row in rows)
+    table = Table(header_style="bold")
+    table.add_column("index", justify="right", no_wrap=True)
+    table.add_column("name", overflow="fold")
+    table.add_column("op")
+    if has_vcpu:
+        table.add_column("vCPU", justify="right")
+    table.add_column("count", justify="right")
+    for name in ("outcome", "reason", "rule"):
+        table.add_column(name, overflow="fold")
+    for name in ("first value", "last value"):
+        table.add_column(name, justify="right", overflow="fold")
+    table.add_column("from … to (s)", justify="right")
+    if has_latency:
+        table.add_column("p50, p90, p99 (µs)", justify="right")
+    if has_rip:
+        table.add_column("RIP", justify="right", overflow="fold")
+    for row in rows:
+        values = row.as_dict()
+        who = f"{row.vm}.{row.vcpu}" if several_vms else str(row.vcpu)
+        table.add_row(
+            values["index"],
+            values["name"],
+            row.op,
+            *([who] if has_vcpu else []),
+            f"{row.count:,}",
+            _outcomes(row),
+            row.reason,
+            cell(row.rule),
+            values["first_value"] or "",
+            values["last_value"] or "",
+            f"{row.first.guest_ns / 1e9:.6f} … {row.last.guest_ns / 1e9:.6f}",
+            *([_latency(row)] if has_latency else []),
+            *([_rips(row)] if has_rip else []),
+        )
+    return table
+
+
+def _outcomes(row: "TraceRow") -> str:
+    present = [(name, count) for name, count in row.outcomes.items() if count]
+    words = [f"[red]{name}[/red]" if name == "fault" else name for name, _ in present]
+    if len(present) == 1:
+        return words[0]
+    return ", ".join(f"{word} {count:,}" for word, (_, count) in zip(words, present, strict=True))
+
+
+def _latency(row: "TraceRow") -> str:
+    return (
+        "" if row.latency is None else ", ".join(f"{ns / 1e3:.3g}" for ns in row.latency.values())
+    )
+
+
+def _rips(row: "TraceRow") -> str:
+    if len(row.rips) == 1:
+        return f"{row.rips[0][0]:#x}"
+    return ", ".join(f"{rip:#x} ({count:,})" for rip, count in row.rips)

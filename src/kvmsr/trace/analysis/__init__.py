@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Analysis of traces
+------------------
+
+What a trace file says: its summary, how two of them differ, and its form for other programs.
+"""
+
+from kvmsr.trace.analysis.summary import Moment, TraceRow, TraceSummary, summarise
+
+__all__ = ("Moment", "TraceRow", "TraceSummary", "summarise")

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+First and last
+--------------
+
+Which event was the first, or the last, of each row of a summary.
+"""
+
+from typing import Any, Final
+
+import numpy as np
+
+__all__ = ("Places",)
+
+_Array = np.ndarray[Any, Any]
+
+_KEPT: Final = np.dtype([("time_ns", "u8"), ("guest_ns", "u8"), ("value", "u8"), ("seen", "?")])
+
+
+class Places:
+    """
+    The first or the last event of each row, by the host's clock.
+
+    :param rows: the number of rows.
+    :param later: whether to keep the last event.
+    """
+
+    def __init__(self, rows: int, *, later: bool) -> None:
+        self._kept = np.zeros(rows, _KEPT)
+        self._at = np.full(rows, -1, np.int64)
+        self._later = later
+
+    def add(self, rows: _Array, events: _Array) -> None:
+        """Look at *events*, in order of their times, each in its row."""
+        if not len(rows):
+            return
+        # Where several values are assigned to one place, numpy keeps the last.
+        order = slice(None) if self._later else slice(None, None, -1)
+        self._at[rows[order]] = np.arange(len(rows))[order]
+        found = np.flatnonzero(self._at >= 0)
+        new = events[self._at[found]]
+        self._at[found] = -1
+        old = self._kept[found]
+        is_later = new["time_ns"] >= old["time_ns"]
+        better = ~old["seen"] | (is_later if self._later else new["time_ns"] < old["time_ns"])
+        for name in ("time_ns", "guest_ns", "value"):
+            self._kept[name][found[better]] = new[name][better]
+        self._kept["seen"][found[better]] = True
+
+    def __getitem__(self, row: int) -> tuple[int, int, int] | None:
+        """Return time_ns, guest_ns and value of a row's event, or None if there is none."""
+        time_ns, guest_ns, value, seen = self._kept[row].item()
+        return (time_ns, guest_ns, value) if seen else None
