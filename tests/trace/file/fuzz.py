@@ -4,7 +4,7 @@ Read traces that were changed at random::
     python -m tests.trace.file.fuzz ROUNDS [SEED]
 
 Prints how many were read to their end, up to a cut, and refused. Anything else is a traceback, or a
-crash.
+crash. What is read is also summarised.
 """
 
 import random
@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from kvmsr.errors import TraceError
+from kvmsr.trace.analysis import TraceSummary
 from kvmsr.trace.file import Head, Trace, TraceWriter
 from tests.trace.file.made import RULES, events
 from tests.trace.file.test_file import mutate
@@ -33,9 +34,15 @@ def main(rounds, seed):
             path.write_bytes(mutate(good, chance))
             try:
                 with Trace(path) as trace:
+                    summary = TraceSummary(trace.head, max_rows=30)
                     for batch in trace.batches():
                         assert len(trace.rules) > int(batch["rule"].max())
                         assert batch["op"].max() < 2
+                        summary.add(batch, trace.rules)
+                    rows = [*summary.rows(), *summary.others()]
+                    assert sum(row.count for row in rows) == sum(summary.totals().values()) - sum(
+                        row.faults for row in rows
+                    )
                 whole, cut = whole + (not trace.cut), cut + bool(trace.cut)
             except TraceError as error:
                 assert "\n" not in str(error), error

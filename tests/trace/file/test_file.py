@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from kvmsr.errors import TraceError
 from kvmsr.trace.file import EVENT, Grade, Head, Trace, TraceWriter
+from kvmsr.trace.file.columns import COLUMNS
 from kvmsr.trace.file.strings import LONGEST_WORD, WordReader, encode
 from kvmsr.trace.file.writer import MAX_BATCH
 from tests.trace.file.made import RULES, events, trace
@@ -273,3 +274,11 @@ def test_memory_does_not_grow_with_the_trace(tmp_path):
 
 def test_chance_is_repeatable():
     assert mutate(b"abcdefgh" * 9, random.Random(1)) == mutate(b"abcdefgh" * 9, random.Random(1))
+
+
+def test_columns_that_are_missing(small, monkeypatch):
+    """Found by tests.trace.file.fuzz: a list of columns that is cut short was accepted."""
+    monkeypatch.setattr("kvmsr.trace.file.writer.COLUMNS", COLUMNS[:8])
+    trace(small, events(5))
+    with pytest.raises(TraceError, match="it has other columns than it should"):
+        Trace(small)

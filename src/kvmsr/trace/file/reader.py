@@ -73,7 +73,7 @@ class Trace:
             raise self._error(str(error)) from None
         given = [column for column in self._messages.columns if column[0] not in WHERE]
         where = self._messages.columns[len(given) :]
-        if given != COLUMNS[: len(given)] or where not in ([], COLUMNS[-len(WHERE) :]):
+        if given != COLUMNS[: -len(WHERE)] or where not in ([], COLUMNS[-len(WHERE) :]):
             raise self._error("the trace is damaged: it has other columns than it should")
         return head
 
