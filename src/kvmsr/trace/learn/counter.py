@@ -8,6 +8,7 @@ not exactly the same time, so the values of a counter are only about right.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from statistics import median_low
 from typing import Final, NamedTuple
 
@@ -21,7 +22,7 @@ _SECOND: Final = 10**9
 _MAX_HZ: Final = 10**12
 _FEWEST: Final = 3
 """Two values make no line."""
-_STEADY: Final = 0.1
+_STEADY: Final = 0.05
 """How far off a value may be, as a part of the whole rise."""
 
 Point = tuple[int, int]
@@ -64,7 +65,8 @@ class _Run(NamedTuple):
 
 
 def estimates(streams: Sequence[Stream]) -> Iterator[Estimate]:
-    """Yield the counters that the values may come from, if they rise steadily."""
+    """Yield the counters that the values may come from, if they rise steadily, best first."""
+    found = []
     done = any(one.outcome == "done" for stream in streams for one in stream.seen)
     for is_set in (False, True) if done else (False,):
         runs = [run for stream in streams for run in _runs(stream, is_set=is_set)]
@@ -77,13 +79,14 @@ def estimates(streams: Sequence[Stream]) -> Iterator[Estimate]:
         best = _made(runs, round(hz) or 1, is_set)
         if best.off > rise * _STEADY:
             continue
-        yield _roundest(runs, best)
+        found.append(_roundest(runs, best))
+    yield from sorted(found, key=lambda estimate: estimate.off)
 
 
 def _runs(stream: Stream, *, is_set: bool) -> Iterator[_Run]:
     by_vcpu: dict[int, list[Seen]] = {}
-    for seen in stream.seen:
-        by_vcpu.setdefault(seen.vcpu, []).append(seen)
+    for one in stream.seen:
+        by_vcpu.setdefault(one.vcpu, []).append(one)
     for seen in by_vcpu.values():
         run: _Run | None = None
         for one in seen:
@@ -99,7 +102,7 @@ def _runs(stream: Stream, *, is_set: bool) -> Iterator[_Run]:
 
 
 def _rises(points: list[Point]) -> bool:
-    return all(a[1] <= b[1] < 1 << 63 for a, b in zip(points, points[1:], strict=False))
+    return all(a[1] <= b[1] < 1 << 63 for a, b in pairwise(points))
 
 
 def _slope(runs: list[_Run]) -> float:

@@ -4,12 +4,13 @@ Rules for one MSR
 -----------------
 
 Find the simplest rules that give the accesses to an MSR the outcomes that were recorded. Candidates
-are tried on what was recorded, from the most natural one to the most contrived; the first that gives
-every outcome is taken, and if there is none, the one with the fewest misses.
+are tried on what was recorded, from the most natural one to the most contrived. The first that
+gives every outcome is taken, and if there is none, the one with the fewest misses.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from kvmsr.msr import X2APIC
@@ -63,7 +64,7 @@ def fit(index: int, streams: Sequence[Stream], *, exact: bool) -> Fit:
     """
     when = {op: _reasons(index, op, streams) for op in Op}
     best: Fit | None = None
-    for way in _Ways(index, streams, exact=exact).all():
+    for way in _Ways(index, streams, when, exact=exact).all():
         rules = [part for rule in way.rules for part in _under(rule, when)]
         missed = misses(rules, streams, way.off)
         found = Fit(tuple(rules), missed, way.off, way.remark)
@@ -111,8 +112,16 @@ def _also(rule: Rule, **more: Any) -> Rule:
 class _Ways:
     """The candidates for one MSR."""
 
-    def __init__(self, index: int, streams: Sequence[Stream], *, exact: bool) -> None:
+    def __init__(
+        self,
+        index: int,
+        streams: Sequence[Stream],
+        when: dict[Op, tuple[Reason, ...]],
+        *,
+        exact: bool,
+    ) -> None:
         self._index = index
+        self._when = when
         self._streams = streams
         self._exact = exact
         self._by_op: dict[Op, list[Seen]] = {
@@ -127,7 +136,8 @@ class _Ways:
         yield from self.by_number()
         yield from self._by_vcpu(numbers=True)
         if len({one.value for one in self._by_op[Op.READ] if one.outcome == "value"}) > 1:
-            yield self._shadow(infer(self._streams, shared=False), shared=False)
+            for shadow in infer(self._streams, shared=False):
+                yield self._shadow(shadow, shared=False)
         yield self._plain(*(plain.most(self._by_op[op]) for op in Op))
 
     def natural(self) -> Iterator[_Way]:
@@ -157,8 +167,10 @@ class _Ways:
 
     def _shadows(self, scopes: tuple[bool, ...]) -> Iterator[_Way]:
         for shared in scopes:
-            yield self._shadow(infer(self._streams, shared=shared), shared=shared)
-            for shadow in with_lock(self._index, self._streams, shared=shared):
+            for shadow in chain(
+                infer(self._streams, shared=shared),
+                with_lock(self._index, self._streams, shared=shared),
+            ):
                 yield self._shadow(shadow, shared=shared)
 
     def _counters(self, write: Choice | None) -> Iterator[_Way]:
@@ -190,7 +202,7 @@ class _Ways:
                 Stream(stream.trace, [one for one in stream.seen if one.vcpu == vcpu])
                 for stream in self._streams
             ]
-            found = _first(_Ways(self._index, streams, exact=self._exact), streams, numbers=numbers)
+            found = self._like(streams).first(numbers=numbers)
             if found is None or len(groups) > _MAX_GROUPS:
                 return
             groups.setdefault(tuple(found.rules), []).append(vcpu)
@@ -199,6 +211,18 @@ class _Ways:
             *others, base = sorted(groups, key=lambda rules: len(groups[rules]))
             rules = [_also(rule, vcpu=groups[each]) for each in others for rule in each]
             yield _Way([*rules, *base], off, remark)
+
+    def _like(self, streams: Sequence[Stream]) -> "_Ways":
+        return _Ways(self._index, streams, self._when, exact=self._exact)
+
+    def first(self, *, numbers: bool) -> _Way | None:
+        """Return the first candidate for one vCPU that gives every outcome."""
+        ways = chain(self.natural(), self.by_number()) if numbers else self.natural()
+        for way in ways:
+            rules = [part for rule in way.rules for part in _under(rule, self._when)]
+            if not misses(rules, self._streams, way.off):
+                return way
+        return None
 
     def _plain(self, read: Choice, write: Choice) -> _Way:
         return _Way(plain.rules(self._index, read, write))
@@ -209,11 +233,3 @@ class _Ways:
         scope = "vm" if shared else "thread"
         rule = Rule(self._index, **given, reset=shadow.reset, bits=shadow.bits, scope=scope)  # type: ignore[arg-type]
         return _Way([rule])
-
-
-def _first(ways: _Ways, streams: Sequence[Stream], *, numbers: bool) -> _Way | None:
-    """Return the first candidate for one vCPU that gives every outcome."""
-    for way in (*ways.natural(), *(ways.by_number() if numbers else ())):
-        if not misses(way.rules, streams, way.off):
-            return way
-    return None

@@ -9,7 +9,7 @@ the number of the access.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, Final, NamedTuple
 
 from kvmsr.policy import Op, Plain, Rule, Value
@@ -38,9 +38,7 @@ class Choice(NamedTuple):
 
 def answers(seen: Sequence[Seen]) -> list[Answer]:
     """Return the action that gives each access its outcome."""
-    return [
-        Value(one.value) if one.outcome == "value" else _PLAIN[one.outcome] for one in seen
-    ]  # fmt: skip
+    return [Value(one.value) if one.outcome == "value" else _PLAIN[one.outcome] for one in seen]
 
 
 def always(seen: Sequence[Seen]) -> Choice | None:
@@ -60,7 +58,7 @@ def by_value(seen: Sequence[Seen]) -> Iterator[Choice]:
     found: dict[int, set[Answer]] = {}
     for one, answer in zip(seen, answers(seen), strict=True):
         found.setdefault(one.value, set()).add(answer)
-    if any(len(each) > 1 for each in found.values()):
+    if not found or any(len(each) > 1 for each in found.values()):
         return
     single = {value: next(iter(each)) for value, each in found.items()}
     counts = Counter(single.values())
@@ -86,7 +84,7 @@ def by_number(seen: Sequence[Seen]) -> Iterator[Choice]:
     if len(set(found)) == 2:
         base, rare = (answer for answer, _ in Counter(found).most_common())
         at = [number for number, answer in enumerate(found, 1) if answer == rare]
-        steps = {b - a for a, b in zip(at, at[1:], strict=False)}
+        steps = {b - a for a, b in pairwise(at)}
         step = next(iter(steps), 0)
         if len(steps) == 1 and len(at) > _FEWEST_TIMES and at[-1] + step > len(found):
             first = {} if at[0] == step else {"after": at[0]}
@@ -95,7 +93,10 @@ def by_number(seen: Sequence[Seen]) -> Iterator[Choice]:
 
 def conditional(index: int, op: Op, choice: Choice) -> list[Rule]:
     """Return the rules for a choice's exceptions."""
-    return [Rule(index, **{str(op): act}, when=when) for act, when in choice.exceptions]
+    return [
+        Rule(index, act, when=when) if op == Op.READ else Rule(index, None, act, when=when)
+        for act, when in choice.exceptions
+    ]
 
 
 def rules(index: int, reads: Choice, writes: Choice) -> list[Rule]:

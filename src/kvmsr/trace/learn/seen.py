@@ -151,6 +151,7 @@ class Material:
     :ivar heads: a line about each trace.
     :ivar histories: by MSR.
     :ivar exact: whether the traces have every access.
+    :ivar defaults: what the policy's defaults did, by their names.
     :ivar notes: lines that the user should read.
     """
 
@@ -158,6 +159,7 @@ class Material:
     heads: list[str] = field(default_factory=list)
     histories: dict[int, History] = field(default_factory=dict)
     exact: bool = True
+    defaults: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     _kept: int = 0
     _others: int = 0
@@ -191,6 +193,10 @@ class Material:
             self.notes.append(f"{trace.path}: there is no access in it")
 
     def _take(self, number: int, trace: Trace, rows: _Array) -> None:
+        for name in ("unknown", "invalid"):
+            if f"defaults.{name}" in trace.rules:
+                rule = trace.rules.index(f"defaults.{name}")
+                self._note_default(name, rows[rows["rule"] == rule])
         passed = np.zeros(len(rows), bool)
         if "kernel" in trace.rules:
             passed = rows["rule"] == trace.rules.index("kernel")
@@ -198,6 +204,18 @@ class Material:
         starts = np.flatnonzero(np.diff(rows["index"], prepend=rows["index"][:1])).tolist()
         for first, end in zip([0, *starts], [*starts, len(rows)], strict=True):
             self._of_one(number, rows[first:end], passed[first:end])
+
+    def _note_default(self, name: str, rows: _Array) -> None:
+        """Note which of a default's actions gives these outcomes."""
+        outcomes = {OUTCOMES[number] for number in np.unique(rows["outcome"])}
+        found = {self.defaults.get(name, "")} | (outcomes & {"fault", "stop"})
+        if rows["value"][rows["outcome"] == OUTCOMES.index("value")].any():
+            found.add("shadow")
+        if outcomes:
+            found.add("ignore")
+        for action in ("ignore", "shadow", "stop", "fault"):
+            if action in found:
+                self.defaults[name] = action
 
     def _of_one(self, number: int, rows: _Array, passed: _Array) -> None:
         index = int(rows["index"][0])

@@ -49,8 +49,8 @@ def _registers(streams: Sequence[Stream], *, shared: bool) -> list[list[Seen]]:
             found.append(stream.seen)
             continue
         by_vcpu: dict[int, list[Seen]] = {}
-        for seen in stream.seen:
-            by_vcpu.setdefault(seen.vcpu, []).append(seen)
+        for one in stream.seen:
+            by_vcpu.setdefault(one.vcpu, []).append(one)
         found += by_vcpu.values()
     return found
 
@@ -82,16 +82,27 @@ def plain_reset(streams: Sequence[Stream], *, shared: bool) -> int | None:
     return reset or 0
 
 
-def infer(streams: Sequence[Stream], *, shared: bool) -> Shadow:
+def infer(streams: Sequence[Stream], *, shared: bool) -> Iterator[Shadow]:
     """
-    Return the shadow that fits best.
+    Yield the shadows that fit best.
+
+    They differ in the initial value of bits that were not read before they were written: 0, or, if
+    that does not explain which writes fault, as they were first written.
 
     :param shared: whether the vCPUs of a VM share the register.
     """
     registers = _registers(streams, shared=shared)
     fits = {(kind, ones): _fitting(registers, kind, ones) for kind in _SIMULATED for ones in (0, 1)}
-    faults = any(one.op == Op.WRITE and one.outcome == "fault" for seen in registers for one in seen)
-    first = _first_written(registers)
+    outcomes = {(one.op, one.outcome) for seen in registers for one in seen}
+    faults = (Op.WRITE, "fault") in outcomes
+    firsts = {0: None, _first_written(registers): None} if faults else {0: None}
+    for first in firsts:
+        yield _inferred(registers, fits, first, faults=faults)
+
+
+def _inferred(
+    registers: list[list[Seen]], fits: dict[tuple[BitKind, int], int], first: int, *, faults: bool
+) -> Shadow:
     options = [_options(fits, bit) for bit in range(64)]
     shadow = _chosen(options, fits, first)
     if faults:
@@ -202,7 +213,7 @@ def with_lock(index: int, streams: Sequence[Stream], *, shared: bool) -> Iterato
         Stream(stream.trace, [one for one in stream.seen if one.outcome != "fault"])
         for stream in streams
     ]
-    reset, bits = infer(succeeded, shared=shared)
+    reset, bits = next(infer(succeeded, shared=shared))
     bits = bits or Bits(rw=_U64)
     others = {str(kind): mask & ~lock for kind, mask in zip(BitKind, bits, strict=True)}
     yield Shadow(reset & ~lock, Bits(**{**others, "lock": lock}))
