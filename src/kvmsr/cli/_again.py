@@ -10,17 +10,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
 
-import click
-
-from kvmsr import backend as backends
 from kvmsr.backend.soft import DEFAULT_PROFILE
 from kvmsr.cli._console import TerminalLog, guest_input, guest_output
+from kvmsr.cli._guest_options import GuestOptions
 from kvmsr.cli._output import echo
-from kvmsr.cli._parameters import MemorySize
 from kvmsr.machine import Boot, Machine
 from kvmsr.machine.arguments import to_seconds
 from kvmsr.machine.choice import choose_backend
@@ -28,69 +23,7 @@ from kvmsr.policy import Policy
 from kvmsr.session import RunResult
 from kvmsr.trace import TraceOptions
 
-__all__ = ("MOST_SHOWN", "GuestOptions", "guest_options", "run_again")
-
-MOST_SHOWN: Final = 20
-"""How many differences are shown; all are counted."""
-
-_PATH: Final = click.Path(path_type=Path)
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-_OPTIONS: Final = (
-    click.option(
-        "--backend",
-        type=click.Choice(backends.NAMES),
-        default="auto",
-        show_default=True,
-        help="What executes the guest, as for kvmsr run.",
-    ),
-    click.option("--soft-profile", metavar="NAME", default=DEFAULT_PROFILE, show_default=True,
-                 help="The kernel that the soft backend models."),
-    click.option("--cpus", type=int, help="The number of vCPUs; by default, as in the trace."),
-    click.option("--memory", type=MemorySize(), default="256M", show_default=True,
-                 help="The amount of RAM."),
-    click.option("--append", default="", help="The kernel's command line."),
-    click.option("--initrd", type=_PATH, multiple=True, help="An initial RAM disk, or a module."),
-    click.option("--mode", type=click.Choice(["16", "32", "64"]),
-                 help="Start IMAGE, a flat binary, in this mode."),
-    click.option("--cpu-feature", "hidden", multiple=True, metavar="-NAME",
-                 help="Hide a CPUID feature."),
-    click.option("--serial", default="-", metavar="FILE|-", show_default=True,
-                 help="Where to write the output of the guest's serial line."),
-    click.option("--timeout", type=float, metavar="S", help="End the run after S seconds."),
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuestOptions:
-    """
-    The options of :func:`guest_options`; see ``kvmsr run``.
-
-    :ivar cpus: number of vCPUs; None for as many as the trace has.
-    """
-
-    backend: str
-    soft_profile: str
-    cpus: int | None
-    memory: int
-    append: str
-    initrd: tuple[Path, ...]
-    mode: str | None
-    hidden: tuple[str, ...]
-    serial: str
-    timeout: float | None
-
-    def boot(self, image: Path) -> Boot:
-        """Return what to boot."""
-        mode = None if self.mode is None else int(self.mode)
-        return Boot(image, self.append, self.initrd, None, mode)
-
-
-def guest_options(command: _Command) -> _Command:
-    """Add the options that say how a guest is run."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+__all__ = ("run_again",)
 
 
 def run_again(
@@ -114,8 +47,10 @@ def run_again(
     :param trace: how to record the run.
     """
     timeout = to_seconds(options.timeout, "--timeout")
-    boot = options.boot(image)
-    chosen, why_soft = choose_backend(options.backend, profile=options.soft_profile)
+    mode = None if options.mode is None else int(options.mode)
+    boot = Boot(image, options.append, options.initrd, None, mode)
+    profile = options.soft_profile or DEFAULT_PROFILE
+    chosen, why_soft = choose_backend(options.backend, profile=profile)
     if why_soft:
         echo(f"kvmsr: on the soft backend: {why_soft}", err=True)
     with ExitStack() as stack:

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvmsr.cli._again import MOST_SHOWN, GuestOptions, guest_options, run_again
+from kvmsr.cli._guest_options import MOST_SHOWN, GuestOptions, guest_options
 from kvmsr.cli._output import echo
 from kvmsr.errors import UsageError
 from kvmsr.text import counted
-from kvmsr.trace import TraceOptions
 
 if TYPE_CHECKING:
     from kvmsr.trace.learn import Learned
@@ -84,7 +83,9 @@ def _verify(
     file: Path, learned: "Learned", image: Path, options: GuestOptions, *, err: bool
 ) -> int:
     """Run the guest under the learned policy, and return 1 if an outcome differs."""
+    from kvmsr.cli._again import run_again
     from kvmsr.policy.file import parse_policy
+    from kvmsr.trace import TraceOptions
     from kvmsr.trace.replay import Recorded, differences
 
     recorded = Recorded(file)

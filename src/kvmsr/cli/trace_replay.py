@@ -8,25 +8,26 @@ Runs a guest with the answers that a trace has.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from kvmsr.cli._again import MOST_SHOWN, GuestOptions, guest_options, run_again
+from kvmsr.cli._guest_options import MOST_SHOWN, GuestOptions, guest_options
 from kvmsr.cli._output import print_json
-from kvmsr.machine import Machine
-from kvmsr.session import End, EndKind
-from kvmsr.session.result import FAILED
 from kvmsr.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kvmsr.machine import Machine
     from kvmsr.trace.replay import Divergence
 
 __all__ = ("replay",)
 
 _PATH = click.Path(path_type=Path)
+
+_DIVERGED: Final = 6
+"""The exit status of a run that a policy stopped, or whose policy failed."""
 
 
 @click.command(epilog="Example: kvmsr trace replay boot.arrows vmlinuz --append console=ttyS0")
@@ -46,6 +47,7 @@ def replay(file: Path, image: Path, strict: bool, as_json: bool, **options: Any)
 
     The exit status is that of the guest, as for `kvmsr run`, or 6 if there was a divergence.
     """
+    from kvmsr.cli._again import run_again
     from kvmsr.trace.replay import Recorded, Replay
 
     recorded = Recorded(file)
@@ -81,7 +83,7 @@ def replay(file: Path, image: Path, strict: bool, as_json: bool, **options: Any)
         from kvmsr.cli._table import print_result
 
         print_result(result)
-    return FAILED if answers.diverged else result.exit_status
+    return _DIVERGED if answers.diverged else result.exit_status
 
 
 class _Stage:
@@ -97,7 +99,7 @@ class _Stage:
         self._say: Callable[[str], None] = lambda line: None
         self._shown = 0
 
-    def begins(self, machine: Machine, say: "Callable[[str], None]") -> None:
+    def begins(self, machine: "Machine", say: "Callable[[str], None]") -> None:
         """Note the machine that is about to run."""
         self._machine, self._say = machine, say
 
@@ -111,8 +113,10 @@ class _Stage:
 
     def stop(self, why: str) -> None:
         """End the run."""
+        from kvmsr.session import End, EndKind
+
         if self._machine is not None:
-            self._machine.end(End(EndKind.STOP, FAILED, why))
+            self._machine.end(End(EndKind.STOP, _DIVERGED, why))
 
     def end(self, total: int) -> None:
         """Say how many divergences were not shown."""

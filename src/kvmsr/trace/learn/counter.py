@@ -25,6 +25,9 @@ _FEWEST: Final = 3
 _STEADY: Final = 0.05
 """How far off a value may be, as a part of the whole rise."""
 
+_JITTER: Final = 100_000
+"""In nanoseconds: a counter that begins so close to 0 begins at 0."""
+
 Point = tuple[int, int]
 """A time in nanoseconds, and a value."""
 
@@ -79,7 +82,7 @@ def estimates(streams: Sequence[Stream]) -> Iterator[Estimate]:
         best = _made(runs, round(hz) or 1, is_set)
         if best.off > rise * _STEADY:
             continue
-        found.append(_roundest(runs, best))
+        found.append(_from_zero(_roundest(runs, best)))
     yield from sorted(found, key=lambda estimate: estimate.off)
 
 
@@ -130,9 +133,15 @@ def _made(runs: list[_Run], hz: int, is_set: bool) -> Estimate:
             begun = counter.ticks(run.points[0][0])
             for time, value in run.points:
                 off = max(off, abs(value - (counter.ticks(time) - begun)))
-    if abs(reset) <= off:
-        off, reset = off + abs(reset), 0
     return Estimate(hz, reset & _U64, is_set, off)
+
+
+def _from_zero(found: Estimate) -> Estimate:
+    """Let a counter begin at 0 if it began close to that."""
+    ahead = min(found.reset, _U64 + 1 - found.reset)
+    if ahead > max(found.off, Counter(found.hz).ticks(_JITTER)):
+        return found
+    return found._replace(reset=0, off=found.off + ahead)
 
 
 def _roundest(runs: list[_Run], best: Estimate) -> Estimate:
