@@ -108,5 +108,5 @@ def _verify(
     if found:
         echo(f"{counted(len(found), 'difference')} from the {total} in {file}", err=err)
         return 1
-    echo(f"verified: all {total} are as in {file}", err=err)
+    echo(f"verified: {len(recorded):,} of {total} are as in {file}", err=err)
     return 0

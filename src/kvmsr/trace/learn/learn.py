@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from kvmsr.policy import Defaults
+from kvmsr.errors import PolicyError
+from kvmsr.policy import Defaults, Policy
+from kvmsr.policy.plan import compile_policy
 from kvmsr.text import counted
 from kvmsr.trace.learn.check import misses
 from kvmsr.trace.learn.fit import Fit, fit
@@ -58,11 +60,21 @@ def learn(paths: Sequence[Path]) -> Learned:
             notes.append(f"{named(index)}: {counted(found.missed, 'outcome')} not reproduced")
         accesses += sum(len(stream.seen) for stream in streams)
         missed += found.missed
+    notes += _limits(entries)
     groups = _grouped(entries)
     about = [*_about(material, accesses, missed), *_passed(material)]
     text = policy_text(paths[0].stem, about, Defaults(**material.defaults), groups)
     counters = frozenset(entry.index for entry in entries if entry.fit.counts)
     return Learned(text, accesses, missed, counters, notes)
+
+
+def _limits(entries: Sequence[Entry]) -> list[str]:
+    """Return a line if KVM cannot have a policy with these rules."""
+    try:
+        compile_policy(Policy(rule for entry in entries for rule in entry.fit.rules))
+    except PolicyError as error:
+        return [f"the policy cannot be used as it is: {error}"]
+    return []
 
 
 def _about(material: Material, accesses: int, missed: int) -> list[str]:

@@ -37,8 +37,13 @@ class Choice(NamedTuple):
 
 
 def answers(seen: Sequence[Seen]) -> list[Answer]:
-    """Return the action that gives each access its outcome."""
-    return [Value(one.value) if one.outcome == "value" else _PLAIN[one.outcome] for one in seen]
+    """Return the action that gives each access its outcome. (Anybody's trace may have others.)"""
+    return [
+        Value(one.value)
+        if one.op == Op.READ and one.outcome == "value"
+        else _PLAIN.get(one.outcome, Plain.IGNORE)
+        for one in seen
+    ]
 
 
 def always(seen: Sequence[Seen]) -> Choice | None:

@@ -11,8 +11,9 @@ its bits behaves.
 # simulated for all 64 bits at once, from 0 and from 1; and a bit can be of that kind if all reads
 # returned what the simulation has. Which writes fault is known, and such a write changes nothing.
 #
-# Then, which bits make a write fault is found out: those that a faulting write would have changed,
-# and that no other write changes.
+# Then, which bits make a write fault is found out. They are among those that a faulting write would
+# have changed, and that no other write changes. Reserved bits are mostly the highest ones, so these
+# are taken: all that are higher than any bit that was changed, or else the highest.
 #
 # Most bits can be of several kinds: if nothing but 0 was ever written, a bit that reads 0 can be of
 # any. People describe registers in few fields, so the kinds are chosen such that adjacent bits with
@@ -108,11 +109,17 @@ def _inferred(
     if faults:
         constant = fits[BitKind.RO, 0] | fits[BitKind.RO, 1]
         changed, refused = _changes(registers, shadow)
+        reserved = constant & ~changed
+        above = -1 << changed.bit_length()
+        needed = 0
+        for write in refused:
+            suspects = write & reserved
+            needed |= suspects & above or 1 << suspects.bit_length() >> 1
         for bit in range(64):
-            mask = 1 << bit
-            if not constant & mask or changed & mask:
-                continue
-            options[bit] = {BitKind.FAULT} if refused & mask else options[bit] | {BitKind.FAULT}
+            if needed >> bit & 1:
+                options[bit] = {BitKind.FAULT}
+            elif reserved >> bit & 1:
+                options[bit] = options[bit] | {BitKind.FAULT}
         shadow = _chosen(options, fits, first)
     return shadow if shadow.bits != Bits(rw=_U64) else Shadow(shadow.reset, None)
 
@@ -172,10 +179,10 @@ def _end(options: list[set[BitKind]], bit: int, kind: BitKind) -> int:
     return bit
 
 
-def _changes(registers: list[list[Seen]], shadow: Shadow) -> tuple[int, int]:
-    """Return the bits that writes changed, and those that faulting writes would have changed."""
+def _changes(registers: list[list[Seen]], shadow: Shadow) -> tuple[int, list[int]]:
+    """Return the bits that writes changed, and those that each faulting write would change."""
     assert shadow.bits is not None
-    changed = refused = 0
+    changed, refused = 0, []
     for seen in registers:
         state, is_first = shadow.reset, True
         for one in seen:
@@ -186,7 +193,7 @@ def _changes(registers: list[list[Seen]], shadow: Shadow) -> tuple[int, int]:
                 state = shadow.bits.write(state, one.value, first=is_first) or 0
                 is_first = False
             elif one.op == Op.WRITE:
-                refused |= state ^ one.value
+                refused.append(state ^ one.value)
     return changed, refused
 
 
