@@ -10,6 +10,8 @@ import click
 
 from kvmsr.cli.trace_diff import diff
 from kvmsr.cli.trace_export import export
+from kvmsr.cli.trace_policy import policy_
+from kvmsr.cli.trace_replay import replay
 from kvmsr.cli.trace_show import show
 from kvmsr.cli.trace_summary import summary
 
@@ -21,5 +23,5 @@ def command() -> None:
     """Summarise, show, compare and convert traces."""
 
 
-for one in (summary, show, diff, export):
+for one in (summary, show, diff, export, replay, policy_):
     command.add_command(one)
