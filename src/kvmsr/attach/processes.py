@@ -30,6 +30,9 @@ __all__ = ("BLOCK", "Processes")
 BLOCK: Final = "KVMSR_BLOCK"
 """The environment variable that names a run's shared memory: controller and descriptors."""
 
+_STATE, _BEGAN = 0, 19  # in /proc/…/stat, after the command's name: fields 3 and 22 of proc(5)
+_PATIENCE: Final = 1.0
+
 
 class Processes:
     """
@@ -55,6 +58,7 @@ class Processes:
     ) -> None:
         self._line, life = socket.socketpair()
         self._line.setblocking(False)
+        self._nameless: dict[int, float] = {}
         self._mark = f"{BLOCK}={environment[BLOCK]}".encode()
         fds = [life.fileno(), *inherited]
         try:
@@ -74,12 +78,14 @@ class Processes:
             for fd in fds:
                 os.set_inheritable(fd, False)
             life.close()
+        self._began = _began(self.child.pid)
 
     def over(self) -> bool:
         """Return whether all processes of the run have ended."""
         if self.child.poll() is None or not self._line_is_cut():
             return False
-        return not any(self._is_ours(int(path.name)) for path in Path("/proc").glob("[1-9]*"))
+        pids = [int(path.name) for path in Path("/proc").glob("[1-9]*")]
+        return not any(self._is_ours(pid) or self._may_be_ours(pid) for pid in pids)
 
     def wait(self, seconds: float) -> None:
         """Wait for *seconds*, or until the child ends."""
@@ -116,3 +122,27 @@ class Processes:
             return self._mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         except OSError:  # it has ended, or belongs to another user
             return False
+
+    def _may_be_ours(self, pid: int) -> bool:
+        """
+        Return whether a process has no environment, but may get one.
+
+        While a process executes another program, there is a moment in which it has none, and on a
+        busy host that moment may be long. So one that began after the child is waited for, for a
+        second: a process may also be without an environment for good.
+        """
+        try:
+            if Path(f"/proc/{pid}/environ").read_bytes():
+                return False
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return False
+        if fields[_STATE] in "ZX" or int(fields[_BEGAN]) < self._began:
+            return False
+        now = time.monotonic()
+        return now - self._nameless.setdefault(pid, now) < _PATIENCE
+
+
+def _began(pid: int) -> int:
+    """Return when a process began, in clock ticks since the host was booted."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[_BEGAN])
