@@ -60,6 +60,7 @@ bench: install
 	$(BIN)/python bench/instructions.py
 	$(BIN)/python bench/recording.py
 	$(BIN)/python bench/soft.py
+	$(BIN)/python bench/trace.py
 	$(BIN)/python bench/boot.py
 
 guests:

@@ -56,3 +56,8 @@ def test_a_look_up_needs_the_catalog_only(words):
 @pytest.mark.parametrize("words", [["ctl", "--help"], ["ctl", "1", "policy", "--help"]])
 def test_help_of_ctl_needs_no_session(words):
     assert not imported(words) & HEAVY
+
+
+@pytest.mark.parametrize("words", [["trace", "--help"], ["trace", "show", "--help"]])
+def test_help_of_trace_reads_no_trace(words):
+    assert not imported(words) & (HEAVY | {"nanoarrow", "numpy"})

@@ -26,7 +26,7 @@ _COMMANDS: Final = {
     "exec": "Run QEMU, or another VMM, with its guests under a policy.",
     "ctl": "Control what runs: replace its policy, save and restore registers, stop it.",
     "wrap": "Write a script that starts a VMM under a policy, for libvirt.",
-    "trace": "Summarise, show, compare and convert traces.",
+    "trace": "Summarise, show, compare, convert and replay traces, and learn policies.",
     "policy": "Check, show, explain, import and export policies.",
     "msr": "Describe an MSR, and what KVM does with it.",
     "decode": "Decode an MSR's value into its fields.",

@@ -20,7 +20,7 @@ __all__ = ("command",)
 
 @click.group(epilog="Example: kvmsr trace summary boot.arrows")
 def command() -> None:
-    """Summarise, show, compare and convert traces."""
+    """Summarise, show, compare, convert and replay traces, and learn policies."""
 
 
 for one in (summary, show, diff, export, replay, policy_):

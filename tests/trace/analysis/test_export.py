@@ -15,6 +15,7 @@ from kvmsr.trace.file import LATENCY, OPS, OUTCOMES, Trace
 from kvmsr.trace.file.columns import VALUE
 from tests.trace.file.made import BEGAN_NS, RULES, events, trace
 
+BEGUN_NS = BEGAN_NS - 10_000
 _NAME = {"type": "string", "minLength": 1}
 _TIME = {"type": "number", "minimum": 0}
 
@@ -67,7 +68,7 @@ def made():
 
 @pytest.fixture
 def path(tmp_path, made):
-    return trace(tmp_path / "a", made, ['=a,"b"\n', *RULES[1:]], began_ns=BEGAN_NS)
+    return trace(tmp_path / "a", made, ['=a,"b"\n', *RULES[1:]], began_ns=BEGUN_NS)
 
 
 def exported(path, form):
@@ -118,7 +119,7 @@ def test_perfetto_is_what_its_documentation_says(path, made):
     for one, event in zip(slices, timed, strict=True):
         assert one["pid"] == event["vm"] + 1
         assert (one["pid"], one["tid"]) in tracks
-        assert round(one["ts"] * 1000) == event["time_ns"] - BEGAN_NS
+        assert round(one["ts"] * 1000) == event["time_ns"] - event["latency_ns"] - BEGUN_NS
         assert round(one["dur"] * 1000) == event["latency_ns"]
     (counted,) = [one for one in found["traceEvents"] if one["ph"] == "i"]
     assert counted["name"].endswith(": 12 accesses, only counted")

@@ -52,14 +52,15 @@ def perfetto(trace: Trace) -> Iterator[bytes]:
     separator = b"\n"
     for events in trace.batches():
         if begin is None:
-            first = int(events["time_ns"].min())
+            first = int((events["time_ns"] - events["latency_ns"]).min())
             begin = trace.head.began_ns if 0 < trace.head.began_ns <= first else first
         parts: list[bytes] = []
         for record in records(events, trace.rules):
             if (record.vm, record.vcpu) not in tracks:
                 tracks.add((record.vm, record.vcpu))
                 parts += _names(record)
-            parts.append(_slice(record, max(0, record.time_ns - begin)))
+            taken_ns = record.time_ns - (record.latency_ns or 0)  # a row has the time of the answer
+            parts.append(_slice(record, max(0, taken_ns - begin)))
         yield separator + b",\n".join(parts)
         separator = b",\n"
     about = {name: getattr(trace.head, name) for name in ("kvmsr", "command", "image", "backend")}

@@ -14,6 +14,10 @@ __all__ = ("Numbering",)
 
 _Array = np.ndarray[Any, Any]
 
+_SLOTS: Final = 1 << 13
+_SHIFT: Final = np.uint64(64 - 13)
+_FACTOR: Final = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio (Fibonacci hashing)
+
 
 class Numbering:
     """
@@ -29,9 +33,20 @@ class Numbering:
         self._limit: Final = limit
         self._known = np.zeros(0, np.uint64)  # in ascending order
         self._numbers = np.zeros(0, np.int64)
+        # Most keys are found at once, in the slot of their hash; binary search is slow.
+        self._slot_keys = np.zeros(_SLOTS, np.uint64)
+        self._slot_numbers = np.full(_SLOTS, -1)
 
     def numbers(self, keys: _Array) -> _Array:
         """Return the number of each of *keys*, an array of u8."""
+        slots = _slots(keys)
+        found = self._slot_numbers[slots]
+        slow = (found < 0) | (self._slot_keys[slots] != keys)
+        if slow.any():
+            found[slow] = self._search(keys[slow])
+        return found
+
+    def _search(self, keys: _Array) -> _Array:
         at, missing = self._find(keys)
         if missing.any() and len(self.keys) < self._limit:
             self._learn(keys[missing])
@@ -59,3 +74,11 @@ class Numbering:
         numbers = np.concatenate([self._numbers, np.arange(begin, begin + len(new))])
         order = np.argsort(known)
         self._known, self._numbers = known[order], numbers[order]
+        slots = _slots(new)
+        self._slot_keys[slots] = new
+        self._slot_numbers[slots] = numbers[begin:]
+
+
+def _slots(keys: _Array) -> _Array:
+    found: _Array = keys * _FACTOR >> _SHIFT
+    return found

@@ -30,13 +30,16 @@ class Places:
         self._at = np.full(rows, -1, np.int64)
         self._later = later
 
-    def add(self, rows: _Array, events: _Array) -> None:
-        """Look at *events*, in order of their times, each in its row."""
-        if not len(rows):
-            return
+    def add(self, rows: _Array, events: _Array, these: _Array) -> None:
+        """
+        Look at *events*, in order of their times.
+
+        :param rows: the row of each event.
+        :param these: the numbers of the events that count, in ascending order.
+        """
         # Where several values are assigned to one place, numpy keeps the last.
-        order = slice(None) if self._later else slice(None, None, -1)
-        self._at[rows[order]] = np.arange(len(rows))[order]
+        order = these if self._later else these[::-1]
+        self._at[rows[order]] = order
         found = np.flatnonzero(self._at >= 0)
         new = events[self._at[found]]
         self._at[found] = -1

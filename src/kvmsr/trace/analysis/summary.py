@@ -164,17 +164,19 @@ class TraceSummary:
             events = events[np.argsort(times, kind="stable")]
         rows, counts = self._rows(events), events["count"].astype(np.int64)
         np.add.at(self._outcomes.reshape(-1), rows * len(OUTCOMES) + events["outcome"], counts)
-        self._first.add(rows, events)
-        self._last.add(rows, events)
-        valued, rows_valued = _those(events, rows, VALUE)
-        self._first_value.add(rows_valued, valued)
-        self._last_value.add(rows_valued, valued)
-        timed, rows_timed = _those(events, rows, LATENCY)
-        self._latencies.add(rows_timed, timed["latency_ns"])
-        if len(timed) < len(events):
-            counts[events["has"] & LATENCY != 0] = 0
-            np.add.at(self._counted, rows, counts)
-        self._add_rips(*_those(events, rows, RIP))
+        everything = np.arange(len(events))
+        self._first.add(rows, events, everything)
+        self._last.add(rows, events, everything)
+        valued = np.flatnonzero(events["has"] & VALUE)
+        self._first_value.add(rows, events, valued)
+        self._last_value.add(rows, events, valued)
+        timed = events["has"] & LATENCY != 0
+        self._latencies.add(rows[timed], events["latency_ns"][timed])
+        if not timed.all():
+            np.add.at(self._counted, rows[~timed], counts[~timed])
+        has_rip = events["has"] & RIP != 0
+        if has_rip.any():
+            self._add_rips(events["rip"][has_rip], rows[has_rip], counts[has_rip])
 
     def _rows(self, events: _Array) -> _Array:
         """Return the number of each event's row."""
@@ -202,11 +204,10 @@ class TraceSummary:
                 self.other_msrs.add(index)
         return rows
 
-    def _add_rips(self, events: _Array, rows: _Array) -> None:
-        if len(events):
-            rips = self._rips.numbers(events["rip"]).astype(np.uint64)
-            callers = self._callers.numbers(rows.astype(np.uint64) << np.uint64(32) | rips)
-            np.add.at(self._calls, callers, events["count"].astype(np.int64))
+    def _add_rips(self, rips: _Array, rows: _Array, counts: _Array) -> None:
+        numbers = self._rips.numbers(rips).astype(np.uint64)
+        callers = self._callers.numbers(rows.astype(np.uint64) << np.uint64(32) | numbers)
+        np.add.at(self._calls, callers, counts)
 
     def rows(self) -> list[TraceRow]:
         """Return the rows in order of their MSRs, reads before writes."""
@@ -339,12 +340,6 @@ def _hex(value: int | None) -> str | None:
 
 def _named(latency: dict[int, int] | None) -> dict[str, int] | None:
     return None if latency is None else {f"p{one}": ns for one, ns in latency.items()}
-
-
-def _those(events: _Array, rows: _Array, bit: int) -> tuple[_Array, _Array]:
-    """Return the events that have a bit set in ``has``, and their rows."""
-    has = events["has"] & bit != 0
-    return (events, rows) if bool(has.all()) else (events[has], rows[has])
 
 
 def summarise(trace: Trace, *, by_vcpu: bool = False, max_rows: int = MAX_ROWS) -> TraceSummary:
