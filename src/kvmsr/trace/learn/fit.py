@@ -27,6 +27,7 @@ __all__ = ("Fit", "fit")
 _MAX_GROUPS: Final = 16
 """If vCPUs differ in more ways, rules for each would not be worth reading."""
 _SHADOW: Final = Plain.SHADOW
+_GIVEN_UP: Final = (Reason.UNKNOWN, Reason.INVALID)
 
 
 class Fit(NamedTuple):
@@ -84,8 +85,9 @@ def _reasons(index: int, op: Op, streams: Sequence[Stream]) -> tuple[Reason, ...
     recorded, so KVM has to go on completing them; it keeps x2APIC's to itself in any case.
     """
     found = {one.reason for stream in streams for one in stream.seen if one.op == op}
-    is_apic = X2APIC[0] <= index <= X2APIC[1]
-    if Reason.FILTER in found or not (is_apic or Reason.INVALID in found):
+    if X2APIC[0] <= index <= X2APIC[1]:
+        return tuple(reason for reason in _GIVEN_UP if reason in found) or _GIVEN_UP
+    if Reason.FILTER in found or Reason.INVALID not in found:
         return ()
     return tuple(reason for reason in Reason if reason in found)
 
