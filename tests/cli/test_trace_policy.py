@@ -1,10 +1,13 @@
 """kvmsr trace policy, from the trace of a guest to the guest under what was learned."""
 
+import subprocess
+
 import pytest
 
 from kvmsr.policy import Counter, Rule
 from kvmsr.policy.file import load_policy
 from kvmsr.trace.file import Grade
+from tests.attach.qemu import guest, lines, run, under
 from tests.command import kvmsr
 from tests.conftest import GUESTS, ROOT, kvm_missing
 from tests.trace.file.made import events, trace
@@ -68,6 +71,29 @@ def test_what_a_guest_saw_becomes_a_policy(tmp_path, backend):
         "# MSR_CORE_THREAD_COUNT (0x35): 1 read (0x20004), 1 write (0x1), 1 faulted, by 0x1" in text
     )
     assert 'msr = "IA32_ENERGY_PERF_BIAS"\n' in text
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param(
+            "soft",
+            marks=pytest.mark.xfail(
+                strict=True,
+                reason="what Python answers has the VM's clock, not the time since its guest began",
+            ),
+        ),
+        pytest.param("kvm", marks=pytest.mark.kvm),
+    ],
+)
+def test_a_counter_begins_with_the_guest(tmp_path, backend):
+    words = " ".join(["611"] * 200)
+    (tmp_path / "learned.toml").write_text(
+        kvmsr("trace", "policy", record(tmp_path, backend, words))[0]
+    )
+    (energy,) = load_policy(tmp_path / "learned.toml").rules
+    ahead = min(energy.reset, (1 << 64) - energy.reset)
+    assert ahead < 50_000  # of a million in a second
 
 
 def test_the_guest_under_it_sees_the_same(tmp_path, backend):
@@ -200,3 +226,29 @@ def test_debians_kernel_boots_under_what_it_taught(kernel, tmp_path):
     assert errors == ""
     assert "0 lints" in kvmsr("policy", "check", "--strict", learned)[0]
     assert 'msr = "MSR_K7_HWCR"\nread = { value = 0x1000000 }' in learned.read_text()
+
+
+@pytest.mark.peer
+@pytest.mark.kvm
+def test_what_a_guest_of_qemu_saw(qemu, tmp_path):
+    """It sees the same under the learned policy, and in kvmsr's own machine on the answers."""
+    vmm = guest(qemu, tmp_path, words=WORDS)
+    path = tmp_path / "trace.arrows"
+    words = under(tmp_path, *vmm, policy=POLICY, options=["--trace", path, "--lossless"])
+    assert subprocess.run(words, stdin=subprocess.DEVNULL, timeout=60, check=False).returncode == 0
+    before = lines(tmp_path)
+    learned, _ = kvmsr("trace", "policy", path)
+    assert "exec" in learned.splitlines()[1]
+    assert "reproduces 16 of 16 outcomes" in learned
+    assert run(tmp_path, *vmm, policy=learned)[0].returncode == 0
+    after = lines(tmp_path)
+    assert [line for line in after if "611" not in line] == [
+        line for line in before if "611" not in line
+    ]
+    serial = tmp_path / "replayed"
+    output, _ = kvmsr(
+        "trace", "replay", path, LIST, "--append", WORDS, "--backend", "kvm", "--serial", serial
+    )
+    assert "replayed 16 accesses" in output
+    assert ": 0 divergences" in output
+    assert serial.read_text().splitlines() == before

@@ -95,7 +95,7 @@ def scripts(draw):
 
 
 @given(registers(), scripts())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 def test_what_is_learned_gives_the_same_outcomes(tmp_path, rules, script):
     outcomes = run(rules, script)
     learned = learn([recorded(tmp_path / "a", script, outcomes)])
@@ -105,7 +105,7 @@ def test_what_is_learned_gives_the_same_outcomes(tmp_path, rules, script):
 
 
 @given(st.integers(1, 10**10), st.integers(0, U64), st.sampled_from(["ignore", "fault", "set"]))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 def test_counters_are_estimated(tmp_path, hz, reset, on_write):
     counter = Counter(hz)
     rule = Rule(MSR, counter, counter if on_write == "set" else on_write, reset=reset)
@@ -178,6 +178,29 @@ def test_rules_that_a_person_would_write(tmp_path, rule, script, wanted):
         for number, word in enumerate(script.split(), 1)
     ]
     assert only_rule(learned_from(tmp_path, [rule], made)) == wanted
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        [Rule(MSR, 7, when={"vcpu": 2}), Rule(MSR, 5, "ignore")],
+        [Rule(MSR, 9, when={"vcpu": [1, 3]}), Rule(MSR, 7, when={"vcpu": 2}), Rule(MSR, 5)],
+        [Rule(MSR, 7, when={"after": 6}), Rule(MSR, 5, "fault")],
+        [Rule(MSR, 7, when={"every": 5}), Rule(MSR, 5)],
+        [Rule(MSR, None, "fault", when={"value": 3}), Rule(MSR, 5, "ignore")],
+    ],
+)
+def test_conditions(tmp_path, rules):
+    """Where vCPUs, values or numbers make a difference, rules say so."""
+    reads = [(n, (n * 7 + n // 3) % 5, "read", 0) for n in range(1, 60)]
+    written = [(n + 100, n % 5, "write", n % 4) for n in range(20) if rules[-1].write]
+    learned = learned_from(tmp_path, rules, reads + written)
+    assert learned.missed == 0
+    found = [(rule.read, rule.write, rule.when) for rule in policy_of(learned).rules]
+    wanted = [(rule.read, rule.write, rule.when) for rule in rules]
+    if rules[0].when.vcpu and rules[-1].write:
+        wanted[0] = (wanted[0][0], Plain.IGNORE, wanted[0][2])  # vCPU 2 wrote, too
+    assert sorted(map(str, found)) == sorted(map(str, wanted))
 
 
 def test_msrs_that_behave_alike_share_a_rule(tmp_path):
@@ -327,4 +350,5 @@ def test_traces_that_no_run_can_have_made(tmp_path, seed):
     made["guest_ns"] = chance.integers(0, 1 << 63, 60) * np.uint64(2)
     learned = learn([trace(tmp_path / "a", made)])
     assert learned.accesses == 60
-    assert {rule.msrs[0][0] for rule in policy_of(learned).rules} == set(made["index"].tolist())
+    found = {first for rule in policy_of(learned).rules for first, _ in rule.msrs}
+    assert found == set(made["index"].tolist())

@@ -73,10 +73,10 @@ def estimates(streams: Sequence[Stream]) -> Iterator[Estimate]:
     done = any(one.outcome == "done" for stream in streams for one in stream.seen)
     for is_set in (False, True) if done else (False,):
         runs = [run for stream in streams for run in _runs(stream, is_set=is_set)]
-        values = {run.base + value for run in runs for _, value in run.points}
+        values = max((len({value for _, value in run.points}) for run in runs), default=0)
         rise = max((run.points[-1][1] for run in runs), default=0)
         steady = all(_rises(run.points) for run in runs)
-        hz = _slope(runs) if len(values) >= _FEWEST and steady else 0.0
+        hz = _slope(runs) if values >= _FEWEST and steady else 0.0
         if not 0.5 <= hz <= _MAX_HZ:
             continue
         best = _made(runs, round(hz) or 1, is_set)

@@ -27,6 +27,7 @@ __all__ = ("Fit", "fit")
 _MAX_GROUPS: Final = 16
 """If vCPUs differ in more ways, rules for each would not be worth reading."""
 _SHADOW: Final = Plain.SHADOW
+_GIVEN_UP: Final = (Reason.UNKNOWN, Reason.INVALID)
 
 
 class Fit(NamedTuple):
@@ -84,8 +85,9 @@ def _reasons(index: int, op: Op, streams: Sequence[Stream]) -> tuple[Reason, ...
     recorded, so KVM has to go on completing them; it keeps x2APIC's to itself in any case.
     """
     found = {one.reason for stream in streams for one in stream.seen if one.op == op}
-    is_apic = X2APIC[0] <= index <= X2APIC[1]
-    if Reason.FILTER in found or not (is_apic or Reason.INVALID in found):
+    if X2APIC[0] <= index <= X2APIC[1]:
+        return tuple(reason for reason in _GIVEN_UP if reason in found) or _GIVEN_UP
+    if Reason.FILTER in found or Reason.INVALID not in found:
         return ()
     return tuple(reason for reason in Reason if reason in found)
 
@@ -195,34 +197,46 @@ class _Ways:
 
         :param numbers: whether these may depend on the number of the access.
         """
-        groups: dict[tuple[Rule, ...], list[int]] = {}
-        off, remark = 0, ""
-        for vcpu in self._vcpus if len(self._vcpus) > 1 else ():
-            streams = [
-                Stream(stream.trace, [one for one in stream.seen if one.vcpu == vcpu])
-                for stream in self._streams
-            ]
-            found = self._like(streams).first(numbers=numbers)
-            if found is None or len(groups) > _MAX_GROUPS:
+        by_vcpu = sorted(map(self._like, self._vcpus), key=lambda ways: -ways.count)
+        groups: list[tuple[_Way, list[int]]] = []
+        for ways in by_vcpu if len(by_vcpu) > 1 else ():
+            vcpu = ways._vcpus[0]
+            members = next((members for way, members in groups if ways.has(way)), None)
+            if members is not None:  # it did less than another vCPU, but nothing else
+                members.append(vcpu)
+                continue
+            way = ways.first(numbers=numbers)
+            if way is None or len(groups) > _MAX_GROUPS:
                 return
-            groups.setdefault(tuple(found.rules), []).append(vcpu)
-            off, remark = max((off, remark), found[1:])
+            groups.append((way, [vcpu]))
         if groups:
-            *others, base = sorted(groups, key=lambda rules: len(groups[rules]))
-            rules = [_also(rule, vcpu=groups[each]) for each in others for rule in each]
-            yield _Way([*rules, *base], off, remark)
+            *others, base = sorted(groups, key=lambda group: len(group[1]))
+            rules = [_also(rule, vcpu=sorted(on)) for way, on in others for rule in way.rules]
+            worst = max((way for way, _ in groups), key=lambda way: way.off)
+            yield _Way([*rules, *base[0].rules], worst.off, worst.remark)
 
-    def _like(self, streams: Sequence[Stream]) -> "_Ways":
+    @property
+    def count(self) -> int:
+        """Return the number of accesses."""
+        return sum(map(len, self._by_op.values()))
+
+    def _like(self, vcpu: int) -> "_Ways":
+        """Return the candidates for the accesses of one vCPU."""
+        streams = [
+            Stream(stream.trace, [one for one in stream.seen if one.vcpu == vcpu])
+            for stream in self._streams
+        ]
         return _Ways(self._index, streams, self._when, exact=self._exact)
+
+    def has(self, way: _Way) -> bool:
+        """Return whether a candidate gives every outcome."""
+        rules = [part for rule in way.rules for part in _under(rule, self._when)]
+        return not misses(rules, self._streams, way.off)
 
     def first(self, *, numbers: bool) -> _Way | None:
         """Return the first candidate for one vCPU that gives every outcome."""
         ways = chain(self.natural(), self.by_number()) if numbers else self.natural()
-        for way in ways:
-            rules = [part for rule in way.rules for part in _under(rule, self._when)]
-            if not misses(rules, self._streams, way.off):
-                return way
-        return None
+        return next(filter(self.has, ways), None)
 
     def _plain(self, read: Choice, write: Choice) -> _Way:
         return _Way(plain.rules(self._index, read, write))
