@@ -38,6 +38,7 @@ PEERS = {
     "seabios": (["seabios"], ["./usr/share/seabios"], ["usr/share/seabios/bios.bin"]),
     "busybox": (["busybox-static"], ["*bin/busybox"], ["**/busybox"]),
     "qemu": (["qemu-system-x86"], [], ["usr/bin/qemu-system-x86_64"]),
+    "chromium": (["chromium"], [], ["usr/lib/chromium/chromium"]),
 }
 
 
