@@ -17,7 +17,6 @@ from kvmsr.trace.report.collect import Collected, Kind
 
 __all__ = ("Stub", "notes", "stubs")
 
-_DEFAULT: Final = "defaults."
 _MAX_STUBS: Final = 40
 
 
@@ -43,7 +42,7 @@ def stubs(traces: Iterable[Collected]) -> list[Stub]:
     by_msr: dict[int, list[Kind]] = {}
     for trace in traces:
         for kind in trace:
-            if kind.rule.startswith(_DEFAULT):
+            if kind.by_default:
                 by_msr.setdefault(kind.index, []).append(kind)
 
     def urgency(kinds: list[Kind]) -> tuple[bool, int]:

@@ -29,6 +29,7 @@ _PART: Final = 1 << 16  # rows: 48 bits hold three numbers below that
 _MAX_MSRS: Final = 500
 _MAX_CALLERS: Final = 32
 _LAST_NS: Final = (1 << 64) - 1
+_DEFAULTS: Final = frozenset(f"defaults.{name}" for name in ("unknown", "invalid", "on_error"))
 
 _Array = np.ndarray[Any, Any]
 _Key = tuple[int, int, int, int, int]
@@ -61,6 +62,11 @@ class Kind:
     last_ns: int = 0
     callers: dict[int, int] = field(default_factory=dict)
     unknown_callers: int = 0
+
+    @property
+    def by_default(self) -> bool:
+        """Return whether no rule decided, but one of the policy's defaults."""
+        return self.rule in _DEFAULTS
 
     def add_callers(self, rip: int | None, count: int) -> None:
         """Count accesses by their RIP."""

@@ -33,6 +33,7 @@ _SCRIPTS: Final = ("base.js", "detail.js", "table.js", "lanes.js", "timeline.js"
 _MAX_TEXT: Final = 300
 _MAX_HOST: Final = 12
 _MAX_FAULTS: Final = 200
+_MAX_CALLERS: Final = 3
 
 
 def render(traces: Sequence[Collected]) -> str:
@@ -49,6 +50,7 @@ def render(traces: Sequence[Collected]) -> str:
     )
     style, script = _source(environment, ("page.css",)), _source(environment, _SCRIPTS)
     made = rows(traces)
+    faults = _faults(made)
     fired = [Counter[str]() for _ in traces]
     for counts, trace in zip(fired, traces, strict=True):
         for kind in trace:
@@ -59,7 +61,8 @@ def render(traces: Sequence[Collected]) -> str:
         facts=_facts(traces),
         rows=made,
         totals=_totals(traces),
-        faults=_faults(made)[:_MAX_FAULTS],
+        faults=faults[:_MAX_FAULTS],
+        more_faults=max(0, len(faults) - _MAX_FAULTS),
         chart=chart(traces),
         size=(WIDTH, HEIGHT),
         percentile=percentile,
@@ -145,22 +148,22 @@ def _totals(traces: Sequence[Collected]) -> list[tuple[str, list[int]]]:
         ("faults", [sum(k.count for k in each if k.outcome == "fault") for each in kinds]),
         (
             "left to defaults",
-            [sum(k.count for k in each if k.rule.startswith("defaults.")) for each in kinds],
+            [sum(k.count for k in each if k.by_default) for each in kinds],
         ),
     ]
 
 
 def _faults(made: Sequence[MsrRow]) -> list[dict[str, Any]]:
     """Return the kinds of faults, the most frequent first."""
-    found = [
-        {"row": row, "kind": kind, "trace": number, "callers": _callers(kind.callers)}
-        for row in made
-        for number, side in enumerate(row.sides)
-        for kind in side.kinds
-        if kind.outcome == "fault"
-    ]
+    found = []
+    for row in made:
+        for number, side in enumerate(row.sides):
+            for kind in side.kinds:
+                if kind.outcome == "fault":
+                    callers = sorted(kind.callers.items(), key=lambda item: -item[1])[:_MAX_CALLERS]
+                    others = kind.count - sum(count for _, count in callers)
+                    found.append(
+                        {"row": row, "kind": kind, "trace": number, "callers": callers}
+                        | {"others": others}
+                    )
     return sorted(found, key=lambda fault: -int(fault["kind"].count))
-
-
-def _callers(callers: dict[int, int]) -> list[tuple[int, int]]:
-    return sorted(callers.items(), key=lambda item: -item[1])[:5]

@@ -83,7 +83,7 @@ class MsrRow:
     @property
     def by_default(self) -> bool:
         """Return whether an access was left to the policy's defaults."""
-        return any(kind.rule.startswith("defaults.") for side in self.sides for kind in side.kinds)
+        return any(kind.by_default for side in self.sides for kind in side.kinds)
 
     @property
     def differences(self) -> list[str]:

@@ -1,6 +1,6 @@
 /* The selected MSR: what it is, its value field by field, who accessed it. */
 function head(...names) {
-  return make("thead", {}, make("tr", {}, ...names.map((name) => make("th", { scope: "col" }, name))));
+  return make("thead", {}, make("tr", {}, ...names.map((name) => make("th", name === "Count" ? { scope: "col", class: "number" } : { scope: "col" }, name))));
 }
 
 function kindRows(msr) {
@@ -77,6 +77,7 @@ function showDetail() {
   const panel = byId("detail"), { msr } = state;
   const focused = panel.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") : null;
   panel.hidden = msr < 0;
+  panel.parentElement.classList.toggle("open", msr >= 0);
   if (msr < 0) return;
   const it = data.msrs[msr];
   panel.replaceChildren(

@@ -88,7 +88,7 @@ function drawGrid(ink) {
 
 function drawLanes(ink) {
   const every = Math.ceil(14 / place.lane);
-  pen.textAlign = "right";
+  pen.textAlign = "right"; pen.textBaseline = "middle";
   for (let msr = 0; msr < lanes; msr++) {
     const y = place.top + msr * place.lane;
     const on = msr === state.msr;

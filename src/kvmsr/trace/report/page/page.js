@@ -3,6 +3,8 @@ for (const element of document.querySelectorAll(".script, .theme")) {
   if (element.id !== "detail") element.hidden = false;
 }
 
+byId("timeline").querySelector(".unscripted").hidden = true;
+
 function setTheme(theme) {
   if (theme === "auto") document.documentElement.removeAttribute("data-theme");
   else document.documentElement.dataset.theme = theme;
@@ -36,19 +38,24 @@ function showOwnLatencies() {
   chart.classList.toggle("dim", state.msr >= 0);
   byId("own-note").textContent = state.msr < 0 ? "" : `; in front, ${nameOf(state.msr)} alone, to a scale of its own`;
   if (state.msr < 0) return;
-  const first = +chart.dataset.first, bins = new Array(+chart.dataset.bins).fill(0);
-  eventsOf.forEach((lists, trace) => lists[state.msr].forEach((n) => {
-    const latency = data.traces[trace].latency[n];
-    const bin = Math.floor(Math.log2(Math.max(1, latency)) * data.bins_per_octave) - first;
-    if (latency >= 0 && bin >= 0 && bin < bins.length) bins[bin] += 1;
-  }));
-  const most = Math.max(1, ...bins), width = +chart.dataset.width / bins.length, height = +chart.dataset.height;
-  bins.forEach((count, n) => {
-    if (!count) return;
-    const bar = document.createElementNS("http://www.w3.org/2000/svg", "rect");
-    const high = Math.max(2, count / most * height * 0.9);
-    for (const [name, value] of Object.entries({ class: "own", x: n * width + width * 0.25, y: height - high, width: width * 0.4, height: high })) bar.setAttribute(name, value);
-    own.append(bar);
+  const first = +chart.dataset.first, size = +chart.dataset.bins;
+  const width = chart.dataset.width / size, height = +chart.dataset.height, share = width / eventsOf.length;
+  eventsOf.forEach((lists, trace) => {
+    const bins = new Array(size).fill(0);
+    for (const n of lists[state.msr]) {
+      const latency = data.traces[trace].latency[n];
+      const bin = Math.floor(Math.log2(Math.max(1, latency)) * data.bins_per_octave) - first;
+      if (latency >= 0 && bin >= 0 && bin < size) bins[bin] += 1;
+    }
+    const most = Math.max(1, ...bins);
+    bins.forEach((count, n) => {
+      if (!count) return;
+      const bar = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+      const high = Math.max(2, count / most * height * 0.9), x = n * width + share * (trace + 0.2);
+      const attributes = { class: two ? `own s${trace}` : "own", x, y: height - high, width: share * 0.55, height: high };
+      for (const [name, value] of Object.entries(attributes)) bar.setAttribute(name, value);
+      own.append(bar);
+    });
   });
 }
 listeners.push(showOwnLatencies);

@@ -4,7 +4,7 @@ const tableRows = [...body.querySelectorAll("tr[data-msr]")];
 const rowOf = new Map(tableRows.map((row) => [+row.dataset.msr, row]));
 
 [...table.tHead.rows[0].cells].forEach((cell, column) => {
-  const button = make("button", { type: "button" }, cell.textContent);
+  const button = make("button", { type: "button" }, ...cell.childNodes);
   button.addEventListener("click", () => sortBy(cell, column));
   cell.replaceChildren(button);
 });

@@ -10,18 +10,21 @@ function redraw() {
 
 function drawOverview(ink) {
   const width = prepare(overview, thin, 34), usable = width - place.left - 20;
-  const bins = new Float64Array(Math.max(1, Math.round(usable / 3))), bad = new Uint8Array(bins.length);
+  const bins = new Float64Array(Math.max(1, Math.round(usable / 3))), bad = new Float64Array(bins.length);
   data.traces.forEach((all, trace) => all.time.forEach((_, n) => {
     const bin = Math.min(bins.length - 1, Math.max(0, Math.floor(at(trace, n) / view.most * bins.length)));
     bins[bin] += 1;
-    if (all.kind[n] >> 1 > 1) bad[bin] = 1;
+    if (all.kind[n] >> 1 > 1) bad[bin] += 1;
   }));
   const most = Math.log1p(Math.max(1, ...bins));
   bins.forEach((count, n) => {
     if (!count) return;
     const high = Math.max(2, Math.log1p(count) / most * 24);
-    thin.fillStyle = bad[n] ? ink.fault : ink.strong;
-    thin.fillRect(place.left + n / bins.length * usable, 30 - high, 2, high);
+    const x = place.left + n / bins.length * usable, red = bad[n] && Math.max(2, bad[n] / count * high);
+    thin.fillStyle = ink.strong;
+    thin.fillRect(x, 30 - high, 2, high);
+    thin.fillStyle = ink.fault;
+    thin.fillRect(x, 30 - red, 2, red);
   });
   const from = place.left + view.from / view.most * usable, to = place.left + view.to / view.most * usable;
   thin.fillStyle = ink.accent; thin.globalAlpha = 0.12;
