@@ -48,21 +48,25 @@ def boot(path, count=10_000, *, seed=1, rules=RULES, **head):
     return trace(path, made, rules, began_ns=BEGAN_NS, **(given | head))
 
 
+def chromium():
+    """Return how to start Chromium: the system's, or the fetched one with its libraries."""
+    system = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+    if system:
+        return {"executable_path": system}
+    binary = peer("chromium", "usr/lib/chromium/chromium")
+    libraries = {str(path.parent) for path in binary.parents[3].glob("**/*.so*")}
+    environment = os.environ | {"LD_LIBRARY_PATH": ":".join(sorted(libraries))}
+    return {"executable_path": str(binary), "env": environment}
+
+
 @pytest.fixture(scope="session")
 def browser():
-    """Return Chromium: the system's, or the fetched one with its libraries."""
+    """Return Chromium."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    system = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
-    environment = dict(os.environ)
-    if system is None:
-        binary = peer("chromium", "usr/lib/chromium/chromium")
-        libraries = {str(path.parent) for path in binary.parents[3].glob("**/*.so*")}
-        environment["LD_LIBRARY_PATH"] = ":".join(sorted(libraries))
-        system = str(binary)
     with playwright.sync_playwright() as running:
-        chromium = running.chromium.launch(executable_path=system, env=environment)
-        yield chromium
-        chromium.close()
+        found = running.chromium.launch(**chromium())
+        yield found
+        found.close()
 
 
 @pytest.fixture

@@ -117,7 +117,10 @@ def described(msr: Msr | None, value: int | None) -> str:
         return ""
     parts = []
     for found in decode(msr, value):
-        if found.number:
-            parts.append(f"{found.field.name}={found.meaning or f'{found.number:#x}'}")
+        name, is_flag = found.field.name, found.field.high == found.field.low
+        if found.number and is_flag and not found.meaning:
+            parts.append(name)
+        elif found.number:
+            parts.append(f"{name}={found.meaning or f'{found.number:#x}'}")
     text = ", ".join(parts)
     return text if len(text) <= _MAX_DESCRIBED else f"{text[: _MAX_DESCRIBED - 1]}…"

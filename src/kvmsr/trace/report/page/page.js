@@ -21,7 +21,11 @@ for (const input of document.querySelectorAll("[name=theme]")) {
   });
 }
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-addEventListener("beforeprint", () => { document.documentElement.dataset.theme = "light"; draw(); });
+addEventListener("beforeprint", () => {
+  document.documentElement.dataset.theme = "light";
+  document.querySelector(".about").open = true;
+  draw();
+});
 addEventListener("afterprint", () => setTheme(document.querySelector("[name=theme]:checked").value));
 
 for (const input of document.querySelectorAll("[name=axis]")) {
