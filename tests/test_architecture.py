@@ -30,28 +30,12 @@ BELOW = {
     "dispatch": {"policy.plan", "policy", "msr", *GROUND},
     "trace": {"dispatch", "policy.plan", "policy", "msr", *GROUND},
     # A trace has the text of its policy. A report parses that, the rest of the room does not.
-    "trace.report": {
-        "trace",
-        "dispatch",
-        "policy.file",
-        "policy.plan",
-        "policy",
-        "msr",
-        *GROUND,
-    },
+    "trace.report": {"trace", "dispatch", "policy.file", "policy.plan", "policy", "msr", *GROUND},
     "native": {"trace", "dispatch", "policy.plan", "policy", "msr", *GROUND},
     "session": {*MECHANICS, *KNOWLEDGE, "_version"},
     "machine": {"session", *MECHANICS, *KNOWLEDGE},
     "attach": {"session", *MECHANICS, *KNOWLEDGE},
-    "cli": {
-        "machine",
-        "attach",
-        "session",
-        "trace.report",
-        *MECHANICS,
-        *KNOWLEDGE,
-        "_version",
-    },
+    "cli": {"machine", "attach", "session", "trace.report", *MECHANICS, *KNOWLEDGE, "_version"},
 }
 
 RAW = {"ctypes", "mmap"}

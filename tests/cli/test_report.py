@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from tests.conftest import GUESTS
 from tests.trace.file.made import events, trace
 from tests.trace.report.conftest import boot
 
@@ -34,6 +35,21 @@ def test_a_page_about_two(tmp_path):
     done = report(boot(tmp_path / "a"), boot(tmp_path / "b"), "-o", page)
     assert done.returncode == 0
     assert "Two runs compared" in page.read_text()
+
+
+def test_a_page_about_a_real_run(tmp_path, backend):
+    (tmp_path / "p.toml").write_text("[[rule]]\nmsr = 0x35\nread = { value = 0x1200 }\n")
+    words = "--append", "0x35 0x9999", "--policy", "p.toml", "--trace", "run.arrows", "--trace-rip"
+    subprocess.run(
+        [sys.executable, "-m", "kvmsr", "run", GUESTS / "list.elf", "--backend", backend, *words],
+        cwd=tmp_path, capture_output=True, check=False,
+    )  # fmt: skip
+    assert report(tmp_path / "run.arrows", "-o", tmp_path / "report.html").returncode == 0
+    page = (tmp_path / "report.html").read_text()
+    assert 'id="m35"' in page
+    assert 'id="m9999"' in page
+    assert "1 of 1 rule decided an access." in page
+    assert "1 read left to defaults.unknown; all faulted." in page
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "foreign", "damaged", "folder", "newer"])

@@ -77,6 +77,7 @@ def test_what_is_there(look, request, artefacts, which, theme):
     page.screenshot(path=artefacts / f"report-{which}-{theme}.png", full_page=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("which", ["one", "two"])
 def test_accessibility(look, request, which, theme):
