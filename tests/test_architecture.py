@@ -29,11 +29,13 @@ BELOW = {
     "policy.plan": {"policy", "msr", *GROUND},
     "dispatch": {"policy.plan", "policy", "msr", *GROUND},
     "trace": {"dispatch", "policy.plan", "policy", "msr", *GROUND},
+    # A trace has the text of its policy. A report parses that, the rest of the room does not.
+    "trace.report": {"trace", "dispatch", "policy.file", "policy.plan", "policy", "msr", *GROUND},
     "native": {"trace", "dispatch", "policy.plan", "policy", "msr", *GROUND},
     "session": {*MECHANICS, *KNOWLEDGE, "_version"},
     "machine": {"session", *MECHANICS, *KNOWLEDGE},
     "attach": {"session", *MECHANICS, *KNOWLEDGE},
-    "cli": {"machine", "attach", "session", *MECHANICS, *KNOWLEDGE, "_version"},
+    "cli": {"machine", "attach", "session", "trace.report", *MECHANICS, *KNOWLEDGE, "_version"},
 }
 
 RAW = {"ctypes", "mmap"}

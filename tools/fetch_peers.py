@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """
 Fetch the real programs that the tests and the demo run against: Debian's cloud kernel, SeaBIOS,
-busybox and QEMU. Each comes as a Debian package and is unpacked into a folder of its own; nothing
-is installed, nothing outside that folder is touched, and no rights are needed. What cannot be had
-is named with the reason: tests that need it are skipped, or, with KVMSR_REQUIRE_PEERS=1, this exits
-with status 1.
+busybox, QEMU, and Chromium to look at reports. Each comes as a Debian package and is unpacked into
+a folder of its own; nothing is installed, nothing outside that folder is touched, and no rights are
+needed. What cannot be had is named with the reason: tests that need it are skipped, or, with
+KVMSR_REQUIRE_PEERS=1, this exits with status 1.
 
-    tools/fetch_peers.py FOLDER [kernel] [seabios] [busybox] [qemu]
+    tools/fetch_peers.py FOLDER [kernel] [seabios] [busybox] [qemu] [chromium]
 """
 
 import os
@@ -38,7 +38,11 @@ PEERS = {
     "seabios": (["seabios"], ["./usr/share/seabios"], ["usr/share/seabios/bios.bin"]),
     "busybox": (["busybox-static"], ["*bin/busybox"], ["**/busybox"]),
     "qemu": (["qemu-system-x86"], [], ["usr/bin/qemu-system-x86_64"]),
+    "chromium": (["chromium"], [], ["usr/lib/chromium/chromium"]),
 }
+
+SYSTEM = {"qemu": "qemu-system-x86_64", "chromium": "chromium"}
+"""Programs that need not be fetched where the system has them."""
 
 
 class Unavailable(Exception):
@@ -176,8 +180,8 @@ def fetch_all(folder: Path, names: list[str]) -> dict[str, str]:
 
 def here(folder: Path, name: str) -> str:
     """Return where a peer is, or "" if it is yet to be fetched."""
-    system = shutil.which("qemu-system-x86_64")
-    if name == "qemu" and system:
+    system = shutil.which(SYSTEM[name]) if name in SYSTEM else None
+    if system:
         return f"{system} (the system's)"
     place = present(folder, name)
     return os.path.relpath(place) if place else ""

@@ -28,6 +28,7 @@ _COMMANDS: Final = {
     "wrap": "Write a script that starts a VMM under a policy, for libvirt.",
     "trace": "Summarise, show, compare, convert and replay traces, and learn policies.",
     "policy": "Check, show, explain, import and export policies.",
+    "report": "Write a page about a trace, or about two to compare.",
     "msr": "Describe an MSR, and what KVM does with it.",
     "decode": "Decode an MSR's value into its fields.",
     "encode": "Encode an MSR's value from its fields.",
