@@ -76,13 +76,7 @@ def test_what_a_guest_saw_becomes_a_policy(tmp_path, backend):
 @pytest.mark.parametrize(
     "backend",
     [
-        pytest.param(
-            "soft",
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="what Python answers has the VM's clock, not the time since its guest began",
-            ),
-        ),
+        "soft",
         pytest.param("kvm", marks=pytest.mark.kvm),
     ],
 )

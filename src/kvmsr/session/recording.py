@@ -27,7 +27,6 @@ from kvmsr.kvm.kernel_module import vendor_module
 from kvmsr.native.events import Rings
 from kvmsr.native.table import Names
 from kvmsr.policy import Access, Op, Policy, Reason
-from kvmsr.session.facts import VmFacts
 from kvmsr.session.guests import Shared
 from kvmsr.text import counted
 from kvmsr.trace import Grade, TraceOptions
@@ -64,10 +63,10 @@ class PythonEvents:
     """
 
     def __init__(
-        self, options: TraceOptions, names: Names, vm: int, vcpu: Vcpu, facts: VmFacts
+        self, options: TraceOptions, names: Names, vm: int, vcpu: Vcpu, guest_ns: Callable[[], int]
     ) -> None:
         self._least = _LEAST[options.grade]
-        self._options, self._names, self._facts = options, names, facts
+        self._options, self._names, self._guest_ns = options, names, guest_ns
         self._vm, self._vcpu = vm, vcpu
         self._waiting: deque[tuple[Any, ...]] = deque()
         self._kinds: dict[_Key, list[int]] = {}  # the number of accesses not traced; the last value
@@ -96,7 +95,7 @@ class PythonEvents:
             rip, cpl = self._vcpu.get_regs().rip, self._vcpu.get_sregs().ss.dpl
             has |= RIP | CPL
         took = min(now - began_ns, 0xFFFF_FFFF)
-        self._waiting.append((now, self._facts.clock(), value, rip, took, key, cpl, has))
+        self._waiting.append((now, self._guest_ns(), value, rip, took, key, cpl, has))
 
     def _has_room(self) -> bool:
         while len(self._waiting) >= _MOST_WAITING:
@@ -127,7 +126,7 @@ class PythonEvents:
                 index, op, reason, rule, verdict = key
                 has = 0 if op == _OPS[Op.READ] and verdict != 0 else VALUE
                 rows.append(
-                    (now, self._facts.clock(), value if has else 0, 0, index, 0, fresh, pid, rule,
+                    (now, self._guest_ns(), value if has else 0, 0, index, 0, fresh, pid, rule,
                      self._vm, self._vcpu.id, op, reason, verdict, 0, has)
                 )  # fmt: skip
         return np.array(rows, EVENT)
@@ -153,9 +152,13 @@ class Recording:
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def add_vcpu(self, vm: int, vcpu: Vcpu, facts: VmFacts) -> PythonEvents:
-        """Return where to put the accesses of a vCPU that Python answers."""
-        made = PythonEvents(self.options, self._names, vm, vcpu, facts)
+    def add_vcpu(self, vm: int, vcpu: Vcpu, guest_ns: Callable[[], int]) -> PythonEvents:
+        """
+        Return where to put the accesses of a vCPU that Python answers.
+
+        :param guest_ns: returns the time on the VM's clock, which counters follow.
+        """
+        made = PythonEvents(self.options, self._names, vm, vcpu, guest_ns)
         self._sources.append(made)
         return made
 

@@ -166,20 +166,20 @@ class Session:
             native = now.native(number)
             return [NativeVcpu(vcpu, backend, native, side, stop(vcpu)) for vcpu in vcpus]
         runners = [
-            PythonVcpu(vcpu, in_use, stop(vcpu), self._takers(number, vcpu, facts))
+            PythonVcpu(vcpu, in_use, stop(vcpu), self._takers(number, vcpu, in_use))
             for vcpu in vcpus
         ]
         self._summaries += [runner.summary for runner in runners]
         return list[GuestVcpu](runners)
 
-    def _takers(self, vm: int, vcpu: Vcpu, facts: VmFacts) -> list[TakesAccesses]:
+    def _takers(self, vm: int, vcpu: Vcpu, in_use: InUse) -> list[TakesAccesses]:
         """Return what wants to have each access of a vCPU that Python answers."""
         takers: list[TakesAccesses] = []
         if self._timed:
             self._latencies.append(Latencies())
             takers.append(self._latencies[-1])
         if self._recording is not None:
-            takers.append(self._recording.add_vcpu(vm, vcpu, facts))
+            takers.append(self._recording.add_vcpu(vm, vcpu, lambda: in_use.dispatcher.elapsed()))
         return takers
 
     # Guests of another VMM

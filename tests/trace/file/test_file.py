@@ -206,7 +206,7 @@ def mutate(data, chance):
 
 def test_mutated_traces(tmp_path):
     """A bounded run; KVMSR_FUZZ_ROUNDS makes it longer."""
-    rounds = os.environ.get("KVMSR_FUZZ_ROUNDS", "3000")
+    rounds = os.environ.get("KVMSR_FUZZ_ROUNDS", "1000")
     done = subprocess.run(
         [sys.executable, "-m", "tests.trace.file.fuzz", rounds, os.environ.get("KVMSR_SEED", "1")],
         capture_output=True, text=True, check=False, timeout=7200,
