@@ -22,6 +22,8 @@ from kvmsr.trace.file.columns import CPL, OPS, OUTCOMES, REASONS, RIP, VALUE
 __all__ = ("Rings",)
 
 _ROOM: Final = 1 << 14
+_PARTS: Final = (int(lib.KVMSR_EVENTS) if lib is not None else 0) // _ROOM + 1
+_MOST: Final = 1 << 18
 _COPIED: Final = ("index", "value", "op", "reason", "rip", "cpl", "vm", "vcpu", "latency_ns")
 _WORDS: Final = len(OPS), len(REASONS), len(OUTCOMES)
 _READ: Final = OPS.index(Op.READ)
@@ -66,28 +68,42 @@ class Rings:
             "faults", "stops", "last_value", "traced",
         )  # fmt: skip
         self._events: _Array = np.frombuffer(ffi.buffer(self._raw), self.event)
+        self._first = 0
         self._pids: dict[int, int] = {}
         self._reported: dict[int, _Array] = {}
         self._missing: dict[int, _Array] = {}
 
     def take(self) -> Iterator[_Array]:
         """
-        Yield the rows that are waiting, some at a time.
+        Yield rows that are waiting, some at a time.
 
-        Their time is that of CLOCK_MONOTONIC, and their rules are numbers of the names.
+        However fast vCPUs add others, and however many there are, it comes to an end: what is left
+        is taken by the next call, which begins with another vCPU. The time of rows is that of
+        CLOCK_MONOTONIC, and their rules are numbers of the names.
         """
-        for number in range(self._block.n_vcpus):
-            vcpu = self._block.vcpu(number)
-            if vcpu.pid:
-                self._pids[number] = vcpu.pid
-            count = _ROOM
-            while count == _ROOM:  # at most once more than the ring is long
-                count = lib.kvmsr_take_events(vcpu, self._raw, _ROOM)
+        left, vcpus = _MOST, self._block.n_vcpus
+        for step in range(vcpus):
+            number = (self._first + step) % vcpus
+            for _ in range(_PARTS):
+                count = self._take_some(number)
                 taken = self._events[:count]
                 self._log_some(taken)
                 rows = self._rows(taken[taken["traced"] != 0], number)
                 if len(rows):
                     yield rows
+                left -= count
+                if count < _ROOM:
+                    break
+            if left <= 0:
+                self._first = (number + 1) % vcpus
+                return
+
+    def _take_some(self, number: int) -> int:
+        """Take some events of a vCPU out of its ring, and return their number."""
+        vcpu = self._block.vcpu(number)
+        if vcpu.pid:
+            self._pids[number] = vcpu.pid
+        return int(lib.kvmsr_take_events(vcpu, self._raw, _ROOM))
 
     def _log_some(self, taken: _Array) -> None:
         if self._log is not None:

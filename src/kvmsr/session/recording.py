@@ -28,8 +28,8 @@ from kvmsr.native.events import Rings
 from kvmsr.native.table import Names
 from kvmsr.policy import Access, Op, Policy, Reason
 from kvmsr.session.guests import Shared
-from kvmsr.text import counted
-from kvmsr.trace import Grade, TraceOptions
+from kvmsr.text import counted, error_text
+from kvmsr.trace import MAX_ROWS, Grade, TraceOptions
 from kvmsr.trace.file import EVENT, LATENCY, OPS, OUTCOMES, REASONS, Head, TraceWriter
 from kvmsr.trace.file.columns import CPL, RIP, VALUE
 
@@ -81,7 +81,9 @@ class PythonEvents:
         key = (access.index, op, reason, rule, verdict)
         kind = self._kinds.get(key)
         if kind is None:
-            kind, news = self._kinds.setdefault(key, [0, value]), _NEW
+            kind, news = [0, value], _NEW
+            if len(self._kinds) < MAX_ROWS:  # the guest chooses the MSRs
+                self._kinds[key] = kind
         else:
             news = _REPEATED if kind[1] == value else _CHANGED
             kind[1] = value
@@ -222,6 +224,14 @@ class Recording:
         tables.trace = list(Grade).index(self.options.grade) if on else 0
 
     def _run(self) -> None:
+        try:
+            self._record()
+        except Exception as error:  # no vCPU may wait for this thread for ever
+            self.notes.append(f"the trace ends early: {error_text(error)}")
+        finally:
+            self._close()
+
+    def _record(self) -> None:
         pause, written, looked = _PAUSE, time.monotonic(), time.monotonic()
         while not self._over.wait(pause):
             taken = self._take()
@@ -266,7 +276,6 @@ class Recording:
         try:
             self._writer.write(rows, self._names.known())
         except TraceError as error:
-            self._close()
             self.notes.append(f"{error}; it ends with access {self._writer.rows:,}")
             return False
         return True
@@ -283,7 +292,6 @@ class Recording:
         self._over.set()
         self._thread.join()
         self._thread = None
-        self._close()
         self._writer.close()
         if self.dropped:
             accesses = counted(self.dropped, "access", "accesses")

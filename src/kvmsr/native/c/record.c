@@ -69,7 +69,8 @@ static struct kvmsr_row *row_for(struct kvmsr_cpu *cpu, const struct kvmsr_acces
 
 /*
  * Count an access, and return its row. *NEWS says whether it is the first one in this row with this
- * verdict, or one with another value than the last, or neither.
+ * verdict, or one with another value than the last, or neither. Nobody knows whether what found no
+ * row is new, so it counts as that.
  */
 struct kvmsr_row *kvmsr_record(struct kvmsr_cpu *cpu, const struct kvmsr_access *a,
 			       const struct kvmsr_outcome *o, int *news)
@@ -82,7 +83,7 @@ struct kvmsr_row *kvmsr_record(struct kvmsr_cpu *cpu, const struct kvmsr_access 
 		row->first_rip = kvmsr_rip(cpu);
 		row->has |= 2;
 	}
-	*news = counts[verdict_of(o)]++ ? KVMSR_REPEATED : KVMSR_NEW;
+	*news = counts[verdict_of(o)]++ && row->used ? KVMSR_REPEATED : KVMSR_NEW;
 	if (a->op == KVMSR_READ && o->verdict != KVMSR_VALUE)
 		return row; /* the guest got no value */
 	if (!*news && row->last_value != value)
