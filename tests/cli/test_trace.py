@@ -68,6 +68,31 @@ def test_summary_by_vcpu_and_of_several_files(path, made):
         assert mine == int((made["vcpu"] == vcpu).sum())
 
 
+SLIDE = 0x1A400000
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_functions_have_names(tmp_path, moved):
+    base = 0xFFFFFFFF81000000
+    (tmp_path / "System.map").write_text(
+        f"{base:016x} T _text\n"
+        f"{base + 0x100:016x} t native_read_msr\n"
+        f"{base + 0x200:016x} t do_idle\n"
+    )
+    rows = events(20, rip=True)
+    rows["rip"] = base + (SLIDE + 0x104 if moved else 0x204)
+    path = trace(tmp_path / "trace", rows)
+    words = ["trace", "summary", "--symbols", tmp_path / "System.map", path]
+    out, errors = kvmsr(*words)
+    assert ("native_read_msr+0x4" if moved else "do_idle+0x4") in out
+    assert ("may be wrong" in errors) == (not moved)
+    report = json.loads(kvmsr(*words, "--json")[0])
+    [symbol] = {one["symbol"] for row in report["traces"][0]["accesses"] for one in row["rips"]}
+    assert symbol == ("native_read_msr+0x4" if moved else "do_idle+0x4")
+    _, errors = kvmsr("trace", "summary", "--symbols", path, path, status=3)
+    assert errors.startswith(f"kvmsr: {path}: there are no functions: give a vmlinux")
+
+
 def shown(path, *words):
     return [
         json.loads(line)

@@ -7,6 +7,7 @@ Shared by the commands that read trace files. They import numpy when they run, n
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,15 +21,23 @@ from kvmsr.text import counted, shown
 
 if TYPE_CHECKING:
     from kvmsr.trace.file import Head
+    from kvmsr.trace.symbols import Symbols
 
 __all__ = (
-    "JSON", "PATH", "TRACE", "TRACES", "Duration", "MsrSelector", "about", "dropped_text",
-    "nanoseconds", "report_cut", "report_dropped",
+    "JSON", "PATH", "SYMBOLS", "TRACE", "TRACES", "Duration", "MsrSelector", "about",
+    "dropped_text", "nanoseconds", "place", "report_cut", "report_dropped",
 )  # fmt: skip
 
 PATH: Final = click.Path(path_type=Path)
 TRACE: Final = click.argument("file", type=PATH)
 TRACES: Final = click.argument("files", type=PATH, nargs=-1, required=True, metavar="FILE...")
+SYMBOLS: Final = click.option(
+    "--symbols",
+    metavar="FILE",
+    type=PATH,
+    help="Name the functions at RIPs: a vmlinux with symbols, a System.map, or a copy of the"
+    " guest's /proc/kallsyms.",
+)
 JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 
 _UNITS: Final = {"s": 10**9, "ms": 10**6, "us": 10**3, "µs": 10**3, "ns": 1}
@@ -73,6 +82,17 @@ class Duration(click.ParamType[int]):
         if match is None:
             raise UsageError(f"{shown(value)} is not a time: write seconds, or 10ms, 250us, 2s")
         return int(float(match[1]) * _UNITS[match[2] or "s"])
+
+
+def place(path: Path, symbols: "Symbols", rips: Iterable[int]) -> None:
+    """Find out where the guest's kernel was, from a trace's RIPs, and report if that is unsure."""
+    rips = set(rips)
+    if rips and not symbols.find_slide(rips):
+        echo(
+            f"kvmsr: {path}: the RIPs do not say where the kernel was: the names of functions may"
+            " be wrong",
+            err=True,
+        )
 
 
 def report_cut(path: Path, cut: str) -> None:

@@ -13,11 +13,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvmsr.cli._output import cell, print_json
-from kvmsr.cli._traces import JSON, TRACES, about, dropped_text, nanoseconds, report_cut
+from kvmsr.cli._traces import (
+    JSON,
+    SYMBOLS,
+    TRACES,
+    about,
+    dropped_text,
+    nanoseconds,
+    place,
+    report_cut,
+)
 from kvmsr.text import counted
 
 if TYPE_CHECKING:
     from kvmsr.trace.analysis import TraceRow, TraceSummary
+    from kvmsr.trace.symbols import Symbols
 
 __all__ = ("summary",)
 
@@ -37,8 +47,9 @@ Examples:
     "--by", type=click.Choice(["msr", "vcpu"]), default="msr", show_default=True,
     help="Whether each vCPU has rows of its own.",
 )  # fmt: skip
+@SYMBOLS
 @JSON
-def summary(files: tuple[Path, ...], by: str, as_json: bool) -> None:
+def summary(files: tuple[Path, ...], by: str, symbols: Path | None, as_json: bool) -> None:
     """
     Summarise traces by MSR.
 
@@ -49,21 +60,34 @@ def summary(files: tuple[Path, ...], by: str, as_json: bool) -> None:
     """
     from kvmsr.trace.analysis import summarise
     from kvmsr.trace.file import Trace
+    from kvmsr.trace.symbols import Symbols
 
+    functions = None if symbols is None else Symbols.read(symbols)
     found = []
     for path in files:
         with Trace(path) as trace:
             one = summarise(trace, by_vcpu=by == "vcpu")
+        if functions is not None:
+            place(path, functions, (rip for row in one.rows() for rip, _ in row.rips))
         if as_json:
-            found.append({"file": str(path), **one.as_dict()})
+            found.append({"file": str(path), **_named(one.as_dict(), functions)})
         else:
-            _print(path, one)
+            _print(path, one, functions)
         report_cut(path, one.cut)
     if as_json:
         print_json({"schema": 1, "traces": found})
 
 
-def _print(path: Path, summary: "TraceSummary") -> None:
+def _named(said: dict[str, Any], functions: "Symbols | None") -> dict[str, Any]:
+    """Add the names of functions to a summary in JSON's form."""
+    if functions is not None:
+        for row in said["accesses"]:
+            for one in row["rips"]:
+                one["symbol"] = functions.name(int(one["rip"], 16))
+    return said
+
+
+def _print(path: Path, summary: "TraceSummary", functions: "Symbols | None") -> None:
     from rich.console import Console
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
@@ -74,7 +98,7 @@ def _print(path: Path, summary: "TraceSummary") -> None:
 
     say(f"[bold]{cell(about(path, summary.head))}[/bold]")
     if rows:
-        console.print(_table(rows))
+        console.print(_table(rows, functions))
     else:
         say("There is no access in it.")
     if summary.rest():
@@ -89,7 +113,7 @@ def _print(path: Path, summary: "TraceSummary") -> None:
         say(f"[red]{dropped_text(summary.dropped)}[/red]")
 
 
-def _table(rows: list["TraceRow"]) -> Any:
+def _table(rows: list["TraceRow"], functions: "Symbols | None") -> Any:
     from rich.table import Table
 
     has_vcpu = rows[0].vcpu is not None
@@ -128,7 +152,7 @@ def _table(rows: list["TraceRow"]) -> Any:
             values["last_value"] or "",
             f"{row.first.guest_ns / 1e9:.6f} … {row.last.guest_ns / 1e9:.6f}",
             *([_latency(row)] if has_latency else []),
-            *([_rips(row)] if has_rip else []),
+            *([_rips(row, functions)] if has_rip else []),
         )
     return table
 
@@ -147,7 +171,11 @@ def _latency(row: "TraceRow") -> str:
     )
 
 
-def _rips(row: "TraceRow") -> str:
+def _rips(row: "TraceRow", functions: "Symbols | None") -> str:
+    def where(rip: int) -> str:
+        name = "" if functions is None else functions.name(rip)
+        return cell(name) if name else f"{rip:#x}"
+
     if len(row.rips) == 1:
-        return f"{row.rips[0][0]:#x}"
-    return ", ".join(f"{rip:#x} ({count:,})" for rip, count in row.rips)
+        return where(row.rips[0][0])
+    return ", ".join(f"{where(rip)} ({count:,})" for rip, count in row.rips)
