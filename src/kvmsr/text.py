@@ -12,10 +12,11 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
-__all__ = ("counted", "error_text", "nearest", "one_line", "shown")
+__all__ = ("counted", "duration", "error_text", "nearest", "one_line", "shown")
 
 _SHOWN: Final = 100  # characters
 _ERROR: Final = 200
+_UNITS: Final = {"s": 1e9, "ms": 1e6, "µs": 1e3}
 _MAX_DECIMAL: Final = 1 << 64
 
 
@@ -73,6 +74,15 @@ def _nearest(word: str, known: tuple[str, ...]) -> str:
 def counted(count: int, noun: str, plural: str = "") -> str:
     """Return *count* with *noun* in the singular or plural: "1 read", "1,234 reads"."""
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+def duration(ns: float) -> str:
+    """Return a time in the unit that suits it, to three digits: "1.23 µs"."""
+    for unit, size in _UNITS.items():
+        if ns >= size:
+            number = ns / size
+            return f"{number:.3g} {unit}" if number < 999.5 else f"{number:,.0f} {unit}"
+    return f"{ns:.3g} ns"
 
 
 def _short(text: str, limit: int) -> str:

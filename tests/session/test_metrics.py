@@ -1,7 +1,6 @@
 """Metrics, read as a scraper reads them."""
 
 import re
-import struct
 import subprocess
 import time
 import urllib.request
@@ -12,10 +11,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from kvmsr.errors import UsageError
 from kvmsr.session.metrics import parse_address
 from tests.command import call, words_of
-from tests.conftest import GUESTS, kvm_missing, need
+from tests.conftest import kvm_missing, need
 
 POLICY = "[[rule]]\nmsr = 0x35\nread = { value = 0x1200 }\n"
-COUNT_AT = 4
 
 
 @pytest.fixture(params=["kvm", "soft"])
@@ -27,12 +25,11 @@ def backend(request):
     return ["--backend", "kvm"]
 
 
-def image(folder, count):
-    data = bytearray((GUESTS / "loop.bin").read_bytes())
-    struct.pack_into("<I", data, COUNT_AT, count)
-    (folder / "loop.bin").write_bytes(data)
-    (folder / "policy.toml").write_text(POLICY)
-    return folder / "loop.bin"
+@pytest.fixture
+def image(tmp_path, loop):
+    """A function that returns the image of a guest that reads MSR 0x35 so many times."""
+    (tmp_path / "policy.toml").write_text(POLICY)
+    return loop
 
 
 def scraped(url):
@@ -47,10 +44,10 @@ def scraped(url):
 
 
 @pytest.fixture
-def running(tmp_path, backend, start):
+def running(tmp_path, image, backend, start):
     """The URL of a run's metrics."""
     words = words_of(
-        "run", image(tmp_path, 1 << 30), "--mode", "16", "--policy", tmp_path / "policy.toml",
+        "run", image(1 << 30), "--mode", "16", "--policy", tmp_path / "policy.toml",
         "--metrics", "0", *backend,
     )  # fmt: skip
     process = start(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -87,8 +84,8 @@ def test_promtool_finds_nothing_wrong(running):
 
 
 @pytest.mark.parametrize("text", ["", "x", "127.0.0.1:", "127.0.0.1:70000", "1:2:x", ":-1", "٣"])
-def test_what_is_no_address(text, tmp_path):
-    done = call("run", image(tmp_path, 1), "--mode", "16", "--backend", "soft", "--metrics", text)
+def test_what_is_no_address(text, image):
+    done = call("run", image(1), "--mode", "16", "--backend", "soft", "--metrics", text)
     assert done.returncode == 2
     assert done.stderr.startswith(f"kvmsr: --metrics {text!r}: write HOST:PORT")
     assert len(done.stderr.splitlines()) == 1
@@ -103,9 +100,9 @@ def test_addresses():
         parse_address("9100/metrics")
 
 
-def test_an_address_that_is_taken(running, tmp_path):
+def test_an_address_that_is_taken(running, image):
     port = running.split(":")[2].split("/")[0]
-    words = ["run", image(tmp_path, 1), "--mode", "16", "--backend", "soft", "--metrics", port]
+    words = ["run", image(1), "--mode", "16", "--backend", "soft", "--metrics", port]
     done = call(*words)
     assert done.returncode == 4
     assert done.stderr == (

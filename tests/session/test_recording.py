@@ -2,21 +2,20 @@
 
 import json
 import signal
-import struct
 import subprocess
 import time
 
 import numpy as np
 import pytest
 
-from kvmsr import Boot, Machine, native
+from kvmsr import Boot, Machine
 from kvmsr.errors import TraceError
 from kvmsr.session import recording
 from kvmsr.trace import Grade, TraceOptions
 from kvmsr.trace.file import EVENT, LATENCY, OPS, OUTCOMES, REASONS, Trace
 from kvmsr.trace.file.columns import CPL, RIP, VALUE
 from tests.command import call, words_of
-from tests.conftest import GUESTS, kvm_missing, need
+from tests.conftest import GUESTS, need
 
 UNKNOWN = 0x474F4F00
 WORDS = f"36 36 1b0=5 1b0 1b0=7 1b0 36 {UNKNOWN:x} {UNKNOWN:x}=9"
@@ -41,36 +40,13 @@ SEEN = [
     ("write", UNKNOWN, 9, "fault", "defaults.unknown"),
 ]
 CONSTANT = "[[rule]]\nmsr = 0x35\nread = { value = 0x1200 }\n"
-COUNT_AT = 4
 MANY = 150_000
-
-
-@pytest.fixture(params=["c", "python", "soft"])
-def kind(request):
-    if request.param != "soft" and kvm_missing():
-        pytest.skip(f"needs /dev/kvm: {kvm_missing()}")
-    if request.param == "c" and not native.available():
-        pytest.skip(f"needs {native.why_not()}")
-    return request.param
 
 
 @pytest.fixture
 def policy(tmp_path):
     (tmp_path / "policy.toml").write_text(POLICY)
     return tmp_path / "policy.toml"
-
-
-@pytest.fixture
-def loop(tmp_path):
-    """A function that returns the image of a guest that reads MSR 0x35 so many times."""
-
-    def made(count):
-        data = bytearray((GUESTS / "loop.bin").read_bytes())
-        struct.pack_into("<I", data, COUNT_AT, count)
-        (tmp_path / "loop.bin").write_bytes(data)
-        return tmp_path / "loop.bin"
-
-    return made
 
 
 def machine(kind, policy, trace, **options):
@@ -264,8 +240,9 @@ def test_kill_9_loses_the_last_second_at_most(policy, loop, start):
     assert killed - 1 < int(rows["time_ns"][-1]) / 1e9 < killed + 0.1
 
 
-@pytest.mark.parametrize("option", ["--trace-rip", "--lossless"])
+@pytest.mark.parametrize("option", ["--trace-rip", "--lossless", "--trace-grade=once"])
 def test_how_to_record_without_where(option, policy):
     done = call("run", "--bios", "none", option)
     assert done.returncode == 2
-    assert f"{option} is about a trace, and there is none: add --trace FILE" in done.stderr
+    name = option.partition("=")[0]
+    assert f"{name} is about a trace, and there is none: add --trace FILE" in done.stderr

@@ -14,10 +14,8 @@ from kvmsr import (
     Rule,
     UsageError,
     load_policy,
-    native,
 )
 from kvmsr.session import Change, End, EndKind
-from tests.conftest import kvm_missing
 from tests.counting import BAD, COUNTING, MSR, SHADOW
 
 MODEL = """
@@ -31,15 +29,6 @@ OWN = (
 )
 WIDE = '[[rule]]\nmsr = "0xc0000080-0xc0000084"\nread = "kernel"\nwrite = "ignore"\n'
 WRONG = f'[[rule]]\nmsr = [{MSR}, {MSR + 1}]\nread = {{ value = 1 }}\nwrite = "ignore"\n'
-
-
-@pytest.fixture(params=["c", "python", "soft"])
-def kind(request):
-    if request.param != "soft" and kvm_missing():
-        pytest.skip(f"needs /dev/kvm: {kvm_missing()}")
-    if request.param == "c" and not native.available():
-        pytest.skip(f"needs {native.why_not()}")
-    return request.param
 
 
 class Counting:

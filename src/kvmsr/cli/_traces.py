@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = (
     "JSON", "PATH", "SYMBOLS", "TRACE", "TRACES", "Duration", "MsrSelector", "about",
-    "dropped_text", "nanoseconds", "place", "report_cut", "report_dropped",
+    "dropped_text", "place", "report_cut", "report_dropped",
 )  # fmt: skip
 
 PATH: Final = click.Path(path_type=Path)
@@ -124,12 +124,3 @@ def about(path: Path, head: "Head") -> str:
         f"under {head.policy}" if head.policy else "",
     )
     return f"{' '.join(word for word in words if word)} (grade {head.grade})"
-
-
-def nanoseconds(number: int) -> str:
-    """Return a duration in the unit that suits it, with three digits: 1.23 µs."""
-    for unit in ("s", "ms", "µs"):
-        if number >= _UNITS[unit]:
-            size = number / _UNITS[unit]
-            return f"{size:.3g} {unit}" if size < 999.5 else f"{size:,.0f} {unit}"
-    return f"{number} ns"

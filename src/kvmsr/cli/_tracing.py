@@ -24,16 +24,14 @@ _OPTIONS: Final = (
     click.option(
         "--trace",
         metavar="FILE",
-        type=click.Path(path_type=Path, dir_okay=False),
+        type=click.Path(path_type=Path),
         help="Record every access in this file: see kvmsr trace.",
     ),
     click.option(
         "--trace-grade",
         type=click.Choice(list(map(str, Grade))),
-        default="all",
-        show_default=True,
         help="Record only counts; or the first access of each kind; or also those whose value"
-        " changed; or all.",
+        " changed; or all, which is the default.",
     ),
     click.option("--trace-rip", is_flag=True, help="Record the guest's RIP and CPL, too."),
     click.option(
@@ -56,15 +54,18 @@ def traced(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def trace_options(path: Path | None, grade: str, rip: bool, lossless: bool) -> TraceOptions | None:
+def trace_options(
+    path: Path | None, grade: str | None, rip: bool, lossless: bool
+) -> TraceOptions | None:
     """
     Return what the options of :func:`traced` say; None if there is to be no trace.
 
     :raises UsageError: if options say how to record, but not where.
     """
     if path is not None:
-        return TraceOptions(path, Grade(grade), rip, lossless)
-    for option, given in (("--trace-rip", rip), ("--lossless", lossless)):
+        return TraceOptions(path, Grade(grade or Grade.ALL), rip, lossless)
+    about = {"--trace-grade": grade, "--trace-rip": rip, "--lossless": lossless}
+    for option, given in about.items():
         if given:
             raise UsageError(f"{option} is about a trace, and there is none: add --trace FILE")
     return None

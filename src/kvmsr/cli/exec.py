@@ -68,7 +68,7 @@ def command(
     summary: str | None,
     state: Path | None,
     trace: Path | None,
-    trace_grade: str,
+    trace_grade: str | None,
     trace_rip: bool,
     lossless: bool,
     metrics: str | None,

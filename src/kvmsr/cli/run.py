@@ -129,7 +129,7 @@ def command(
     log: str,
     state: Path | None,
     trace: Path | None,
-    trace_grade: str,
+    trace_grade: str | None,
     trace_rip: bool,
     lossless: bool,
     metrics: str | None,

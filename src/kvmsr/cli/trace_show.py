@@ -17,12 +17,11 @@ from kvmsr.cli._traces import (
     TRACE,
     Duration,
     MsrSelector,
-    nanoseconds,
     report_cut,
     report_dropped,
 )
 from kvmsr.msr import catalog, decode
-from kvmsr.text import counted, one_line
+from kvmsr.text import counted, duration, one_line
 
 if TYPE_CHECKING:
     from kvmsr.trace.analysis.records import Record
@@ -131,7 +130,7 @@ def _line(record: "Record", decoding: bool) -> str:
     took = (
         f"{counted(record.count, 'access', 'accesses')}, only counted"
         if record.latency_ns is None
-        else nanoseconds(record.latency_ns)
+        else duration(record.latency_ns)
     )
     who = f"{record.vm}.{record.vcpu}" if record.vm else f"{record.vcpu}"
     name = f" {record.name}" if record.name else ""

@@ -19,11 +19,10 @@ from kvmsr.cli._traces import (
     TRACES,
     about,
     dropped_text,
-    nanoseconds,
     place,
     report_cut,
 )
-from kvmsr.text import counted
+from kvmsr.text import counted, duration
 
 if TYPE_CHECKING:
     from kvmsr.trace.analysis import TraceRow, TraceSummary
@@ -107,7 +106,7 @@ def _print(path: Path, summary: "TraceSummary", functions: "Symbols | None") -> 
     say(", ".join(counted(totals[f"{what}s"], what) for what in ("read", "write", "fault")))
     latency = summary.latency()
     if latency:
-        said = ", ".join(f"p{one} {nanoseconds(value)}" for one, value in latency.items())
+        said = ", ".join(f"p{one} {duration(value)}" for one, value in latency.items())
         say(f"latency of an access in user space: {said}")
     if summary.dropped:
         say(f"[red]{dropped_text(summary.dropped)}[/red]")

@@ -164,7 +164,7 @@ class Recording:
         self._sources.append(made)
         return made
 
-    def begin_for(
+    def begin(
         self,
         policy: Policy,
         backend: str,
@@ -190,16 +190,6 @@ class Recording:
             began_ns=time.time_ns(),
             cpuid=[(e.function, e.index, e.eax, e.ebx, e.ecx, e.edx) for e in cpuid],
         )
-        self.begin(head, log)
-
-    def begin(self, head: Head, log: Callable[[Any], None] | None = None) -> None:
-        """
-        Open the trace, and start to record.
-
-        :param head: what the trace says about the run.
-        :param log: called with the events that another VMM's guests want logged.
-        :raises TraceError: if the file cannot be written.
-        """
         self._writer = TraceWriter(self.options.path, head, rip=self.options.rip)
         self._to_epoch = time.time_ns() - time.monotonic_ns()
         self._rings = None

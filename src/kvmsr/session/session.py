@@ -309,7 +309,7 @@ class Session:
         if self._recording is None:
             return False
         policy = self.plan.policy
-        self._recording.begin_for(policy, self.backend, command, image, cpuid, log)
+        self._recording.begin(policy, self.backend, command, image, cpuid, log)
         return True
 
     def end_recording(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from kvmsr.trace.analysis.latency import Latencies
 from kvmsr.trace.file import LATENCY, OPS, OUTCOMES, REASONS, Trace
 from kvmsr.trace.file.columns import RIP, VALUE
 from kvmsr.trace.report.sample import Sample
@@ -101,6 +102,7 @@ class Collected:
         self.sample = Sample()
         self.accesses = self.only_counted = 0
         self.latencies = np.zeros(_BINS, np.int64)
+        self._exact = Latencies(1)
         self.has_rip = False
         self.others = {"read": 0, "write": 0}
         self.other_msrs = IndexCount()
@@ -114,6 +116,10 @@ class Collected:
         return iter(
             sorted(self._kinds.values(), key=lambda k: (k.index, k.op, k.reason, k.rule, k.outcome))
         )
+
+    def percentiles(self) -> dict[int, int] | None:
+        """Return latencies in nanoseconds by per cent, as kvmsr trace summary does."""
+        return self._exact.percentiles()
 
     @property
     def began_ns(self) -> int:
@@ -131,6 +137,7 @@ class Collected:
         self.first_ns = min(self.first_ns, int(rows["time_ns"][0]))
         self.last_ns = max(self.last_ns, int(rows["time_ns"][-1]))
         self.latencies += _histogram(rows["latency_ns"][recorded])
+        self._exact.add(np.zeros(int(recorded.sum()), np.int64), rows["latency_ns"][recorded])
         fresh = np.zeros(len(rows), np.bool_)
         indices, at = np.unique(rows["index"], return_index=True)
         for index, place in zip(indices.tolist(), at.tolist(), strict=True):

@@ -12,14 +12,13 @@ from typing import Final
 
 import numpy as np
 
-from kvmsr.text import counted
+from kvmsr.text import counted, duration
 from kvmsr.trace.report.collect import BINS_PER_OCTAVE, Collected
 
-__all__ = ("Bar", "Chart", "chart", "duration", "percentile")
+__all__ = ("Bar", "Chart", "chart", "percentile")
 
 WIDTH: Final = 640
 HEIGHT: Final = 150
-_UNITS: Final = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1, "ns"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +50,10 @@ class Chart:
     ticks: list[tuple[float, str]]
 
 
-def duration(ns: float) -> str:
-    """Return a duration with its unit, to three digits: ``1.25 ms``."""
-    for size, unit in _UNITS:
-        if ns >= size:
-            return f"{ns / size:.3g} {unit}" if ns / size < 1000 else f"{ns / size:,.0f} {unit}"
-    return f"{ns:.3g} ns"
-
-
-def percentile(trace: Collected, share: float) -> str:
-    """Return the latency that *share* of the accesses did not exceed, to about a tenth; or ""."""
-    sums = np.cumsum(trace.latencies)
-    if not sums[-1]:
-        return ""
-    return duration(_edge(int(np.searchsorted(sums, share * sums[-1])) + 0.5))
+def percentile(trace: Collected, percent: int) -> str:
+    """Return the latency that so many per cent of the accesses did not exceed; "" without any."""
+    found = trace.percentiles()
+    return "" if found is None else duration(found[percent])
 
 
 def _edge(number: float) -> float:

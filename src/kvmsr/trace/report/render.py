@@ -19,11 +19,11 @@ from typing import Any, Final
 import jinja2
 from markupsafe import Markup
 
-from kvmsr.text import counted, one_line
+from kvmsr.text import counted, duration, one_line
 from kvmsr.trace.report.advice import notes, stubs
 from kvmsr.trace.report.collect import Collected
 from kvmsr.trace.report.content import content
-from kvmsr.trace.report.latency import HEIGHT, WIDTH, chart, duration, percentile
+from kvmsr.trace.report.latency import HEIGHT, WIDTH, chart, percentile
 from kvmsr.trace.report.rows import MsrRow, described, rows
 from kvmsr.trace.report.rules import listing
 
