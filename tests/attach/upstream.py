@@ -2,7 +2,8 @@
 Debian's kernel in QEMU under ``kvmsr exec``, in the nested machine.
 
 Its KVM is that of Linux 6.1, and runs ordinary guests, which not every host's does. Run there as a
-program, this prints what the guest printed, and kvmsr's summary.
+program, this prints what the guest printed and kvmsr's summary. Then it boots a guest again, with a
+trace, and once more under the policy learned from that, and prints both traces.
 """
 
 import os
@@ -11,17 +12,22 @@ import socket
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from pathlib import Path
 
+from kvmsr.trace.learn import learn
 from tests.attach.qmp import Monitor
 from tests.command import call, words_of
 from tests.nested.archive import Archive
 from tests.nested.machine import Done, NestedError, run
 from tests.nested.parts import find_kernel, find_qemu, project_files
 
-__all__ = ("boot",)
+__all__ = ("END", "LINUX", "ONCE", "boot")
 
 POLICY = """
+[policy]
+extends = ["preset:linux"]
+
 [[rule]]
 msr = 0x35
 read = { value = 0x20004 }
@@ -38,7 +44,8 @@ msr = 0x34 # KVM knows it
 read = { python = "handler:number" }
 """
 HANDLER = "def number(access): return 0x1122334455667788"
-GUEST = """#!/bin/busybox sh
+ONCE = "no-snapshot"
+GUEST = f"""#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /dev
 /bin/busybox mount -t proc none /proc
 /bin/busybox mount -t devtmpfs none /dev
@@ -48,14 +55,16 @@ for what in 'rdmsr 0x35' 'wrmsr 0x35 1' 'rdmsr 0x34' 'rdmsr 0x1b0' 'wrmsr 0x1b0 
     /work $what
 done
 echo ready
+case $(/bin/busybox cat /proc/cmdline) in *{ONCE}*) /bin/busybox reboot -f ;; esac
 read line
 /work rdmsr 0x1b0
 /work wrmsr 0x1b0 0x88
 echo changed
 read line
 """
+END = "-- a trace"
 FOLDER = Path("/upstream")
-SECONDS = 200  # more than any wait in the machine
+SECONDS = 240  # more than any wait in the machine
 LINUX = "console=ttyS0 quiet panic=-1 nokaslr tsc=reliable mitigations=off random.trust_cpu=on"
 
 
@@ -130,19 +139,35 @@ class Guest:
 
 
 def inside(libraries, *words):
-    """Start QEMU under a policy, take a snapshot with its registers, and go back to it."""
+    """Run QEMU twice under a policy, and print what came of it."""
     FOLDER.mkdir()
     (FOLDER / "policy.toml").write_text(POLICY)
     (FOLDER / "handler.py").write_text(HANDLER)
     os.environ["LD_LIBRARY_PATH"] += f":{libraries}"
-    serial, monitor = FOLDER / "serial", FOLDER / "qmp"
-    command = words_of(
-        "exec", "--policy", FOLDER / "policy.toml", "--json", "--summary", FOLDER / "summary", "--",
+    words = (
         *words, "-accel", "kvm", "-cpu", "host", "-m", "112", "-bios", "bios-microvm.bin",
-        "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-append", LINUX,
-        "-serial", f"unix:{serial},server=on", "-qmp", f"unix:{monitor},server=on,wait=off",
+        "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
     )  # fmt: skip
-    process = subprocess.Popen(command)
+    print(to_a_snapshot_and_back(*words))
+    print((FOLDER / "summary").read_text())
+    learned = FOLDER / "learned.toml"
+    first = traced(FOLDER / "policy.toml", "first", *words)
+    learned.write_text(learn([first]).text)  # the command needs a machine's parts
+    second = traced(learned, "second", *words)
+    for trace in (first, second):
+        print(END)
+        print(b64encode(trace.read_bytes()).decode())
+
+
+def to_a_snapshot_and_back(*words):
+    """Take a snapshot with the registers, go back to it, and return what the guest printed."""
+    serial, monitor = FOLDER / "serial", FOLDER / "qmp"
+    process = subprocess.Popen(
+        under(
+            "--json", "--summary", FOLDER / "summary", "--", *words, "-append", LINUX,
+            "-serial", f"unix:{serial},server=on", "-qmp", f"unix:{monitor},server=on,wait=off",
+        )
+    )  # fmt: skip
     wait_for(serial)
     guest, qmp = Guest(str(serial)), Monitor(monitor)
     qmp.make_disk(FOLDER / "disk")
@@ -162,8 +187,21 @@ def inside(libraries, *words):
     guest.wait_for("changed", 2)
     qmp.ask("quit")
     process.wait(60)
-    print(guest.text)
-    print((FOLDER / "summary").read_text())
+    return guest.text
+
+
+def traced(policy, name, *words):
+    """Record a whole boot under a policy, and return the trace's path."""
+    trace = FOLDER / name
+    options = "--trace", trace, "--trace-rip", "--summary", FOLDER / "other"
+    subprocess.run(
+        under(*options, "--", *words, "-append", f"{LINUX} {ONCE}", policy=policy), check=False
+    )
+    return trace
+
+
+def under(*words, policy=FOLDER / "policy.toml"):
+    return words_of("exec", "--policy", policy, *words)
 
 
 def ctl(process, word):
