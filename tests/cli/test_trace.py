@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 from kvmsr.trace.file import OPS, OUTCOMES, Grade, Head, TraceWriter
-from kvmsr.trace.file.columns import VALUE
+from kvmsr.trace.file.columns import LATENCY, VALUE
 from tests.cli.test_trace_files import COMMANDS
 from tests.command import call, kvmsr, words_of
 from tests.trace.file.made import RULES, events, trace
+
+WIDE = {"COLUMNS": "200"}
 
 
 @pytest.fixture
@@ -45,6 +47,14 @@ def test_summary(path, made):
     )
     assert "\x1b" not in out
     assert any("IA32_MISC_ENABLE" in line and "quiet.toml:17 bits" in line for line in lines)
+
+
+def test_latencies_are_shown_without_exponents(tmp_path):
+    made = events(3)
+    made["index"], made["op"], made["reason"], made["rule"] = 0x10, 0, 0, 0
+    made["latency_ns"], made["outcome"], made["has"] = 20_400_000, 0, VALUE | LATENCY
+    out, _ = kvmsr("trace", "summary", trace(tmp_path / "slow", made), env=os.environ | WIDE)
+    assert re.search(r"│ +20,\d{3}, 20,\d{3}, 20,\d{3} │", out)
 
 
 def test_summary_in_json(path, made):

@@ -165,9 +165,12 @@ def _outcomes(row: "TraceRow") -> str:
 
 
 def _latency(row: "TraceRow") -> str:
-    return (
-        "" if row.latency is None else ", ".join(f"{ns / 1e3:.3g}" for ns in row.latency.values())
-    )
+    return "" if row.latency is None else ", ".join(map(_microseconds, row.latency.values()))
+
+
+def _microseconds(ns: int) -> str:
+    number = ns / 1e3
+    return f"{number:.3g}" if number < 999.5 else f"{number:,.0f}"
 
 
 def _rips(row: "TraceRow", functions: "Symbols | None") -> str:
