@@ -7,6 +7,7 @@ import pty
 import re
 import signal
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from kvmsr.trace.file import OPS, OUTCOMES, Grade, Head, TraceWriter
 from kvmsr.trace.file.columns import LATENCY, VALUE
 from tests.cli.test_trace_files import COMMANDS
 from tests.command import call, kvmsr, words_of
+from tests.conftest import ROOT
 from tests.trace.file.made import RULES, events, trace
 
 WIDE = {"COLUMNS": "200"}
@@ -265,24 +267,56 @@ def test_follow(tmp_path, made):
         assert process.stderr.read() == ""
 
 
-def test_follow_is_interrupted(path):
-    path.write_bytes(path.read_bytes()[:-8])  # the mark of the end
-    with follow(path) as process:
-        for _ in range(300):
+def test_follow_is_interrupted(tmp_path, made):
+    path = tmp_path / "growing"
+    with TraceWriter(path, Head()) as writer, follow(path) as process:
+        writer.write(made, RULES)
+        for _ in made:
             assert process.stdout.readline()
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
         assert process.stderr.read().strip() == ""
 
 
-def test_follow_ends_where_a_new_run_replaces_the_trace(path):
-    path.write_bytes(path.read_bytes()[:-8])
-    with follow(path) as process:
-        for _ in range(300):
+def test_follow_ends_where_a_new_run_replaces_the_trace(tmp_path, made):
+    path = tmp_path / "growing"
+    with TraceWriter(path, Head()) as writer, follow(path) as process:
+        writer.write(made, RULES)
+        for _ in made:
             assert process.stdout.readline()
-        path.write_bytes(b"")
+        assert process.poll() is None
+        os.truncate(path, 0)
         assert process.wait(30) == 0
         assert "incomplete" in process.stderr.read()
+
+
+def test_follow_ends_with_a_writer_that_is_killed(tmp_path):
+    path = tmp_path / "growing"
+    script = """
+import sys, time
+from pathlib import Path
+from kvmsr.trace.file import Head, TraceWriter
+from tests.trace.file.made import RULES, events
+writer = TraceWriter(Path(sys.argv[1]), Head())
+writer.write(events(3), RULES)
+print("written", flush=True)
+time.sleep(60)
+"""
+    path.touch()
+    with (
+        follow(path) as process,
+        subprocess.Popen(
+            [sys.executable, "-c", script, path], stdout=subprocess.PIPE, cwd=ROOT
+        ) as writer,
+    ):
+        try:
+            for _ in range(3):
+                assert process.stdout.readline()
+            assert process.poll() is None
+        finally:
+            writer.kill()
+        assert process.wait(30) == 0
+        assert "its end is missing" in process.stderr.read()
 
 
 def test_follow_needs_a_file(tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from kvmsr.errors import TraceError
+from kvmsr.trace.file.lock import is_written
 
 __all__ = ("Following",)
 
@@ -24,7 +25,8 @@ class Following(io.RawIOBase):
     """
     A file whose end is waited at until there is more.
 
-    It only ends if the file becomes shorter, which happens when a new run replaces it.
+    It ends when nobody writes it any more: its writer has ended, or was killed. While the file is
+    empty, there is no writer yet. It also ends if it becomes shorter, for then a new run replaces it.
 
     :param path: the file. It must be a regular one: any other waits by itself.
     :raises TraceError: if it cannot be opened.
@@ -41,11 +43,13 @@ class Following(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         """Return some bytes, *size* at most, once there are any."""
-        while not (data := os.read(self._fd, size)):
-            if os.fstat(self._fd).st_size < os.lseek(self._fd, 0, os.SEEK_CUR):
-                break
+        while True:
+            written = is_written(self._fd)  # before the last look at what it wrote
+            data = os.read(self._fd, size)
+            at = os.lseek(self._fd, 0, os.SEEK_CUR)
+            if data or os.fstat(self._fd).st_size < at or (at and not written):
+                return data
             time.sleep(_PERIOD)
-        return data
 
     def close(self) -> None:
         """Close the file."""

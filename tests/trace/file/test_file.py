@@ -243,6 +243,21 @@ def test_a_place_that_cannot_be_written(tmp_path):
         TraceWriter(tmp_path / "no" / "a", Head())
 
 
+def test_two_writers(tmp_path):
+    path = tmp_path / "a.arrows"
+    with TraceWriter(path, Head()) as first:
+        first.write(events(5), RULES)
+        with pytest.raises(TraceError, match=r"a\.arrows: another run is writing its trace there"):
+            TraceWriter(path, Head())
+        first.write(events(5), RULES)
+    with Trace(path) as trace:
+        assert sum(map(len, trace.batches())) == 10
+    with TraceWriter(path, Head()):
+        pass
+    with Trace(path) as trace:
+        assert list(trace.batches()) == []
+
+
 def test_a_fifo(tmp_path):
     path = tmp_path / "fifo"
     os.mkfifo(path)

@@ -17,6 +17,7 @@ import numpy as np
 from kvmsr.errors import TraceError
 from kvmsr.trace.file.columns import COLUMNS, EVENT, NULLABLE, WHERE, WORDS
 from kvmsr.trace.file.head import KEY, Head
+from kvmsr.trace.file.lock import lock
 from kvmsr.trace.file.strings import LONGEST_WORD, encode
 
 __all__ = ("MAX_BATCH", "TraceWriter")
@@ -57,14 +58,25 @@ class TraceWriter:
         self._batch = io.BytesIO()
         self._arrow = nanoarrow.ipc.StreamWriter.from_writable(self._batch)
         try:
-            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise self._error(error) from None
         try:
+            self._empty()
             self._write(np.zeros(0, EVENT), [b""])
         except BaseException:
             os.close(self._fd)
             raise
+
+    def _empty(self) -> None:
+        if not lock(self._fd):
+            raise TraceError(
+                f"{self._path}: another run is writing its trace there: give another file"
+            )
+        try:
+            os.ftruncate(self._fd, 0)
+        except OSError:
+            pass  # not a regular file
 
     def _error(self, error: OSError) -> TraceError:
         return TraceError(f"{self._path}: the trace cannot be written: {error.strerror}")
