@@ -26,7 +26,9 @@ class Loud(RegisterModel):
 
 
 @pytest.mark.parametrize("op", Op)
-@pytest.mark.parametrize("action", [handler, Model(Loud), Host(0)], ids=["function", "model", "host"])
+@pytest.mark.parametrize(
+    "action", [handler, Model(Loud), Host(0)], ids=["function", "model", "host"]
+)
 def test_functions_models_and_the_hosts_registers_are_left_alone(op, action):
     rule = Rule(0x5000, **{str(op): action})
     plan = compile_policy(Policy([rule], allow_host_writes=True))

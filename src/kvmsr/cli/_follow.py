@@ -26,7 +26,7 @@ class Following(io.RawIOBase):
     A file whose end is waited at until there is more.
 
     It ends when nobody writes it any more: its writer has ended, or was killed. While the file is
-    empty, there is no writer yet. It also ends if it becomes shorter, for then a new run replaces it.
+    empty, there is no writer yet. It also ends if it becomes shorter: a new run replaces it then.
 
     :param path: the file. It must be a regular one: any other waits by itself.
     :raises TraceError: if it cannot be opened.

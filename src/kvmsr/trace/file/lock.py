@@ -3,9 +3,9 @@
 The writer's lock
 -----------------
 
-Who writes a trace holds a lock on it, which the kernel takes back when the writer ends, however that
-happens. So a reader that waits for more knows whether more may come, and two runs cannot write into
-one file. (Open file description locks: fcntl(2). They can be looked at without being taken.)
+The writer of a trace holds a lock on it, which the kernel takes back when the writer ends, however
+that happens. So a reader that waits for more knows whether more may come, and two runs cannot write
+into one file. (Open file description locks: fcntl(2). They can be looked at without being taken.)
 """
 
 import errno
