@@ -1,6 +1,6 @@
 """
-What a run ends with: how many tests were skipped for want of what, and, in capitals, that real
-guests did not run. With KVMSR_REQUIRE_PEERS=1 that fails the run.
+What a run ends with: how many tests were skipped for want of what, and, in capitals, which
+peers (kernels, programs) are missing. With KVMSR_REQUIRE_PEERS=1 that fails the run.
 """
 
 import os
@@ -8,6 +8,8 @@ import re
 from collections import Counter
 
 import pytest
+
+from kvmsr.text import counted
 
 NEED = re.compile(
     r"Skipped: needs (?P<what>.*?)(?P<peer>, which tools/fetch_peers\.py fetches)?\Z", re.S
@@ -37,7 +39,7 @@ def pytest_terminal_summary(terminalreporter):
     if peers:
         names = ", ".join(peers).upper()
         terminalreporter.write_line(
-            f"REAL GUESTS DID NOT RUN: {names} MISSING, {peers.total()} TESTS SKIPPED."
+            f"NOT ALL OF IT RAN: {names} MISSING, {counted(peers.total(), 'TEST', 'TESTS')} SKIPPED."
             " `make peers` says why.",
             red=True,
         )
