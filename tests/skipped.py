@@ -37,10 +37,9 @@ def pytest_terminal_summary(terminalreporter):
     for what, count in (others + peers).most_common():
         terminalreporter.write_line(f"{count} skipped for want of {what}")
     if peers:
-        names = ", ".join(peers).upper()
+        names, tests = ", ".join(peers).upper(), counted(peers.total(), "TEST", "TESTS")
         terminalreporter.write_line(
-            f"NOT ALL OF IT RAN: {names} MISSING, {counted(peers.total(), 'TEST', 'TESTS')} SKIPPED."
-            " `make peers` says why.",
+            f"NOT ALL OF IT RAN: {names} MISSING, {tests} SKIPPED. `make peers` says why.",
             red=True,
         )
 
