@@ -47,8 +47,9 @@ check: $(TOOLS)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# A file's tests stay together: they share what takes long to set up.
 test: check install peers
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 conformance: install peers
 	$(BIN)/python -m tests.conformance
