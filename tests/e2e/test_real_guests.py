@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmsr.machine.loaders.decompress import decompress
+from kvmsr.decompress import decompress
 from kvmsr.machine.probe import probe
 from tests.command import KVMSR, run_guest
 from tests.conftest import GUESTS, ROOT

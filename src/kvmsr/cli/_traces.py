@@ -21,7 +21,7 @@ from kvmsr.text import counted, shown
 
 if TYPE_CHECKING:
     from kvmsr.trace.file import Head
-    from kvmsr.trace.symbols import Symbols
+    from kvmsr.symbols import Symbols
 
 __all__ = (
     "JSON", "PATH", "SYMBOLS", "TRACE", "TRACES", "Duration", "MsrSelector", "about",

@@ -26,7 +26,7 @@ from kvmsr.text import counted, duration
 
 if TYPE_CHECKING:
     from kvmsr.trace.analysis import TraceRow, TraceSummary
-    from kvmsr.trace.symbols import Symbols
+    from kvmsr.symbols import Symbols
 
 __all__ = ("summary",)
 
@@ -59,7 +59,7 @@ def summary(files: tuple[Path, ...], by: str, symbols: Path | None, as_json: boo
     """
     from kvmsr.trace.analysis import summarise
     from kvmsr.trace.file import Trace
-    from kvmsr.trace.symbols import Symbols
+    from kvmsr.symbols import Symbols
 
     functions = None if symbols is None else Symbols.read(symbols)
     found = []

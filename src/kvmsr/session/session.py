@@ -11,6 +11,8 @@ end. It does not matter which VMM drives the guests.
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from typing import Any, Self
 
 from kvmsr import native
@@ -20,12 +22,14 @@ from kvmsr.dispatch import Sink
 from kvmsr.dispatch.state import MAX_SHADOWS
 from kvmsr.errors import PolicyError
 from kvmsr.kvm import Kvm, Vcpu, Vm
+from kvmsr.kvm.callers import MOST_CALLERS
 from kvmsr.kvm.cpuid import CpuidEntry
 from kvmsr.native.block import Block
+from kvmsr.native.loop import guest_memory
 from kvmsr.native.summary import native_latencies, native_summary
 from kvmsr.native.table import Names
 from kvmsr.native.vm import NativeVm
-from kvmsr.policy import Policy
+from kvmsr.policy import Policy, Where
 from kvmsr.policy.plan import Plan
 from kvmsr.session.change import OWN, Change
 from kvmsr.session.facts import VmFacts
@@ -38,6 +42,7 @@ from kvmsr.session.result import End, RunResult, VmReport
 from kvmsr.session.state import State
 from kvmsr.session.succession import Succession
 from kvmsr.session.vcpu import GuestVcpu, InUse, NativeVcpu, PythonVcpu, Stop, TakesAccesses
+from kvmsr.session.where import locate
 from kvmsr.trace import Latencies, Summary, TraceOptions
 
 __all__ = ("Session",)
@@ -151,6 +156,8 @@ class Session:
             policy stops the run.
         :raises PolicyError: if a model cannot be set up for this VM.
         """
+        by_number = {vcpu.id: vcpu for vcpu in vcpus}
+        facts = replace(facts, where=lambda number: locate(by_number[number], vm, MOST_CALLERS))
         number = self._guests.add(facts)
         now = self._policies.now
         in_use = InUse(now.dispatcher(number))
@@ -164,9 +171,12 @@ class Session:
                 return None if policy is None else policy.native(number)
 
             native = now.native(number)
-            return [NativeVcpu(vcpu, backend, native, side, stop(vcpu)) for vcpu in vcpus]
+            memory = guest_memory(vm.slots())
+            return [NativeVcpu(vcpu, backend, native, side, stop(vcpu), memory) for vcpu in vcpus]
         runners = [
-            PythonVcpu(vcpu, in_use, stop(vcpu), self._takers(number, vcpu, in_use))
+            PythonVcpu(
+                vcpu, in_use, stop(vcpu), self._takers(number, vcpu, in_use), self._locate(vcpu, vm)
+            )
             for vcpu in vcpus
         ]
         self._summaries += [runner.summary for runner in runners]
@@ -181,6 +191,13 @@ class Session:
         if self._recording is not None:
             takers.append(self._recording.add_vcpu(vm, vcpu, lambda: in_use.dispatcher.elapsed()))
         return takers
+
+    def _locate(self, vcpu: Vcpu, vm: Vm) -> Callable[[], Where] | None:
+        """Return what finds out where a vCPU's guest is, if the run records that."""
+        trace = None if self._recording is None else self._recording.options
+        if trace is None or not trace.where:
+            return None
+        return partial(locate, vcpu, vm, trace.callers)
 
     # Guests of another VMM
 
@@ -294,7 +311,7 @@ class Session:
         image: str,
         *,
         cpuid: Iterable[CpuidEntry] = (),
-        log: Callable[[Any], None] | None = None,
+        log: Callable[[Any, tuple[int, ...]], None] | None = None,
     ) -> bool:
         """
         Begin to record, if the run is to be recorded. Return whether it is.
@@ -302,8 +319,8 @@ class Session:
         :param command: ``run`` or ``exec``.
         :param image: the image or command that is run, for people.
         :param cpuid: the guest's CPUID, if it is known.
-        :param log: called with each event that a rule wants logged, a ``struct kvmsr_event``, if
-            another VMM runs the guests.
+        :param log: called with each event that a rule wants logged, a ``struct kvmsr_event``, and
+            its callers, if another VMM runs the guests.
         :raises TraceError: if the trace cannot be written.
         """
         if self._recording is None:

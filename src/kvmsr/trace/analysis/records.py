@@ -41,6 +41,8 @@ class Record(NamedTuple):
     :ivar count: the number of accesses that the row stands for.
     :ivar rip: where the guest was; None if it was not recorded.
     :ivar cpl: the guest's privilege level; None if it was not recorded.
+    :ivar callers: the return addresses of the functions that called the guest's, the nearest first.
+    :ivar guesses: a bit for each caller that only looks like one, the lowest for the first.
     """
 
     time_ns: int
@@ -59,12 +61,19 @@ class Record(NamedTuple):
     count: int  # type: ignore[assignment]
     rip: int | None
     cpl: int | None
+    callers: tuple[int, ...] = ()
+    guesses: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the row for JSON. MSR, value and RIP are in hexadecimal, as text."""
+        """Return the row for JSON. MSR, value and addresses are in hexadecimal, as text."""
         found = self._asdict()
         for name in _HEX:
             found[name] = None if found[name] is None else f"{found[name]:#x}"
+        del found["guesses"]
+        found["callers"] = [
+            {"address": f"{one:#x}", "guess": bool(self.guesses >> number & 1)}
+            for number, one in enumerate(self.callers)
+        ]
         return found
 
 
@@ -77,8 +86,9 @@ def records(events: _Array, rules: Sequence[str]) -> Iterator[Record]:
     name = catalog().name
     for (
         time_ns, guest_ns, value, rip, index, latency_ns, count, pid, rule, vm, vcpu, op, reason,
-        outcome, cpl, has,
+        outcome, cpl, has, *callers,
     ) in events.tolist():  # fmt: skip
+        known, n_callers, guesses = callers or ((), 0, 0)
         yield Record(
             time_ns,
             guest_ns,
@@ -96,6 +106,8 @@ def records(events: _Array, rules: Sequence[str]) -> Iterator[Record]:
             count,
             rip if has & RIP else None,
             cpl if has & CPL else None,
+            tuple(known[:n_callers]),
+            guesses,
         )
 
 
