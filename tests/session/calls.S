@@ -154,6 +154,7 @@ after_bare_middle:
         pop     %rbx
         ret
 
+        .skip   4096                    # far from the function that calls it indirectly
 .globl bare_middle
 bare_middle:
         sub     $56, %rsp               # nothing writes there

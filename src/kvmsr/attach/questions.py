@@ -112,7 +112,9 @@ class Questions:
         count = self._block.n_vcpus
         for step in range(count):
             vcpu = self._block.vcpu((self._next_logged + step) % count)
-            while most and (taken := lib.kvmsr_take_events(vcpu, self._events, ffi.NULL, min(most, _ROOM))):
+            while most and (
+                taken := lib.kvmsr_take_events(vcpu, self._events, ffi.NULL, min(most, _ROOM))
+            ):
                 most -= taken
                 for event in self._events[0:taken]:
                     self.log_event(event)
@@ -161,9 +163,7 @@ class Questions:
         if found:
             lib.kvmsr_give_answer(vcpu, asked)
 
-    def _answer(
-        self, record: int, asked: Any, read: Callable[[], tuple[int, ...]]
-    ) -> bool:
+    def _answer(self, record: int, asked: Any, read: Callable[[], tuple[int, ...]]) -> bool:
         """Put the answer into *asked*. Return False if the run stops, and there is no answer."""
         outcome, vcpu = asked.outcome, self._block.vcpu(record)
         vm, number = vcpu.vm, vcpu.id

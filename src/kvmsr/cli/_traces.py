@@ -20,8 +20,8 @@ from kvmsr.errors import PolicyError, UsageError
 from kvmsr.text import counted, shown
 
 if TYPE_CHECKING:
-    from kvmsr.trace.file import Head
     from kvmsr.symbols import Symbols
+    from kvmsr.trace.file import Head
 
 __all__ = (
     "JSON", "PATH", "SYMBOLS", "TRACE", "TRACES", "Duration", "MsrSelector", "about",

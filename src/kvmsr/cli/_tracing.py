@@ -38,7 +38,7 @@ _OPTIONS: Final = (
         "--trace-callers",
         metavar="N",
         type=click.IntRange(1, 8),
-        help="Record RIP, CPL and up to N return addresses of the functions that called the guest's.",
+        help="Record RIP, CPL and who called the guest's function: up to N return addresses.",
     ),
     click.option(
         "--lossless",

@@ -25,8 +25,8 @@ from kvmsr.cli._traces import (
 from kvmsr.text import counted, duration
 
 if TYPE_CHECKING:
-    from kvmsr.trace.analysis import TraceRow, TraceSummary
     from kvmsr.symbols import Symbols
+    from kvmsr.trace.analysis import TraceRow, TraceSummary
 
 __all__ = ("summary",)
 
@@ -57,9 +57,9 @@ def summary(files: tuple[Path, ...], by: str, symbols: Path | None, as_json: boo
     within 3 %), and where the guest was if the trace has that. Several traces have a table each;
     kvmsr trace diff compares two.
     """
+    from kvmsr.symbols import Symbols
     from kvmsr.trace.analysis import summarise
     from kvmsr.trace.file import Trace
-    from kvmsr.symbols import Symbols
 
     functions = None if symbols is None else Symbols.read(symbols)
     found = []

@@ -112,12 +112,14 @@ class _Search:
             return Found(tuple(chain[:most]))
         callers: list[int] = []
         guesses, at, address = 0, 0, self._rip
+        # A function that does nothing but access an MSR has nothing else on the stack.
+        last = 1 if stack and self._candidate(stack[0]) else len(stack)
         while len(callers) < most:
-            at, found = self._search(stack, at, address)
+            at, found = self._search(stack, at, last, address)
             if found is None:
                 break
             guesses |= (not found.called(address)) << len(callers)
-            address = found.address
+            address, last = found.address, len(stack)
             callers.append(address)
         return Found(tuple(callers), guesses)
 
@@ -142,21 +144,19 @@ class _Search:
         return callers if len(callers) > 1 or not frame else []
 
     def _search(
-        self, stack: list[int], first: int, address: int
+        self, stack: list[int], first: int, last: int, address: int
     ) -> tuple[int, _Candidate | None]:
-        """Return the return address into the caller of *address*'s function, and the next place."""
-        guess: tuple[int, _Candidate | None] = len(stack), None
-        best: tuple[int, _Candidate | None] = guess
-        highest = -1
-        for at in range(first, len(stack)):
-            found = self._candidate(stack[at])
-            if found is None:
-                continue
-            if found.called(address) and found.target is not None and found.target > highest:
-                best, highest = (at + 1, found), found.target
-            if guess[1] is None:
-                guess = at + 1, found
-        return guess if best[1] is None else best
+        """Return the next place, and the return address into the caller of *address*'s function."""
+        there = [
+            (at + 1, found)
+            for at in range(first, last)
+            if (found := self._candidate(stack[at])) is not None
+        ]
+        callers = [one for one in there if one[1].called(address)]
+        if callers:
+            return max(callers, key=lambda one: one[1].target or 0)
+        indirect = [one for one in there if one[1].target is None]
+        return next(iter(indirect or there), (last, None))
 
     def _words(self, at: int, size: int) -> list[int]:
         data, word = self._read((self._stack + at) & self._mask, size), self._word

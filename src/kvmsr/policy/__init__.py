@@ -17,8 +17,8 @@ from kvmsr.policy.when import Addresses, When
 
 __all__ = (
     "Access",
-    "Addresses",
     "Action",
+    "Addresses",
     "BitKind",
     "Bits",
     "Counter",

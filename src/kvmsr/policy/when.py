@@ -241,7 +241,7 @@ def _addresses(key: str, given: Any, symbols: Lookup | None) -> Addresses | None
             first, last = (int(end, 0) for end in (match[1], match[2] or match[1]))
         except (AssertionError, ValueError):
             message = (
-                f'{shown(given)} is neither an address range nor the name of a function: write'
+                f"{shown(given)} is neither an address range nor the name of a function: write"
                 ' "0x1000-0x1fff"'
             )
             raise FormError(message, (key,)) from None

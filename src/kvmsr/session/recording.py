@@ -114,7 +114,7 @@ class PythonEvents:
         for place, (now, guest, value, took, key, has, where) in enumerate(taken):
             index, op, reason, rule, verdict = key
             rip, cpl, callers, guesses = where or _NOWHERE
-            row = (
+            row: tuple[Any, ...] = (
                 now, guest, value, rip, index, took, 1, pid, rule, self._vm, self._vcpu.id, op,
                 reason, verdict, cpl, has,
             )  # fmt: skip
@@ -199,9 +199,7 @@ class Recording:
             cpuid=[(e.function, e.index, e.eax, e.ebx, e.ecx, e.edx) for e in cpuid],
         )
         options = self.options
-        self._writer = TraceWriter(
-            options.path, head, rip=options.where, callers=options.callers
-        )
+        self._writer = TraceWriter(options.path, head, rip=options.where, callers=options.callers)
         self._to_epoch = time.time_ns() - time.monotonic_ns()
         self._rings = None
         if self._shared is not None:

@@ -11,8 +11,6 @@ end. It does not matter which VMM drives the guests.
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from functools import partial
 from typing import Any, Self
 
 from kvmsr import native
@@ -22,14 +20,12 @@ from kvmsr.dispatch import Sink
 from kvmsr.dispatch.state import MAX_SHADOWS
 from kvmsr.errors import PolicyError
 from kvmsr.kvm import Kvm, Vcpu, Vm
-from kvmsr.kvm.callers import MOST_CALLERS
 from kvmsr.kvm.cpuid import CpuidEntry
 from kvmsr.native.block import Block
-from kvmsr.native.loop import guest_memory
 from kvmsr.native.summary import native_latencies, native_summary
 from kvmsr.native.table import Names
 from kvmsr.native.vm import NativeVm
-from kvmsr.policy import Policy, Where
+from kvmsr.policy import Policy
 from kvmsr.policy.plan import Plan
 from kvmsr.session.change import OWN, Change
 from kvmsr.session.facts import VmFacts
@@ -42,7 +38,7 @@ from kvmsr.session.result import End, RunResult, VmReport
 from kvmsr.session.state import State
 from kvmsr.session.succession import Succession
 from kvmsr.session.vcpu import GuestVcpu, InUse, NativeVcpu, PythonVcpu, Stop, TakesAccesses
-from kvmsr.session.where import locate
+from kvmsr.session.where import recorded, with_where
 from kvmsr.trace import Latencies, Summary, TraceOptions
 
 __all__ = ("Session",)
@@ -101,7 +97,7 @@ class Session:
             self.shared = Shared(Block(vcpus), Names())
             self.shared.block.tables.timed = timed
         self._guests = Guests(self.shared)
-        self._recording = None
+        self._recording, self._trace = None, trace
         if trace is not None:
             from kvmsr.session.recording import Recording  # numpy takes 0.1 s to import
 
@@ -156,9 +152,7 @@ class Session:
             policy stops the run.
         :raises PolicyError: if a model cannot be set up for this VM.
         """
-        by_number = {vcpu.id: vcpu for vcpu in vcpus}
-        facts = replace(facts, where=lambda number: locate(by_number[number], vm, MOST_CALLERS))
-        number = self._guests.add(facts)
+        number = self._guests.add(with_where(facts, vm, vcpus))
         now = self._policies.now
         in_use = InUse(now.dispatcher(number))
         install(self.plan, vm)
@@ -171,11 +165,11 @@ class Session:
                 return None if policy is None else policy.native(number)
 
             native = now.native(number)
-            memory = guest_memory(vm.slots())
-            return [NativeVcpu(vcpu, backend, native, side, stop(vcpu), memory) for vcpu in vcpus]
+            return [NativeVcpu(vcpu, vm, backend, native, side, stop(vcpu)) for vcpu in vcpus]
+        trace, takers = self._trace, self._takers
         runners = [
             PythonVcpu(
-                vcpu, in_use, stop(vcpu), self._takers(number, vcpu, in_use), self._locate(vcpu, vm)
+                vcpu, in_use, stop(vcpu), takers(number, vcpu, in_use), recorded(trace, vcpu, vm)
             )
             for vcpu in vcpus
         ]
@@ -191,13 +185,6 @@ class Session:
         if self._recording is not None:
             takers.append(self._recording.add_vcpu(vm, vcpu, lambda: in_use.dispatcher.elapsed()))
         return takers
-
-    def _locate(self, vcpu: Vcpu, vm: Vm) -> Callable[[], Where] | None:
-        """Return what finds out where a vCPU's guest is, if the run records that."""
-        trace = None if self._recording is None else self._recording.options
-        if trace is None or not trace.where:
-            return None
-        return partial(locate, vcpu, vm, trace.callers)
 
     # Guests of another VMM
 

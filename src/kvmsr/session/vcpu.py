@@ -21,15 +21,15 @@ when it needs Python.
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic_ns
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from kvmsr.abi import MsrExitReason
 from kvmsr.backend import HostBackend
 from kvmsr.dispatch import Dispatcher, Outcome, Verdict
 from kvmsr.errors import MsrListError
-from kvmsr.kvm import Vcpu
+from kvmsr.kvm import Vcpu, Vm
 from kvmsr.kvm.exits import Exit, Rdmsr, Wrmsr
-from kvmsr.native.loop import NativeLoop
+from kvmsr.native.loop import NativeLoop, guest_memory
 from kvmsr.native.vm import NativeVm
 from kvmsr.policy import Access, Op, Reason, Where
 from kvmsr.session.fitting import host_reads
@@ -98,23 +98,23 @@ class NativeVcpu:
     """
     A vCPU whose accesses C answers, with Python's help if it needs it.
 
+    :param handle: its VM.
     :param vm: the Python side of its VM.
     :param side: returns the Python side of the policy with the given number; None if it was
         replaced long ago.
-    :param memory: the VM's memory, of :func:`~kvmsr.native.loop.guest_memory`.
     """
 
     def __init__(
         self,
         vcpu: Vcpu,
+        handle: Vm,
         backend: HostBackend,
         vm: NativeVm,
         side: Callable[[int], NativeVm | None],
         stop: Stop,
-        memory: Any,
     ) -> None:
         self._vcpu = vcpu
-        page, enter = vcpu.page, backend.loop
+        page, enter, memory = vcpu.page, backend.loop, guest_memory(handle.slots())
         self._loop = NativeLoop(vm, side, vcpu.id, vcpu.fd, page, enter, stop, memory)
 
     @property

@@ -3,7 +3,8 @@
 Symbols
 -------
 
-The names of a guest kernel's functions, for the addresses in a trace and the conditions of a policy.
+The names of a guest kernel's functions, for the addresses in a trace and the conditions of a
+policy.
 """
 
 from kvmsr.symbols.symbols import Symbols, is_helper

@@ -3,7 +3,8 @@
 Symbols
 -------
 
-The names of a guest kernel's functions, for the addresses in a trace and the conditions of a policy.
+The names of a guest kernel's functions, for the addresses in a trace and the conditions of a
+policy.
 
 Linux loads itself at an address that is random (KASLR), in steps of 2 MiB. Where it was is found
 out from the trace: its RIPs are those of RDMSR and WRMSR, and nearly all of these instructions are
@@ -118,7 +119,9 @@ class Symbols:
 
         :raises SymbolError: if there is no function with this name, or more than one.
         """
-        starts = [start for start, one in zip(self._starts, self._names, strict=True) if one == name]
+        starts = [
+            start for start, one in zip(self._starts, self._names, strict=True) if one == name
+        ]
         if not starts:
             like = next((one for one in self._names if one.startswith(f"{name}.")), "")
             hint = f"; did you mean {like!r}?" if like else ""

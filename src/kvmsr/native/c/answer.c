@@ -119,11 +119,11 @@ static int answer(struct vcpu *vcpu)
 	struct kvmsr_cpu *cpu = &vcpu->cpu;
 
 	if (!vcpu->pending) {
+		if (unlikely(kvmsr_tables->reads && !vcpu->asked))
+			ask_to_read(vcpu);
 		kvmsr_take_access(cpu);
 		if (unlikely(vcpu->vm->asked))
 			ask_wish(&vcpu->vm->wish, &cpu->access);
-		if (unlikely(kvmsr_tables->reads && !vcpu->asked))
-			ask_to_read(vcpu);
 		kvmsr_decide(cpu);
 		if (cpu->outcome.verdict == KVMSR_TO_VMM) {
 			cpu->run->msr.reason = kvm_reason[cpu->access.reason];
@@ -152,6 +152,7 @@ static int answer(struct vcpu *vcpu)
 
 int kvmsr_run_on(struct vcpu *vcpu, int fd, void *argument)
 {
+	vcpu->cpu.fd = fd; /* the VMM may have closed the descriptor that it had at first */
 	for (;;) {
 		int result = answer(vcpu);
 

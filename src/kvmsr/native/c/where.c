@@ -227,13 +227,14 @@ static int is_confirmed(const struct guest *g, unsigned int at, uint64_t address
 }
 
 /*
- * Return which word, from FIRST on, is the return address into the caller of ADDRESS's function. A
- * CALL before it leads to where the function begins: no CALL leads to a place between there and
- * ADDRESS, so the highest such place is the best.
+ * Return which word, from FIRST on, is the return address into the caller of ADDRESS's function.
+ *
+ * The CALL before it leads to where that function begins, and no other CALL leads to a place between
+ * there and ADDRESS: so the highest such place is the best. Without any, an indirect CALL is likely.
  */
 static unsigned int search(struct guest *g, unsigned int first, unsigned int last, uint64_t address)
 {
-	unsigned int guess = last, best = last;
+	unsigned int best = last, indirect = last, direct = last;
 
 	for (unsigned int i = first; i < last; i++) {
 		if (g->kinds[i] == UNKNOWN)
@@ -241,16 +242,18 @@ static unsigned int search(struct guest *g, unsigned int first, unsigned int las
 		if (is_confirmed(g, i, address) &&
 		    (best == last || g->targets[i] > g->targets[best]))
 			best = i;
-		if (g->kinds[i] != OTHER && guess == last)
-			guess = i;
+		if (g->kinds[i] == INDIRECT && indirect == last)
+			indirect = i;
+		if (g->kinds[i] == DIRECT && direct == last)
+			direct = i;
 	}
-	return best < last ? best : guess;
+	return best < last ? best : indirect < last ? indirect : direct;
 }
 
 static void find(struct guest *g, struct kvmsr_where *where, unsigned int most)
 {
 	uint64_t chain[KVMSR_CALLERS], address = g->regs.rip;
-	unsigned int n = follow(g, chain), at;
+	unsigned int n = follow(g, chain), at, last;
 
 	read_stack(g);
 	if (n && g->n_words && search(g, 0, 1, address) == 0 && is_confirmed(g, 0, address) &&
@@ -260,9 +263,11 @@ static void find(struct guest *g, struct kvmsr_where *where, unsigned int most)
 		where->callers[where->n_callers++] = chain[i];
 	if (n)
 		return;
-	for (at = 0; where->n_callers < most; at++) {
-		at = search(g, at, g->n_words, address);
-		if (at == g->n_words)
+	/* A function that does nothing but access an MSR has nothing else on the stack. */
+	last = search(g, 0, 1, address) == 0 && g->n_words ? 1 : g->n_words;
+	for (at = 0; where->n_callers < most; at++, last = g->n_words) {
+		at = search(g, at, last, address);
+		if (at == last)
 			return;
 		if (!is_confirmed(g, at, address))
 			where->guesses |= 1 << where->n_callers;

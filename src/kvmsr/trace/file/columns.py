@@ -19,8 +19,8 @@ import numpy as np
 from kvmsr.policy import Op, Reason
 
 __all__ = (
-    "CPL", "EVENT", "LATENCY", "MAX_CALLERS", "OPS", "OUTCOMES", "REASONS", "RIP", "VALUE", "caller",
-    "columns", "event_type", "is_nullable", "values",
+    "CPL", "EVENT", "LATENCY", "MAX_CALLERS", "OPS", "OUTCOMES", "REASONS", "RIP", "VALUE",
+    "caller", "columns", "event_type", "is_nullable", "values",
 )  # fmt: skip
 
 OPS: Final = tuple(map(str, Op))

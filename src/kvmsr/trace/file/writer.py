@@ -45,15 +45,11 @@ class TraceWriter:
     :raises TraceError: if the file cannot be written.
     """
 
-    def __init__(
-        self, path: Path, head: Head, *, rip: bool = False, callers: int = 0
-    ) -> None:
+    def __init__(self, path: Path, head: Head, *, rip: bool = False, callers: int = 0) -> None:
         self.rows = 0
         self._failed = False
         self._path = path
-        fields = {
-            name: _arrow_type(name, kind) for name, kind in columns(rip=rip, callers=callers)
-        }
+        fields = {name: _arrow_type(name, kind) for name, kind in columns(rip=rip, callers=callers)}
         schema = na.c_schema(na.schema(na.Type.STRUCT, fields=fields))
         self._schema = schema.modify(metadata={KEY: head.encoded()})
         self._columns = [(name, na.c_schema(kind)) for name, kind in fields.items()]
