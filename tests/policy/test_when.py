@@ -78,7 +78,7 @@ def test_a_condition_is_written_as_it_is_read():
         ({"vcpu": []}, ("vcpu",), "empty"),
         ({"vcpu": "1"}, ("vcpu",), "got string"),
         ({"cpl": 4}, ("cpl",), "0 to 3"),
-        ({"rip": "0x10..0x20"}, ("rip",), "not an address range"),
+        ({"rip": "0x10..0x20"}, ("rip",), "neither an address range nor"),
         ({"rip": "0x20-0x10"}, ("rip",), "not a range of 64-bit addresses"),
         ({"value": 1 << 64}, ("value",), "write 0 to 2"),
         ({"mask": 1}, ("mask",), "needs a value"),

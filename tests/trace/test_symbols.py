@@ -59,7 +59,7 @@ def test_an_elf_file(tmp_path):
     [at] = [int(line.split()[0], 16) for line in listed.splitlines() if "native_read" in line]
     assert Symbols.read(program).name(at + 2) == "native_read_msr+0x2"
     subprocess.run([need("strip"), program], check=True)
-    with pytest.raises(SymbolError, match="there are no functions: give a vmlinux with symbols"):
+    with pytest.raises(SymbolError, match="there are no functions: give the guest's kernel"):
         Symbols.read(program)
     program.write_bytes(program.read_bytes()[:100])
     with pytest.raises(SymbolError, match="this ELF file is damaged"):

@@ -26,6 +26,7 @@ __all__ = ("Symbols", "is_helper")
 
 _LIMIT: Final = 1 << 30
 _STEP: Final = 1 << 21
+_ENOUGH: Final = 256  # RIPs
 _SLIDES: Final = 1 << 30  # RANDOMIZE_BASE_MAX_OFFSET of arch/x86/Kconfig
 _LINE: Final = re.compile(rb"^([0-9a-f]{16}) ([A-Za-z]) (\S+)(\t\[.*\])?$", re.MULTILINE)
 _CODE: Final = b"tTwW"
@@ -78,7 +79,7 @@ class Symbols:
         :return: whether that is certain: most of the RIPs are in functions for MSRs, with one slide
             only.
         """
-        rips = list(set(rips))
+        rips = list(dict.fromkeys(rips))[:_ENOUGH]
         scores: dict[int, int] = {}
         for slide in range(-_SLIDES, _SLIDES, _STEP):
             score = sum(is_helper(self._function(rip - slide)[0]) for rip in rips)
@@ -100,6 +101,10 @@ class Symbols:
         """Return the name of the function that *address* is in, or ""."""
         return self._function(address - self.slide)[0]
 
+    def caller(self, address: int) -> str:
+        """Return the name of the function that a call returns to, or ""."""
+        return self.function(address - 1)  # a call at a function's end returns to the next one
+
     def chain(self, rip: int, callers: Iterable[int] = (), guesses: int = 0) -> str:
         """
         Return where a guest is, and who called, such as ``native_write_msr+0x4 ← init_amd``.
@@ -108,10 +113,18 @@ class Symbols:
         """
         words = [self.name(rip) or f"{rip:#x}"]
         for number, caller in enumerate(callers):
-            # A call at a function's end returns to the next one.
-            name = self.function(caller - 1) or f"{caller:#x}"
+            name = self.caller(caller) or f"{caller:#x}"
             words.append(f"{name}{'?' * (guesses >> number & 1)}")
         return " ← ".join(words)
+
+    def asker(self, rip: int, callers: Iterable[int]) -> str:
+        """
+        Return the first function on a guest's path that is no helper, such as ``init_amd``.
+
+        What is in no function is returned as its address; "" if there are only helpers.
+        """
+        names = [(rip, self.function(rip)), *((one, self.caller(one)) for one in callers)]
+        return next((name or f"{at:#x}" for at, name in names if not is_helper(name)), "")
 
     def range(self, name: str) -> tuple[int, int]:
         """

@@ -13,6 +13,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from kvmsr.msr import catalog
+from kvmsr.policy import Where
+from kvmsr.symbols import Symbols
 from kvmsr.trace.file import LATENCY, OPS, OUTCOMES, REASONS
 from kvmsr.trace.file.columns import CPL, RIP, VALUE
 
@@ -64,8 +66,12 @@ class Record(NamedTuple):
     callers: tuple[int, ...] = ()
     guesses: int = 0
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the row for JSON. MSR, value and addresses are in hexadecimal, as text."""
+    def as_dict(self, functions: Symbols | None = None) -> dict[str, Any]:
+        """
+        Return the row for JSON. MSR, value and addresses are in hexadecimal, as text.
+
+        :param functions: the guest's functions, to add their names.
+        """
         found = self._asdict()
         for name in _HEX:
             found[name] = None if found[name] is None else f"{found[name]:#x}"
@@ -74,10 +80,22 @@ class Record(NamedTuple):
             {"address": f"{one:#x}", "guess": bool(self.guesses >> number & 1)}
             for number, one in enumerate(self.callers)
         ]
+        if functions is not None:
+            found["symbol"] = "" if self.rip is None else functions.name(self.rip)
+            for one, address in zip(found["callers"], self.callers, strict=True):
+                one["symbol"] = functions.caller(address)
         return found
 
+    def where(self, functions: Symbols | None = None) -> str:
+        """Return where the guest was and who called, in words; "" if that was not recorded."""
+        if self.rip is None:
+            return ""
+        if functions is None:
+            return str(Where(self.rip, 0, self.callers, self.guesses))
+        return functions.chain(self.rip, self.callers, self.guesses)
 
-FIELDS: Final = Record._fields
+
+FIELDS: Final = tuple(name for name in Record._fields if name != "guesses")
 _HEX: Final = ("index", "value", "rip")
 
 
