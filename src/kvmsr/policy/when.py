@@ -143,7 +143,7 @@ class When:
         for field in fields(self):
             given = getattr(self, field.name)
             if isinstance(given, Addresses):
-                given = str(given)
+                given = f"{given[0]:#x}-{given[1]:#x}"
             elif isinstance(given, tuple):
                 given = [str(g) if isinstance(g, Reason) else g for g in given]
             if given is not None:
@@ -151,7 +151,11 @@ class When:
         return said
 
     def __str__(self) -> str:
-        return ", ".join(f"{key} = {_shown(key, value)}" for key, value in self.spec().items())
+        said = self.spec()
+        for key in ("rip", "caller"):
+            if key in said:
+                said[key] = getattr(self, key)
+        return ", ".join(f"{key} = {_shown(key, value)}" for key, value in said.items())
 
     @property
     def never(self) -> str:
