@@ -68,7 +68,7 @@ def conditions(draw, for_writes):
     if draw(st.booleans()):
         when["rip"] = draw(st.sampled_from(["0x1000", "0x0-0xfff", "0x800-0x1800"]))
     if draw(st.booleans()):
-        callers = ["0x1000", "0x3000", "0x1800-0x2800", "0x2001-0x2fff", "0x2800-0x4000"]
+        callers = ["0x1000", "0x2fff", "0x3000", "0x1800-0x2800", "0x2001-0x2fff", "0x2800-0x4000"]
         when["caller"] = draw(st.sampled_from(callers))
     if for_writes and draw(st.booleans()):
         when["value"] = draw(st.integers(0, 3))

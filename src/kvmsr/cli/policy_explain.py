@@ -32,7 +32,9 @@ __all__ = ("explain_",)
 @click.option("--vcpu", type=click.IntRange(0), default=0, show_default=True, help="The vCPU.")
 @click.option("--cpl", type=click.IntRange(0, 3), default=0, show_default=True, help="The CPL.")
 @click.option("--rip", type=Number(), help="The RIP; by default, conditions on RIP hold.")
-@click.option("--caller", type=Number(), help="A caller's address; by default, conditions on it hold.")
+@click.option(
+    "--caller", type=Number(), help="A caller's address; by default, conditions on callers hold."
+)
 @click.option(
     "--count",
     type=click.IntRange(1),
@@ -84,7 +86,15 @@ def explain_(
     from kvmsr.dispatch import explain
 
     explanation = explain(
-        plan, op, msr, value=value or 0, vcpu=vcpu, cpl=cpl, rip=rip, caller=caller, count=count,
+        plan,
+        op,
+        msr,
+        value=value or 0,
+        vcpu=vcpu,
+        cpl=cpl,
+        rip=rip,
+        caller=caller,
+        count=count,
         handled=handled,
     )
     if profile is not None:

@@ -55,8 +55,9 @@ class Where(NamedTuple):
     guesses: int = 0
 
     def passes(self, first: int, last: int) -> bool:
-        """Return whether the instruction or a caller is at one of these addresses."""
-        return first <= self.rip <= last or any(first <= one <= last for one in self.callers)
+        """Return whether the instruction, or a call that led there, is in this range."""
+        # A call ends where it returns to. That may be where the next function begins.
+        return first <= self.rip <= last or any(first < one <= last + 1 for one in self.callers)
 
     def __str__(self) -> str:
         callers = [

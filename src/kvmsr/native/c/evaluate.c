@@ -37,8 +37,10 @@ static int called_from(struct kvmsr_cpu *cpu, const struct kvmsr_rule *r)
 
 	if (where->rip >= r->caller_first && where->rip <= r->caller_last)
 		return 1;
+	/* A call ends where it returns to. That may be where the next function begins. */
 	for (int i = 0; i < where->n_callers; i++)
-		if (where->callers[i] >= r->caller_first && where->callers[i] <= r->caller_last)
+		if (where->callers[i] && where->callers[i] - 1 >= r->caller_first &&
+		    where->callers[i] - 1 <= r->caller_last)
 			return 1;
 	return 0;
 }
