@@ -80,7 +80,8 @@ def _tokens(data: bytes) -> Iterator[tuple[int, list[bytes]]]:
             table = digits - index[_ZERO]
             if table < 0 or any(a >= b for a, b in pairwise(index)):
                 continue
-            last = data[table + index[-1] :][:_LONGEST].partition(b"\0")[0]
+            end = table + index[-1]
+            last = data[end : end + _LONGEST].partition(b"\0")[0]
             tokens = [data[table + a : table + b - 1] for a, b in pairwise(index)] + [last]
             if tokens[_ZERO : _ZERO + 10] == [b"%d" % digit for digit in range(10)]:
                 yield at, tokens
