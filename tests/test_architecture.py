@@ -12,13 +12,15 @@ from tests.conftest import PACKAGE, ROOT
 
 # Each room and the rooms below it. Two towers, mechanics and knowledge, meet in `session`; on it
 # `machine` and `attach` stand side by side; `cli` is the roof.
-GROUND = {"errors", "files", "text"}
+GROUND = {"decompress", "errors", "files", "symbols", "text"}
 MECHANICS = {"abi", "backend", "kvm", *GROUND}
 KNOWLEDGE = {"msr", "policy", "policy.file", "policy.plan", "dispatch", "trace", "native", *GROUND}
 BELOW = {
     "text": set(),
     "files": set(),
     "errors": {"text"},
+    "decompress": {"errors"},
+    "symbols": {"decompress", "errors", "files", "text"},
     "_version": set(),
     "abi": GROUND,
     "backend": {"abi", *GROUND},

@@ -16,6 +16,7 @@ Every error that kvmsr raises on purpose::
     ├── CatalogError              a source file of the MSR catalog is invalid
     ├── ImageError                a guest image cannot be loaded
     ├── TraceError                a trace file cannot be read or written
+    ├── SymbolError               a kernel's symbols cannot be read, or lack a function
     ├── HostError                 the host lacks something
     │   ├── BackendError          no backend can be opened
     │   ├── CapabilityError       this KVM lacks a capability
@@ -49,6 +50,7 @@ __all__ = (
     "KvmsrError",
     "MsrListError",
     "PolicyError",
+    "SymbolError",
     "TraceError",
     "UnknownMsrError",
     "UsageError",
@@ -168,6 +170,12 @@ class ImageError(KvmsrError):
 
 class TraceError(KvmsrError):
     """A trace file cannot be read or written."""
+
+    exit_status = 3
+
+
+class SymbolError(KvmsrError):
+    """A kernel's symbols cannot be read, or do not have a function."""
 
     exit_status = 3
 

@@ -8,23 +8,29 @@
  * other vCPUs have come and gone; with "crowd", while 1,024 others exist; with "vms", while 128 other
  * VMs exist; with "fork", after a child has tried to run it and has closed everything. With "full",
  * the VMM's own filter has as many ranges as there can be. With "moved", the VM's first descriptor is
- * closed, and its filter is set through another one.
+ * closed, and its filter is set through another one. With "confined", the vCPU's thread may not use
+ * process_vm_readv(2): it would be killed.
  *
  *     vmm IMAGE COUNT [HOW]
  */
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
 #include <linux/kvm.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -115,6 +121,20 @@ static void try_in_child(int vm, int vcpu)
 		errx(1, "the child ended with %#x", status);
 }
 
+static void confine(void)
+{
+	struct sock_filter program[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_process_vm_readv, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog filter = { sizeof(program) / sizeof(*program), program };
+
+	checked(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "PR_SET_NO_NEW_PRIVS");
+	checked(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter), "PR_SET_SECCOMP");
+}
+
 static void watch(int vm)
 {
 	struct kvm_enable_cap cap = {
@@ -131,7 +151,7 @@ int main(int argc, char **argv)
 	uint32_t count = strtoul(argv[2], NULL, 0);
 	uint8_t *memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	FILE *image = fopen(argv[1], "rb");
-	if (memory == MAP_FAILED || !image || !fread(memory + START, 1, 4096, image))
+	if (memory == MAP_FAILED || !image || !fread(memory + START, 1, 65536, image))
 		err(1, "%s", argv[1]);
 	memcpy(memory + START + COUNT_AT, &count, sizeof(count));
 
@@ -161,6 +181,11 @@ int main(int argc, char **argv)
 	run = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
 	if (run == MAP_FAILED)
 		err(1, "mmap");
+	static struct { struct kvm_cpuid2 head; struct kvm_cpuid_entry2 entries[256]; } cpuid;
+
+	cpuid.head.nent = 256;
+	checked(ioctl(kvm, KVM_GET_SUPPORTED_CPUID, &cpuid), "KVM_GET_SUPPORTED_CPUID");
+	checked(ioctl(vcpu, KVM_SET_CPUID2, &cpuid), "KVM_SET_CPUID2");
 	struct kvm_sregs sregs;
 	checked(ioctl(vcpu, KVM_GET_SREGS, &sregs), "KVM_GET_SREGS");
 	sregs.cs.base = sregs.cs.selector = 0;
@@ -195,6 +220,8 @@ int main(int argc, char **argv)
 		fill(vm);
 	if (!strcmp(how, "fork"))
 		try_in_child(vm, vcpu);
+	if (!strcmp(how, "confined"))
+		confine();
 	unsigned long kicks = 0;
 	for (;;) {
 		if (ioctl(vcpu, KVM_RUN, 0) < 0) {

@@ -102,7 +102,75 @@ def test_functions_have_names(tmp_path, moved):
     [symbol] = {one["symbol"] for row in report["traces"][0]["accesses"] for one in row["rips"]}
     assert symbol == ("native_read_msr+0x4" if moved else "do_idle+0x4")
     _, errors = kvmsr("trace", "summary", "--symbols", path, path, status=3)
-    assert errors.startswith(f"kvmsr: {path}: there are no functions: give a vmlinux")
+    assert errors.startswith(f"kvmsr: {path}: there are no functions: give the guest's kernel")
+
+
+BASE = 0xFFFFFFFF81000000
+MAP = {"native_read_msr": 0x100, "wrmsr_it": 0x200, "init_amd": 0x300, "init_intel": 0x400}
+
+
+@pytest.fixture
+def called(tmp_path):
+    """A trace with callers, and the functions: init_amd asks twice, init_intel once."""
+    (tmp_path / "System.map").write_text(
+        "".join(f"{BASE + at:016x} t {name}\n" for name, at in MAP.items())
+    )
+    rows = events(3, callers=3)
+    rows["rip"], rows["n_callers"], rows["guesses"] = BASE + SLIDE + 0x103, 2, [0b10, 0, 0b01]
+    rows["callers"] = 0
+    rows["callers"][:, 0] = np.array([0x210, 0x320, 0x210], np.uint64) + np.uint64(BASE + SLIDE)
+    rows["callers"][:, 1] = np.array([0x310, 0x410, 0x408], np.uint64) + np.uint64(BASE + SLIDE)
+    for name in ("index", "op", "outcome", "reason", "rule"):
+        rows[name] = rows[name][0]
+    return trace(tmp_path / "trace", rows), tmp_path / "System.map"
+
+
+def test_rows_are_split_by_who_asked(called):
+    path, functions = called
+    words = ["trace", "summary", path]
+    (one,) = json.loads(kvmsr(*words, "--json")[0])["traces"]
+    by_caller = {row["asker"]: row["count"] for row in one["accesses"]}
+    assert by_caller == {f"{BASE + SLIDE + 0x210:#x}": 2, f"{BASE + SLIDE + 0x320:#x}": 1}
+    words += ["--symbols", functions]
+    (one,) = json.loads(kvmsr(*words, "--json")[0])["traces"]
+    assert {row["asker"]: row["count"] for row in one["accesses"]} == {
+        "init_amd": 2, "init_intel": 1,
+    }  # fmt: skip
+    callers = one["accesses"][0]["rips"][0]["callers"]
+    assert [caller["symbol"] for caller in callers] in (["wrmsr_it", "init_amd"], ["init_amd", ""])
+    out, _ = kvmsr(*words)
+    assert re.search("│ init_amd +│ native_read_msr", out)
+
+
+def test_who_called(called):
+    path, functions = called
+    lines = kvmsr("trace", "show", path)[0].splitlines()
+    at = BASE + SLIDE
+    assert lines[0].endswith(f") at {at + 0x103:#x} ← {at + 0x210:#x} ← {at + 0x310:#x}?")
+    lines = kvmsr("trace", "show", path, "--symbols", functions)[0].splitlines()
+    assert [line.partition(") at ")[2] for line in lines] == [
+        "native_read_msr+0x3 ← wrmsr_it ← init_amd?",
+        "native_read_msr+0x3 ← init_amd ← init_intel",
+        "native_read_msr+0x3 ← wrmsr_it? ← init_intel",
+    ]
+    one = shown(path, "--symbols", functions)[0]
+    assert (one["symbol"], one["callers"][1]) == (
+        "native_read_msr+0x3",
+        {"address": f"{at + 0x310:#x}", "guess": True, "symbol": "init_amd"},
+    )
+    head, first, *_ = kvmsr("trace", "export", "--to", "csv", path)[0].splitlines()
+    assert head.endswith(",rip,cpl,callers")
+    assert first.endswith(f",{at + 0x103:#x},0,{at + 0x210:#x} {at + 0x310:#x}?")
+    words = ["trace", "export", path, "--symbols", functions]
+    assert (
+        kvmsr(*words, "--to", "csv")[0]
+        .splitlines()[1]
+        .endswith(",wrmsr_it init_amd?,native_read_msr+0x3")
+    )
+    events_ = json.loads(kvmsr(*words, "--to", "perfetto")[0])["traceEvents"]
+    assert events_[-1]["args"]["where"] == "native_read_msr+0x3 ← wrmsr_it? ← init_intel"
+    _, error = kvmsr(*words, "--to", "parquet", status=2)
+    assert "a Parquet file has addresses only" in error
 
 
 def shown(path, *words):

@@ -52,6 +52,20 @@ def test_it_counts_as_the_dispatcher_does(count):
     assert first.steps[0].skipped == expected
 
 
+def test_where_callers_are_not_known_each_condition_on_them_holds():
+    rules = [
+        Rule(0x5000, read=1, when={"caller": "0x1000-0x1fff", "vcpu": 1}),
+        Rule(0x5000, read=2, when={"caller": "0x3000-0x3fff"}),
+        Rule(0x5000, read=3),
+    ]
+    plan = compile_policy(Policy(rules))
+    assert explain(plan, Op.READ, 0x5000).cases[0].value == 2
+    case = explain(plan, Op.READ, 0x5000, caller=0x1234).cases[0]
+    assert (case.value, case.steps[1].skipped) == (
+        3, f"the caller is at 0x1234 (when {rules[1].when})",
+    )  # fmt: skip
+
+
 def test_where_rip_is_not_known_each_condition_on_it_holds():
     rules = [
         Rule(0x5000, read=1, when={"rip": "0x1000-0x1fff", "vcpu": 1}),

@@ -1,5 +1,6 @@
 """Real guests: Debian's kernel, SeaBIOS, and other people's tests, with QEMU beside us."""
 
+import json
 import os
 import re
 import struct
@@ -9,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from kvmsr.machine.loaders.decompress import decompress
+from kvmsr.decompress import decompress
 from kvmsr.machine.probe import probe
-from tests.command import KVMSR, run_guest
+from tests.command import KVMSR, call, run_guest
 from tests.conftest import GUESTS, ROOT
 
 pytestmark = pytest.mark.peer
@@ -26,7 +27,8 @@ def test_debians_kernel_boots_to_its_end_on_the_soft_backend(kernel, tmp_path, h
     """With the 8259s and the 8254, and with ACPI, local APIC, I/O APIC and TSC deadline."""
     report, console = run_guest(
         tmp_path, kernel, "--policy", ROOT / "examples/linux.toml", "--memory", "512M",
-        "--timeout", "200", "--append", f"console=ttyS0 panic=-1 {how}", backend="soft",
+        "--timeout", "200", "--append", f"console=ttyS0 panic=-1 {how}", "--trace",
+        tmp_path / "trace", "--trace-callers", "6", backend="soft",
     )  # fmt: skip
     assert "VFS: Unable to mount root fs" in console
     assert report["exit"]["kind"] == "reset"
@@ -35,6 +37,14 @@ def test_debians_kernel_boots_to_its_end_on_the_soft_backend(kernel, tmp_path, h
     assert "kernel BUG at" not in console
     assert "Oops" not in console
     assert {access["index"] for access in report["accesses"]} >= {"0x8b", "0xc0010015"}
+    # Who asked for the microcode's revision, by the kernel's own names; it has no frame pointers.
+    done = call("trace", "show", tmp_path / "trace", "--symbols", kernel, "--msr", "0x8b")
+    first, second = (line.partition(" at ")[2] for line in done.stdout.splitlines())
+    assert re.match(r"native_read_msr_safe\+0x\d ← early_init_amd\?? ← early_cpu_init", first)
+    assert re.match(r"native_read_msr_safe\+0x\d ← early_init_amd\?? ← init_amd ← ", second)
+    done = call("trace", "summary", tmp_path / "trace", "--symbols", kernel, "--json")
+    rows = json.loads(done.stdout)["traces"][0]["accesses"]
+    assert {row["asker"] for row in rows} >= {"early_init_amd", "amd_bus_cpu_online"}
 
 
 @pytest.mark.parametrize("preset", ["linux", "quiet"])

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from kvmsr.decompress import decompress
 from kvmsr.errors import ImageError, KvmsrError, UsageError
 from kvmsr.machine import Boot
 from kvmsr.machine.cpustate import Mode
 from kvmsr.machine.layout import BOOT_PARAMS, COMMAND_LINE, INFO
 from kvmsr.machine.loaders import load
-from kvmsr.machine.loaders.decompress import decompress
 from tests.conftest import GUESTS
 from tests.machine import images
 

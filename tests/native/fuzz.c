@@ -60,6 +60,9 @@ static void decide(struct kvmsr_cpu *cpu, const struct kvmsr_table *table)
 			.index = chance(4) ? indices[chance(8)] : number(), .op = chance(2),
 			.reason = chance(3), .vmm_reasons = chance(8), .denied = chance(2),
 		};
+		cpu->where = (struct kvmsr_where){ .n_callers = chance(KVMSR_CALLERS + 1) };
+		for (int n = 0; n < cpu->where.n_callers; n++)
+			cpu->where.callers[n] = chance(2) ? number() : chance(0x2000);
 		kvmsr_evaluate(cpu, table, a, &cpu->outcome);
 		if (cpu->outcome.verdict == KVMSR_KERNEL)
 			kvmsr_refused(cpu, table, a, chance(2), &cpu->outcome);
@@ -166,10 +169,11 @@ static void control(struct kvmsr_block *block, struct kvmsr_tables *tables, cons
 	static struct kvmsr_spin spin;
 	struct kvmsr_upcall asked;
 	struct kvmsr_event events[8];
+	uint64_t callers[8 * KVMSR_CALLERS];
 
 	for (int i = 0; i < 4; i++)
 		words[chance(5)][chance(48)] = number();
-	kvmsr_take_events(vcpu, events, 8);
+	kvmsr_take_events(vcpu, events, chance(2) ? callers : NULL, 8);
 	vcpu->upcall.state |= KVMSR_ASKED;
 	if (kvmsr_next_question(vcpu, &asked, &spin, 0))
 		kvmsr_give_answer(vcpu, &asked);

@@ -17,6 +17,7 @@ from kvmsr.policy import (
     Rule,
     Scope,
     Topology,
+    Where,
 )
 from kvmsr.policy.plan import KernelFacts, compile_policy
 from kvmsr.trace import Summary
@@ -33,6 +34,7 @@ pytestmark = pytest.mark.skipif(not native.available(), reason=f"needs {native.w
 
 INDICES = [0x10, 0x35, 0x1B0, 0x277, 0x40000000, 0x12345678, 0xC0010015]
 RIP = 0x1000
+WHERE = Where(RIP, 0, (0x2000, 0x3000), 0b10)
 
 indices = st.sampled_from(INDICES)
 values = st.sampled_from([0, 1, 2, 3, 0xFF, 1 << 63, (1 << 64) - 1]) | st.integers(0, (1 << 64) - 1)
@@ -65,6 +67,9 @@ def conditions(draw, for_writes):
         when["vcpu"] = draw(st.lists(st.integers(0, 3), min_size=1))
     if draw(st.booleans()):
         when["rip"] = draw(st.sampled_from(["0x1000", "0x0-0xfff", "0x800-0x1800"]))
+    if draw(st.booleans()):
+        callers = ["0x1000", "0x2fff", "0x3000", "0x1800-0x2800", "0x2001-0x2fff", "0x2800-0x4000"]
+        when["caller"] = draw(st.sampled_from(callers))
     if for_writes and draw(st.booleans()):
         when["value"] = draw(st.integers(0, 3))
         when["mask"] = 3
@@ -147,7 +152,11 @@ class Native:
         self.block = Block(4)
         self.names = Names()
         self.dispatcher = Dispatcher(
-            plan, vcpus=4, rip=lambda vcpu: RIP, log=lambda a, o, text: logged.append(text)
+            plan,
+            vcpus=4,
+            rip=lambda vcpu: RIP,
+            where=lambda vcpu: WHERE,
+            log=lambda a, o, text: logged.append(text),
         )
         self.clock = clock
         self.side = NativeVm(self.dispatcher, self.block, self.names)
@@ -155,7 +164,8 @@ class Native:
         self.cpus = []
         for number in range(4):
             cpu = self.block.new_cpu(0, number)
-            cpu.fd, cpu.rip = -1, RIP
+            cpu.fd, cpu.rip, cpu.where.rip = -1, RIP, RIP
+            cpu.where.callers[0:2], cpu.where.n_callers = WHERE.callers, 2
             self.cpus.append(cpu)
 
     def handle(self, access):
@@ -203,6 +213,7 @@ class Python:
             vcpus=4,
             clock=lambda: clock.now,
             rip=lambda vcpu: RIP,
+            where=lambda vcpu: WHERE,
             log=lambda a, o, text: logged.append(text),
         )
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not native.available(), reason=f"needs {native.w
 SOURCES = ROOT / "src/kvmsr/native/c"
 FILES = (
     "block.c", "evaluate.c", "kvm.c", "life.c", "merge.c", "record.c", "shadow.c", "table.c",
-    "upcall.c",
+    "upcall.c", "where.c",
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmsr.errors import PolicyError
-from kvmsr.policy import Reason, Rule, When
+from kvmsr.policy import Reason, Rule, When, Where
 
 
 @given(st.none() | st.integers(1, 6), st.none() | st.integers(1, 6), st.integers(1, 40))
@@ -78,7 +78,7 @@ def test_a_condition_is_written_as_it_is_read():
         ({"vcpu": []}, ("vcpu",), "empty"),
         ({"vcpu": "1"}, ("vcpu",), "got string"),
         ({"cpl": 4}, ("cpl",), "0 to 3"),
-        ({"rip": "0x10..0x20"}, ("rip",), "not an address range"),
+        ({"rip": "0x10..0x20"}, ("rip",), "neither an address range nor"),
         ({"rip": "0x20-0x10"}, ("rip",), "not a range of 64-bit addresses"),
         ({"value": 1 << 64}, ("value",), "write 0 to 2"),
         ({"mask": 1}, ("mask",), "needs a value"),
@@ -98,3 +98,18 @@ def test_what_is_wrong_is_told_with_its_key(wrong, key, piece):
 def test_reads_have_no_value_to_compare():
     with pytest.raises(PolicyError, match="reads have no value"):
         Rule(1, read=5, write="ignore", when={"value": 1})
+
+
+def test_callers_are_addresses_or_names():
+    known = {"init_amd": (0x1000, 0x1FFF)}
+    when = When(caller="init_amd", symbols=known.__getitem__)
+    assert str(when) == "caller = init_amd"
+    assert when == When(caller="0x1000-0x1fff") == When.parse(when.spec())
+    assert when.passes(Where(0x1800))
+    assert when.passes(Where(5, 0, (0x3000, 0x1234)))
+    assert when.passes(Where(5, 0, (0x2000,)))  # the call is the last instruction
+    assert not when.passes(Where(5, 0, (0x1000,)))  # and here that of the function before
+    assert not when.passes(Where(5))
+    assert When(rip="init_amd", symbols=known.__getitem__).rip == (0x1000, 0x1FFF)
+    with pytest.raises(PolicyError, match="'init_amd' is the name of a function, and there are no"):
+        When(caller="init_amd")

@@ -12,8 +12,8 @@ from kvmsr import Boot, Machine
 from kvmsr.errors import TraceError
 from kvmsr.session import recording
 from kvmsr.trace import Grade, TraceOptions
-from kvmsr.trace.file import EVENT, LATENCY, OPS, OUTCOMES, REASONS, Trace
-from kvmsr.trace.file.columns import CPL, RIP, VALUE
+from kvmsr.trace.file import LATENCY, OPS, OUTCOMES, REASONS, Trace
+from kvmsr.trace.file.columns import CPL, RIP, VALUE, event_type
 from tests.command import call, words_of
 from tests.conftest import GUESTS, need
 
@@ -67,7 +67,7 @@ def run(kind, policy, *, boot, **options):
 
 def read(path):
     with Trace(path) as trace:
-        return trace, np.concatenate([np.zeros(0, EVENT), *trace.batches()])
+        return trace, np.concatenate([np.zeros(0, event_type(trace.callers)), *trace.batches()])
 
 
 def shown(trace, rows):

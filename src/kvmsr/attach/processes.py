@@ -146,3 +146,23 @@ class Processes:
 def _began(pid: int) -> int:
     """Return when a process began, in clock ticks since the host was booted."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[_BEGAN])
+
+
+def is_unconfined(pid: int) -> bool:
+    """
+    Return whether no thread of a process has more seccomp filters than this process.
+
+    False if that cannot be seen.
+    """
+    try:
+        own = _confinement(Path("/proc/self/status"))
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+        return bool(threads) and all(_confinement(one / "status") == own for one in threads)
+    except (OSError, ValueError):
+        return False
+
+
+def _confinement(status: Path) -> list[str]:
+    """Return the lines of a thread's status that are about seccomp: its mode and filters."""
+    lines = status.read_text(errors="replace").splitlines()
+    return [line for line in lines if line.startswith("Seccomp")]

@@ -22,11 +22,12 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
+from kvmsr.attach.processes import is_unconfined
 from kvmsr.dispatch import Verdict
 from kvmsr.native import ffi, lib
 from kvmsr.native.block import Block, question_reader
-from kvmsr.native.words import OPS, REASONS, VERDICTS, made_access
-from kvmsr.policy import Access, Policy
+from kvmsr.native.words import OPS, REASONS, VERDICTS, made_access, made_where
+from kvmsr.policy import Access, Policy, Where
 from kvmsr.session import Session
 from kvmsr.text import error_text
 
@@ -37,6 +38,9 @@ _MOST_LOGGED: Final = 2000
 _ROOM: Final = 256
 _N_OPS, _N_REASONS, _N_VERDICTS = len(OPS), len(REASONS), len(VERDICTS)
 _STOP: Final = VERDICTS[Verdict.STOP]
+_CONFINED: Final = (
+    "callers are not known: the VMM confines its threads by seccomp, or its state cannot be seen"
+)
 
 
 class Questions:
@@ -77,7 +81,8 @@ class Questions:
         """Start to answer the vCPUs that are new, and log what vCPUs report: so many at most."""
         policy = self._session.plan.policy
         if policy is not self._policy:
-            self._policy, self._has_questions = policy, policy.asks_python
+            self._policy = policy
+            self._has_questions = policy.asks_python or bool(self._block.tables.reads)
         if self._has_questions:
             for number in range(self._block.n_vcpus):
                 taken = self._block.vcpu(number).taken == lib.KVMSR_TAKEN
@@ -107,13 +112,15 @@ class Questions:
         count = self._block.n_vcpus
         for step in range(count):
             vcpu = self._block.vcpu((self._next_logged + step) % count)
-            while most and (taken := lib.kvmsr_take_events(vcpu, self._events, min(most, _ROOM))):
+            while most and (
+                taken := lib.kvmsr_take_events(vcpu, self._events, ffi.NULL, min(most, _ROOM))
+            ):
                 most -= taken
                 for event in self._events[0:taken]:
                     self.log_event(event)
         self._next_logged += 1
 
-    def log_event(self, event: Any) -> None:
+    def log_event(self, event: Any, callers: tuple[int, ...] = ()) -> None:
         """Log an access, a ``struct kvmsr_event``, if the policy wants that."""
         vm, number = event.vm, event.vcpu
         policy = self._session.policy_of(event.serial)
@@ -124,6 +131,8 @@ class Questions:
         ):
             return
         access = made_access(event.value, number, event.index, event.op, event.reason)
+        if event.has_rip:
+            access = access._replace(where=Where(event.rip, event.cpl & 3, callers, event.guesses))
         policy.native(vm).log(access, event)
 
     def _answer_all(self, number: int) -> None:
@@ -140,7 +149,7 @@ class Questions:
             if not found:
                 continue
             try:
-                answered = self._answer(vcpu.vm, vcpu.id, asked, read)
+                answered = self._answer(number, asked, read)
             except KeyboardInterrupt:  # from a handler: Ctrl-C is raised in the main thread only
                 self._interrupt()
                 return
@@ -154,18 +163,25 @@ class Questions:
         if found:
             lib.kvmsr_give_answer(vcpu, asked)
 
-    def _answer(
-        self, vm: int, number: int, asked: Any, read: Callable[[], tuple[int, ...]]
-    ) -> bool:
+    def _answer(self, record: int, asked: Any, read: Callable[[], tuple[int, ...]]) -> bool:
         """Put the answer into *asked*. Return False if the run stops, and there is no answer."""
-        outcome = asked.outcome
+        outcome, vcpu = asked.outcome, self._block.vcpu(record)
+        vm, number = vcpu.vm, vcpu.id
         serial, value, index, op, reason, rule, verdict = read()
+        if verdict == lib.KVMSR_MAY_READ:
+            outcome.verdict = lib.KVMSR_VALUE
+            outcome.value = is_unconfined(vcpu.pid)
+            if not outcome.value and _CONFINED not in self.notes:
+                self.notes.append(_CONFINED)
+            return True
         policy = self._session.policy_of(serial)
         if policy is None or not self._are_sound(vm, number, op, reason):
             outcome.verdict = lib.KVMSR_FAULT
             return True
         side = policy.native(vm)
         access = made_access(value, number, index, op, reason)
+        if self._block.tables.trace_rip:
+            access = access._replace(where=made_where(asked.where))
         if not side.asks(access, rule, stop=verdict == _STOP):
             outcome.verdict = lib.KVMSR_FAULT
             return True

@@ -20,12 +20,12 @@ from kvmsr.errors import PolicyError, UsageError
 from kvmsr.text import counted, shown
 
 if TYPE_CHECKING:
+    from kvmsr.symbols import Symbols
     from kvmsr.trace.file import Head
-    from kvmsr.trace.symbols import Symbols
 
 __all__ = (
     "JSON", "PATH", "SYMBOLS", "TRACE", "TRACES", "Duration", "MsrSelector", "about",
-    "dropped_text", "place", "report_cut", "report_dropped",
+    "dropped_text", "place", "read_symbols", "report_cut", "report_dropped",
 )  # fmt: skip
 
 PATH: Final = click.Path(path_type=Path)
@@ -35,11 +35,12 @@ SYMBOLS: Final = click.option(
     "--symbols",
     metavar="FILE",
     type=PATH,
-    help="Name the functions at RIPs: a vmlinux with symbols, a System.map, or a copy of the"
-    " guest's /proc/kallsyms.",
+    help="Name functions: the guest's kernel (vmlinuz or vmlinux), its System.map, or a copy of its"
+    " /proc/kallsyms.",
 )
 JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 
+_MANY_RIPS: Final = 256  # enough to say where a kernel was
 _UNITS: Final = {"s": 10**9, "ms": 10**6, "us": 10**3, "µs": 10**3, "ns": 1}
 
 
@@ -82,6 +83,39 @@ class Duration(click.ParamType[int]):
         if match is None:
             raise UsageError(f"{shown(value)} is not a time: write seconds, or 10ms, 250us, 2s")
         return int(float(match[1]) * _UNITS[match[2] or "s"])
+
+
+def read_symbols(file: Path | None, trace: Path) -> "Symbols | None":
+    """
+    Return the functions in *file*, moved to where they were in a trace; None without a file.
+
+    The trace is read for that, if it can be read twice.
+
+    :raises SymbolError: if it cannot be read.
+    :raises TraceError: if the trace cannot be read.
+    """
+    if file is None:
+        return None
+    from kvmsr.symbols import Symbols
+
+    functions = Symbols.read(file)
+    if trace.is_file():
+        place(trace, functions, _rips(trace))
+    return functions
+
+
+def _rips(path: Path) -> set[int]:
+    import numpy as np
+
+    from kvmsr.trace.file import Trace
+    from kvmsr.trace.file.columns import RIP
+
+    found: set[int] = set()
+    with Trace(path) as trace:
+        for rows in trace.batches():
+            if len(found) < _MANY_RIPS:
+                found.update(np.unique(rows["rip"][rows["has"] & RIP != 0]).tolist())
+    return found
 
 
 def place(path: Path, symbols: "Symbols", rips: Iterable[int]) -> None:

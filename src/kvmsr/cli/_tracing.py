@@ -35,6 +35,12 @@ _OPTIONS: Final = (
     ),
     click.option("--trace-rip", is_flag=True, help="Record the guest's RIP and CPL, too."),
     click.option(
+        "--trace-callers",
+        metavar="N",
+        type=click.IntRange(1, 8),
+        help="Record RIP, CPL and who called the guest's function: up to N return addresses.",
+    ),
+    click.option(
         "--lossless",
         is_flag=True,
         help="Let vCPUs wait if accesses come faster than they can be recorded.",
@@ -55,7 +61,7 @@ def traced(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def trace_options(
-    path: Path | None, grade: str | None, rip: bool, lossless: bool
+    path: Path | None, grade: str | None, rip: bool, callers: int | None, lossless: bool
 ) -> TraceOptions | None:
     """
     Return what the options of :func:`traced` say; None if there is to be no trace.
@@ -63,8 +69,13 @@ def trace_options(
     :raises UsageError: if options say how to record, but not where.
     """
     if path is not None:
-        return TraceOptions(path, Grade(grade or Grade.ALL), rip, lossless)
-    about = {"--trace-grade": grade, "--trace-rip": rip, "--lossless": lossless}
+        return TraceOptions(path, Grade(grade or Grade.ALL), rip, callers or 0, lossless)
+    about = {
+        "--trace-grade": grade,
+        "--trace-rip": rip,
+        "--trace-callers": callers,
+        "--lossless": lossless,
+    }
     for option, given in about.items():
         if given:
             raise UsageError(f"{option} is about a trace, and there is none: add --trace FILE")

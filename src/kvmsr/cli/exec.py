@@ -70,6 +70,7 @@ def command(
     trace: Path | None,
     trace_grade: str | None,
     trace_rip: bool,
+    trace_callers: int | None,
     lossless: bool,
     metrics: str | None,
     require: bool,
@@ -87,7 +88,7 @@ def command(
     """
     _refuse_option(vmm[0])
     _check_summary(summary)
-    recorded = trace_options(trace, trace_grade, trace_rip, lossless)
+    recorded = trace_options(trace, trace_grade, trace_rip, trace_callers, lossless)
     expect_hangup(reload)
     rules = load_policy(policy) if policy else Policy()
     to_stdout = as_json and summary is None

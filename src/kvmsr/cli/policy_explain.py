@@ -33,6 +33,9 @@ __all__ = ("explain_",)
 @click.option("--cpl", type=click.IntRange(0, 3), default=0, show_default=True, help="The CPL.")
 @click.option("--rip", type=Number(), help="The RIP; by default, conditions on RIP hold.")
 @click.option(
+    "--caller", type=Number(), help="A caller's address; by default, conditions on callers hold."
+)
+@click.option(
     "--count",
     type=click.IntRange(1),
     default=1,
@@ -56,6 +59,7 @@ def explain_(
     vcpu: int,
     cpl: int,
     rip: int | None,
+    caller: int | None,
     count: int,
     importing: bool,
     ignoring: bool | None,
@@ -82,7 +86,16 @@ def explain_(
     from kvmsr.dispatch import explain
 
     explanation = explain(
-        plan, op, msr, value=value or 0, vcpu=vcpu, cpl=cpl, rip=rip, count=count, handled=handled
+        plan,
+        op,
+        msr,
+        value=value or 0,
+        vcpu=vcpu,
+        cpl=cpl,
+        rip=rip,
+        caller=caller,
+        count=count,
+        handled=handled,
     )
     if profile is not None:
         explanation = replace(explanation, kernel=f"{profile} (soft): {explanation.kernel}")

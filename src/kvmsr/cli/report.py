@@ -14,6 +14,7 @@ from typing import Final
 import click
 
 from kvmsr.cli._output import echo
+from kvmsr.cli._traces import SYMBOLS
 
 __all__ = ("command",)
 
@@ -23,6 +24,7 @@ _PERIOD: Final = 0.5
 _EXAMPLES = """\b
 Examples:
   kvmsr report boot.arrows -o report.html
+  kvmsr report boot.arrows --symbols vmlinuz -o report.html
   kvmsr report before.arrows after.arrows -o compare.html
 """
 
@@ -32,6 +34,7 @@ _PATH = click.Path(path_type=Path)
 @click.command("report", epilog=_EXAMPLES)
 @click.argument("file", type=_PATH)
 @click.argument("other", metavar="[FILE2]", type=_PATH, required=False)
+@SYMBOLS
 @click.option(
     "-o",
     "--output",
@@ -40,7 +43,7 @@ _PATH = click.Path(path_type=Path)
     required=True,
     help="The HTML page to write. A file that is there is replaced.",
 )
-def command(file: Path, other: Path | None, output: Path) -> None:
+def command(file: Path, other: Path | None, symbols: Path | None, output: Path) -> None:
     """
     Write a page about a trace, or about two to compare.
 
@@ -52,7 +55,7 @@ def command(file: Path, other: Path | None, output: Path) -> None:
 
     paths = [file] if other is None else [file, other]
     with _Steps() as steps:
-        size = write_report(paths, output, steps)
+        size = write_report(paths, output, steps, symbols)
     echo(f"{output}: {size / 1e3:,.0f} kB")
 
 

@@ -131,6 +131,7 @@ def command(
     trace: Path | None,
     trace_grade: str | None,
     trace_rip: bool,
+    trace_callers: int | None,
     lossless: bool,
     metrics: str | None,
     reload: bool,
@@ -146,7 +147,7 @@ def command(
     a table shows the MSR accesses that reached user space, and how the run ended.
     """
     timeout = to_seconds(timeout, "--timeout")
-    recorded = trace_options(trace, trace_grade, trace_rip, lossless)
+    recorded = trace_options(trace, trace_grade, trace_rip, trace_callers, lossless)
     boot = Boot(image, append, initrd, bios, None if mode is None else int(mode))
     expect_hangup(reload)
     rules = load_policy(policy) if policy else Policy()

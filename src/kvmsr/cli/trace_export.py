@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import click
 
-from kvmsr.cli._traces import PATH, TRACE, report_cut, report_dropped
+from kvmsr.cli._traces import PATH, SYMBOLS, TRACE, read_symbols, report_cut, report_dropped
 from kvmsr.errors import UsageError
 
 __all__ = ("export",)
@@ -38,8 +38,9 @@ Examples:
     type=click.Choice(["csv", "jsonl", "perfetto", _PARQUET]),
     help="The format.",
 )
+@SYMBOLS
 @click.option("-o", "--output", type=PATH, help="Write it here; by default, to standard output.")
-def export(file: Path, form: str, output: Path | None) -> None:
+def export(file: Path, form: str, symbols: Path | None, output: Path | None) -> None:
     """
     Convert a trace for other programs.
 
@@ -51,11 +52,14 @@ def export(file: Path, form: str, output: Path | None) -> None:
     from kvmsr.trace.analysis.export import FORMATS
     from kvmsr.trace.analysis.parquet import write_parquet
 
+    if symbols is not None and form == _PARQUET:
+        raise UsageError("--symbols: a Parquet file has addresses only; take another format")
+    functions = read_symbols(symbols, file)
     with CountingTrace(file) as trace, _opened(output, file, form) as target:
         if form == _PARQUET:
             write_parquet(trace, target)
         else:
-            for part in FORMATS[form](trace):
+            for part in FORMATS[form](trace, functions):
                 target.write(part)
         report_cut(file, trace.cut)
         report_dropped(file, trace.dropped)

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import click
 
 from kvmsr.cli._traces import (
+    SYMBOLS,
     TRACE,
     Duration,
     MsrSelector,
+    read_symbols,
     report_cut,
     report_dropped,
 )
@@ -24,6 +26,7 @@ from kvmsr.msr import catalog, decode
 from kvmsr.text import counted, duration, one_line
 
 if TYPE_CHECKING:
+    from kvmsr.symbols import Symbols
     from kvmsr.trace.analysis.records import Record
 
 __all__ = ("show",)
@@ -37,6 +40,7 @@ Examples:
   kvmsr trace show boot.arrows
   kvmsr trace show boot.arrows --msr 'IA32_MC*' --msr 0x10-0x20 --outcome fault
   kvmsr trace show boot.arrows --vcpu 1 --since 10ms --decode
+  kvmsr trace show boot.arrows --symbols vmlinuz
   kvmsr trace show boot.arrows --follow
 """
 
@@ -71,6 +75,7 @@ Examples:
     default="0",
     help="Only accesses from this time of the guest's clock on, in seconds or with a unit: 10ms.",
 )
+@SYMBOLS
 @click.option("--decode", "decoding", is_flag=True, help="Show the fields of each value.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
 @click.option("--follow", is_flag=True, help="Wait for more while the run goes on.")
@@ -81,6 +86,7 @@ def show(
     op: str | None,
     outcomes: tuple[str, ...],
     since: int,
+    symbols: Path | None,
     decoding: bool,
     as_json: bool,
     follow: bool,
@@ -89,8 +95,9 @@ def show(
     Show the accesses of a trace one by one.
 
     Each line has the guest's clock in seconds, the vCPU, the direction, the MSR with its value, the
-    outcome, the time that it took in user space, and what decided it. Options select accesses; all
-    of them must hold.
+    outcome, the time that it took in user space, what decided it, and where the guest was, with
+    its callers, if the trace has that; a question mark is at those that are guesses. Options select
+    accesses; all of them must hold.
     """
     from kvmsr.cli._follow import Following
     from kvmsr.policy.selector import merge
@@ -104,25 +111,27 @@ def show(
         outcomes=outcomes,
         since_ns=since,
     )
+    functions = read_symbols(symbols, file)
     source = cast(BinaryIO, Following(file)) if follow else None
     with CountingTrace(file, source) as trace:
         for events in trace.batches():
             chosen = records(wanted.of(events), trace.rules)
-            lines = [_json(one, decoding) if as_json else _line(one, decoding) for one in chosen]
+            say = _json if as_json else _line
+            lines = [say(one, decoding, functions) for one in chosen]
             if lines:
                 click.echo("\n".join(lines))
         report_cut(file, trace.cut)
         report_dropped(file, trace.dropped)
 
 
-def _json(record: "Record", decoding: bool) -> str:
-    said = record.as_dict()
+def _json(record: "Record", decoding: bool, functions: "Symbols | None") -> str:
+    said = record.as_dict(functions)
     if decoding:
         said["fields"] = _fields(record)
     return json.dumps(said)
 
 
-def _line(record: "Record", decoding: bool) -> str:
+def _line(record: "Record", decoding: bool, functions: "Symbols | None") -> str:
     outcome = record.outcome
     if outcome in _BAD:
         outcome = click.style(outcome, fg="red")
@@ -134,7 +143,7 @@ def _line(record: "Record", decoding: bool) -> str:
     )
     who = f"{record.vm}.{record.vcpu}" if record.vm else f"{record.vcpu}"
     name = f" {record.name}" if record.name else ""
-    where = "" if record.rip is None else f" at {record.rip:#x}"
+    where = f" at {record.where(functions)}" if record.rip is not None else ""
     line = (
         f"{record.guest_ns / 1e9:14.9f} vCPU {who} {record.op:5} {record.index:#x}{name}{value}:"
         f" {outcome} ({record.reason}, {one_line(record.rule)}, {took}){where}"

@@ -25,8 +25,8 @@ from kvmsr.cli._traces import (
 from kvmsr.text import counted, duration
 
 if TYPE_CHECKING:
+    from kvmsr.symbols import Symbols
     from kvmsr.trace.analysis import TraceRow, TraceSummary
-    from kvmsr.trace.symbols import Symbols
 
 __all__ = ("summary",)
 
@@ -54,12 +54,13 @@ def summary(files: tuple[Path, ...], by: str, symbols: Path | None, as_json: boo
 
     There is a row for each MSR, direction, reason and rule: how often, with which outcomes and
     values, when (on the guest's clock), how long each access took in user space (percentiles, to
-    within 3 %), and where the guest was if the trace has that. Several traces have a table each;
-    kvmsr trace diff compares two.
+    within 3 %), and where the guest was if the trace has that. If it has callers, there is a row
+    for each function that asked: with --symbols the first one that does not access MSRs for others,
+    or else the first caller. Several traces have a table each; kvmsr trace diff compares two.
     """
+    from kvmsr.symbols import Symbols
     from kvmsr.trace.analysis import summarise
     from kvmsr.trace.file import Trace
-    from kvmsr.trace.symbols import Symbols
 
     functions = None if symbols is None else Symbols.read(symbols)
     found = []
@@ -67,9 +68,9 @@ def summary(files: tuple[Path, ...], by: str, symbols: Path | None, as_json: boo
         with Trace(path) as trace:
             one = summarise(trace, by_vcpu=by == "vcpu")
         if functions is not None:
-            place(path, functions, (rip for row in one.rows() for rip, _ in row.rips))
+            place(path, functions, (where.rip for where in one.paths.known))
         if as_json:
-            found.append({"file": str(path), **_named(one.as_dict(), functions)})
+            found.append({"file": str(path), **_named(one.as_dict(functions), functions)})
         else:
             _print(path, one, functions)
         report_cut(path, one.cut)
@@ -83,6 +84,8 @@ def _named(said: dict[str, Any], functions: "Symbols | None") -> dict[str, Any]:
         for row in said["accesses"]:
             for one in row["rips"]:
                 one["symbol"] = functions.name(int(one["rip"], 16))
+                for caller in one["callers"]:
+                    caller["symbol"] = functions.caller(int(caller["address"], 16))
     return said
 
 
@@ -90,7 +93,7 @@ def _print(path: Path, summary: "TraceSummary", functions: "Symbols | None") -> 
     from rich.console import Console
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
-    rows = summary.rows()
+    rows = summary.rows(functions)
 
     def say(text: str) -> None:
         console.print(text, soft_wrap=True)
@@ -117,7 +120,8 @@ def _table(rows: list["TraceRow"], functions: "Symbols | None") -> Any:
 
     has_vcpu = rows[0].vcpu is not None
     several_vms = any(row.vm for row in rows)
-    has_rip = any(row.rips for row in rows)
+    has_rip = any(row.paths for row in rows)
+    has_asker = any(row.asker for row in rows)
     has_latency = any(row.latency for row in rows)
     table = Table(header_style="bold")
     table.add_column("index", justify="right", no_wrap=True)
@@ -133,6 +137,8 @@ def _table(rows: list["TraceRow"], functions: "Symbols | None") -> Any:
     table.add_column("from … to (s)", justify="right")
     if has_latency:
         table.add_column("p50, p90, p99 (µs)", justify="right")
+    if has_asker:
+        table.add_column("asked by", overflow="fold")
     if has_rip:
         table.add_column("RIP", justify="right", overflow="fold")
     for row in rows:
@@ -151,7 +157,8 @@ def _table(rows: list["TraceRow"], functions: "Symbols | None") -> Any:
             values["last_value"] or "",
             f"{row.first.guest_ns / 1e9:.6f} … {row.last.guest_ns / 1e9:.6f}",
             *([_latency(row)] if has_latency else []),
-            *([_rips(row, functions)] if has_rip else []),
+            *([cell(row.asker)] if has_asker else []),
+            *([cell(_rips(row, functions))] if has_rip else []),
         )
     return table
 
@@ -174,10 +181,10 @@ def _microseconds(ns: int) -> str:
 
 
 def _rips(row: "TraceRow", functions: "Symbols | None") -> str:
-    def where(rip: int) -> str:
-        name = "" if functions is None else functions.name(rip)
-        return cell(name) if name else f"{rip:#x}"
-
-    if len(row.rips) == 1:
-        return where(row.rips[0][0])
-    return ", ".join(f"{where(rip)} ({count:,})" for rip, count in row.rips)
+    counts: dict[str, int] = {}
+    for where, count in row.paths:
+        name = f"{where.rip:#x}" if functions is None else functions.chain(where.rip)
+        counts[name] = counts.get(name, 0) + count
+    if len(counts) == 1:
+        return next(iter(counts))
+    return ", ".join(f"{name} ({count:,})" for name, count in counts.items())

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Mapping
 
 from kvmsr.errors import PolicyError, UsageError
-from kvmsr.policy import Access, Op, Rule
+from kvmsr.policy import Access, Op, Rule, Where
 
 __all__ = ("Conditions", "Test")
 
@@ -37,10 +37,15 @@ class Conditions:
     The conditions of a policy's rules.
 
     :param rip: returns a vCPU's RIP; called in that vCPU's thread.
+    :param where: returns where its guest is, with callers; called likewise.
     """
 
-    def __init__(self, rip: Callable[[int], int] | None) -> None:
-        self._rip = rip
+    def __init__(
+        self,
+        rip: Callable[[int], int] | None,
+        where: Callable[[int], Where] | None = None,
+    ) -> None:
+        self._rip, self._where = rip, where
         self._matches: dict[str, _Matches] = {}
 
     def test(self, rule: Rule, number: int, op: Op) -> Test:
@@ -48,7 +53,7 @@ class Conditions:
         Return the test of *rule*'s condition for one direction.
 
         :param number: the rule's position in the policy, from 0.
-        :raises UsageError: if the condition needs RIP and there is no *rip*.
+        :raises UsageError: if the condition needs *rip* or *where*, and there is none.
         """
         when = rule.when
         if when is None:
@@ -57,6 +62,9 @@ class Conditions:
         rip, asks_rip, counts = self._rip, when.rip is not None, when.counts
         if asks_rip and rip is None:
             raise UsageError(f"{rule.where} needs the guest's RIP: pass rip= to Dispatcher")
+        where, passes = self._where, when.passes
+        if passes is not None and where is None:
+            raise UsageError(f"{rule.where} needs the guest's callers: pass where= to Dispatcher")
         matches = _Matches()
         if counts:
             self._matches[f"{number}.{op}"] = matches
@@ -67,6 +75,8 @@ class Conditions:
                 return key
             if asks_rip and not holds_at(rip(access.vcpu)):  # type: ignore[misc]
                 return "rip"
+            if passes is not None and not passes(where(access.vcpu)):  # type: ignore[misc]
+                return "caller"
             return "count" if counts and not holds_for(next(matches.next)) else ""
 
         return test

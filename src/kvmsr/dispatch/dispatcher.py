@@ -61,6 +61,7 @@ from kvmsr.policy import (
     Rule,
     Scope,
     Value,
+    Where,
 )
 from kvmsr.policy.plan import Plan
 
@@ -103,6 +104,7 @@ class Dispatcher:
     :param vcpus: number of vCPUs, for models that depend on it.
     :param clock: returns the guest's time in nanoseconds. It must never go backwards.
     :param rip: returns a vCPU's RIP, for conditions on it. It is called in that vCPU's thread.
+    :param where: returns where a vCPU's guest is, for conditions on callers; called likewise.
     :param host: the host's registers, for ``host`` actions.
     :param log: receives every access that the policy logs, with its outcome and a log line.
     :param memory: returns the given number of bytes at an address of the guest's memory, or None
@@ -114,7 +116,7 @@ class Dispatcher:
     :ivar conditions: the conditions of the rules.
     :ivar models: the register models.
     :ivar shadows: the values that the guest has written to shadowed MSRs.
-    :raises UsageError: if a rule needs *rip* or *host*, and it is not given.
+    :raises UsageError: if a rule needs *rip*, *where* or *host*, and it is not given.
     :raises PolicyError: if a register model does not accept its parameters.
     """
 
@@ -125,6 +127,7 @@ class Dispatcher:
         vcpus: int = 1,
         clock: Callable[[], int] = time.monotonic_ns,
         rip: Callable[[int], int] | None = None,
+        where: Callable[[int], Where] | None = None,
         host: HostMsrs | None = None,
         log: Sink | None = None,
         memory: Callable[[int, int], bytes | None] = lambda address, size: None,
@@ -132,7 +135,7 @@ class Dispatcher:
         inert: bool = False,
     ) -> None:
         self.plan = plan
-        self.conditions = Conditions(rip)
+        self.conditions = Conditions(rip, where)
         self._host = host
         self._clock = clock
         self._registers = registers = registers or Registers()

@@ -33,6 +33,7 @@ from kvmsr.policy import (
     Python,
     Reason,
     Rule,
+    Where,
 )
 from kvmsr.policy.plan import Filter, Plan
 
@@ -188,6 +189,7 @@ def explain(
     vcpu: int = 0,
     cpl: int = 0,
     rip: int | None = None,
+    caller: int | None = None,
     count: int = 1,
     handled: bool | None = None,
 ) -> Explanation:
@@ -198,6 +200,8 @@ def explain(
     :param vcpu: the vCPU's number, from 0.
     :param cpl: the guest's privilege level, 0 to 3.
     :param rip: the guest's RIP; None if it is not known, in which case conditions on RIP hold.
+    :param caller: an address in a function that called the guest's; None if the callers are not
+        known, in which case conditions on them hold.
     :param count: number of this match, from 1, for rules that count.
     :param handled: whether the KVM in question handles *op* on the MSR; None if it is not known,
         and then the plan's facts about any KVM apply.
@@ -209,7 +213,7 @@ def explain(
         cases: tuple[Case, ...] = (Case(None, (), "kernel", Effect.FAULT, None, text),)
     else:
         access = Access(vcpu, op, index, value if op == Op.WRITE else 0, Reason.FILTER)
-        cases = tuple(_Asker(plan, access, rip, count).cases(says.denied, handled))
+        cases = tuple(_Asker(plan, access, rip, caller, count).cases(says.denied, handled))
     return Explanation(op, index, catalog().name(index), says, kernel, cases)
 
 
@@ -250,13 +254,18 @@ def _kernel(plan: Plan, op: Op, index: int, handled: bool | None) -> str:
 class _Asker:
     """Asks a dispatcher about one access. Every case starts from a guest that has done nothing."""
 
-    def __init__(self, plan: Plan, access: Access, rip: int | None, count: int) -> None:
+    def __init__(
+        self, plan: Plan, access: Access, rip: int | None, caller: int | None, count: int
+    ) -> None:
         self._plan = plan
         self._access = access
         self._rip = rip
+        self._caller = caller
         self._count = count
         self._rule: Rule | None = None  # the one being tried
-        self._dispatcher = Dispatcher(plan, clock=lambda: 0, rip=self._where, inert=True)
+        self._dispatcher = Dispatcher(
+            plan, clock=lambda: 0, rip=self._at, where=self._where, inert=True
+        )
         self._fresh = self._dispatcher.state()
         self._fresh["conditions"] = dict.fromkeys(self._fresh["conditions"], count - 1)
 
@@ -319,7 +328,14 @@ class _Asker:
 
     # Words
 
-    def _where(self, vcpu: int) -> int:
+    def _where(self, vcpu: int) -> Where:
+        """Return where the guest is; if that is not known, where the rule being tried holds."""
+        if self._caller is not None:
+            return Where(self._caller)
+        when = self._rule and self._rule.when
+        return Where(when.caller[0] if when and when.caller else 0)
+
+    def _at(self, vcpu: int) -> int:
         """Return RIP; if it is not known, one for which the rule being tried holds."""
         if self._rip is not None:
             return self._rip
@@ -335,6 +351,7 @@ class _Asker:
             "value": f"the value is {access.value:#x}",
             "cpl": self._rule.never,
             "rip": f"RIP is {self._rip or 0:#x}",
+            "caller": f"the caller is at {self._caller or 0:#x}",
             "count": f"it is match number {self._count}",
         }[key]
         return f"{why} (when {self._rule.when})"

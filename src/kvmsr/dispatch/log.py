@@ -122,4 +122,7 @@ def describe(access: Access, outcome: Outcome) -> str:
         became = {Verdict.DONE: "done"}
     became |= {Verdict.FAULT: "#GP(0)", Verdict.STOP: "the run stops"}
     result = became.get(outcome.verdict, outcome.verdict.value)
-    return one_line(f"vCPU {access.vcpu}: {what}: {result} ({outcome.rule}; {access.reason})")
+    where = "" if access.where is None else f" at {access.where}"
+    return one_line(
+        f"vCPU {access.vcpu}: {what}: {result} ({outcome.rule}; {access.reason}){where}"
+    )

@@ -114,6 +114,10 @@ class Vm(Handle):
         else:
             self._slots[slot] = (guest_phys_addr, memory.view[:])
 
+    def slots(self) -> dict[int, tuple[int, memoryview]]:
+        """Return guest-physical address and memory of each slot, by the slot's number."""
+        return dict(self._slots)
+
     def memory_at(self, address: int, length: int) -> memoryview:
         """
         Return *length* bytes of guest-physical memory at *address*, writable.

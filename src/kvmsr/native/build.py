@@ -23,7 +23,7 @@ HEADERS = ("table.h", "block.h", "core.h")
 CFLAGS = ["-std=gnu11", "-O2", "-Wall", "-Wextra"]
 CORE = [
     "access.c", "block.c", "evaluate.c", "kvm.c", "life.c", "loop.c", "record.c", "shadow.c",
-    "table.c", "upcall.c",
+    "table.c", "upcall.c", "where.c",
 ]  # fmt: skip
 SHIM = [
     *(name for name in CORE if name != "loop.c"),

@@ -16,10 +16,19 @@ from kvmsr.native import ffi, lib
 from kvmsr.native.block import Block
 from kvmsr.native.table import Names
 from kvmsr.policy import Op, Reason
-from kvmsr.trace.file import EVENT, LATENCY
-from kvmsr.trace.file.columns import CPL, OPS, OUTCOMES, REASONS, RIP, VALUE
+from kvmsr.trace.file import LATENCY
+from kvmsr.trace.file.columns import (
+    CPL,
+    MAX_CALLERS,
+    OPS,
+    OUTCOMES,
+    REASONS,
+    RIP,
+    VALUE,
+    event_type,
+)
 
-__all__ = ("Rings",)
+__all__ = ("LogEvent", "Rings")
 
 _ROOM: Final = 1 << 14
 _PARTS: Final = (int(lib.KVMSR_EVENTS) if lib is not None else 0) // _ROOM + 1
@@ -30,6 +39,8 @@ _READ: Final = OPS.index(Op.READ)
 _GOT_VALUE: Final = OUTCOMES.index("value")
 
 _Array = np.ndarray[Any, Any]
+
+LogEvent = Callable[[Any, tuple[int, ...]], None]
 
 
 def _dtype(struct: str, *names: str) -> np.dtype[Any]:
@@ -50,19 +61,35 @@ class Rings:
 
     :param block: the shared memory.
     :param names: the numbers of the rules' names.
-    :param log: called with each event that is to be logged, a ``struct kvmsr_event``.
+    :param callers: how many callers rows have.
+    :param log: called with each event that is to be logged, a ``struct kvmsr_event``, and its
+        callers.
     :ivar event: the numpy type of a ``struct kvmsr_event``.
     :ivar logs: how many events may still be logged; whoever calls :meth:`take` sets it.
     """
 
-    def __init__(self, block: Block, names: Names, log: Callable[[Any], None] | None) -> None:
+    def __init__(
+        self,
+        block: Block,
+        names: Names,
+        log: LogEvent | None,
+        *,
+        callers: int = 0,
+    ) -> None:
         assert tuple(map(str, Reason)) == REASONS
         self.logs = 0
         self._block, self._names, self._log = block, names, log
         self._raw = ffi.new("struct kvmsr_event[]", _ROOM)
-        self.event = _dtype(
-            "kvmsr_event", "time_ns", "name", "verdict", "log", "traced", "has_rip", *_COPIED
+        self._type = event_type(callers)
+        self._callers = np.zeros((_ROOM, MAX_CALLERS if callers else 0), np.uint64)
+        assert MAX_CALLERS == lib.KVMSR_CALLERS
+        self._raw_callers = (
+            ffi.cast("uint64_t *", ffi.from_buffer(self._callers)) if callers else ffi.NULL
         )
+        self.event = _dtype(
+            "kvmsr_event", "time_ns", "name", "verdict", "log", "traced", "has_rip", "n_callers",
+            "guesses", *_COPIED,
+        )  # fmt: skip
         self._row = _dtype(
             "kvmsr_row", "index", "name", "op", "reason", "used", "has", "values", "dones",
             "faults", "stops", "last_value", "traced",
@@ -88,7 +115,8 @@ class Rings:
                 count = self._take_some(number)
                 taken = self._events[:count]
                 self._log_some(taken)
-                rows = self._rows(taken[taken["traced"] != 0], number)
+                traced = taken["traced"] != 0
+                rows = self._rows(taken[traced], self._callers[:count][traced], number)
                 if len(rows):
                     yield rows
                 left -= count
@@ -103,18 +131,24 @@ class Rings:
         vcpu = self._block.vcpu(number)
         if vcpu.pid:
             self._pids[number] = vcpu.pid
-        return int(lib.kvmsr_take_events(vcpu, self._raw, _ROOM))
+        return int(lib.kvmsr_take_events(vcpu, self._raw, self._raw_callers, _ROOM))
 
     def _log_some(self, taken: _Array) -> None:
         if self._log is not None:
             for place in np.flatnonzero(taken["log"])[: self.logs]:
                 self.logs -= 1
-                self._log(self._raw[int(place)])
+                count = min(int(taken["n_callers"][place]), self._callers.shape[1])
+                self._log(self._raw[int(place)], tuple(self._callers[place, :count].tolist()))
 
-    def _rows(self, taken: _Array, number: int) -> _Array:
+    def _rows(self, taken: _Array, callers: _Array, number: int) -> _Array:
         sound = _are_sound(taken, taken["verdict"], len(self._names.known()))
-        taken = taken[sound & (taken["vm"] < lib.KVMSR_MAX_VMS)]
-        rows = np.zeros(len(taken), EVENT)
+        sound &= taken["vm"] < lib.KVMSR_MAX_VMS
+        taken, callers = taken[sound], callers[sound]
+        rows = np.zeros(len(taken), self._type)
+        if callers.shape[1]:
+            count = np.minimum(taken["n_callers"], MAX_CALLERS)
+            callers = np.where(np.arange(MAX_CALLERS) < count[:, None], callers, 0)
+            rows["callers"], rows["n_callers"], rows["guesses"] = callers, count, taken["guesses"]
         for name in _COPIED:
             rows[name] = taken[name]
         rows["time_ns"], rows["rule"] = taken["time_ns"], taken["name"]
@@ -164,7 +198,7 @@ class Rings:
         taken = raw[places]
         sound = _are_sound(taken, outcomes, len(self._names.known()))
         taken, outcomes, places = taken[sound], outcomes[sound], places[sound]
-        rows = np.zeros(len(taken), EVENT)
+        rows = np.zeros(len(taken), self._type)
         for name in ("index", "op", "reason"):
             rows[name] = taken[name]
         rows["time_ns"], rows["rule"], rows["outcome"] = now, taken["name"], outcomes

@@ -7,17 +7,18 @@ Run a vCPU in C. Accesses that the table can answer never reach Python, and the 
 is free while the guest runs.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from kvmsr.dispatch import Outcome, Verdict
 from kvmsr.native import ffi, lib
 from kvmsr.native.block import access_reader
 from kvmsr.native.vm import NativeVm
-from kvmsr.native.words import made_access
+from kvmsr.native.words import made_access, made_where
 from kvmsr.policy import Access
 
-__all__ = ("NativeLoop",)
+__all__ = ("NativeLoop", "guest_memory")
 
 _STOP = Verdict.STOP
 
@@ -37,6 +38,7 @@ class NativeLoop:
     :param page: the vCPU's kvm_run page.
     :param enter: calls the C function that runs the vCPU.
     :param stop: called with the access at which the policy stops the run.
+    :param memory: the VM's memory, of :func:`guest_memory`; without it, callers are not known.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class NativeLoop:
         page: memoryview,
         enter: Enter,
         stop: Callable[[Access, Outcome], None],
+        memory: Any = None,
     ) -> None:
         self._side = side
         self._fd = fd
@@ -56,6 +59,9 @@ class NativeLoop:
         self._cpu = vm.block.new_cpu(vm.number, vcpu)
         self._shared = self._cpu.shared
         self._cpu.fd = fd
+        self._memory = memory
+        if memory is not None:
+            self._cpu.memory = memory
         self._page = ffi.from_buffer(page)
         self._cpu.run = ffi.cast("struct kvm_run *", self._page)
         self._read, self._outcome = access_reader(self._cpu), self._cpu.outcome
@@ -78,12 +84,14 @@ class NativeLoop:
         """
         enter, run, cpu, fd = self._enter, lib.kvmsr_run, self._cpu, self._fd
         raw, read, side = self._outcome, self._read, self._side
-        ends, logs = lib.KVMSR_EXIT, lib.KVMSR_LOG
+        ends, logs, tables = lib.KVMSR_EXIT, lib.KVMSR_LOG, cpu.tables
         while True:
             status = enter(fd, run, cpu)
             if status == ends:
                 return
             access, vm = made_access(*read()), side(cpu.serial)
+            if tables.trace_rip:
+                access = access._replace(where=made_where(cpu.where))
             if vm is None:
                 raw.verdict = lib.KVMSR_FAULT  # never a silent zero
                 continue
@@ -97,3 +105,18 @@ class NativeLoop:
                 raise
             if outcome.verdict is _STOP:
                 self._stop(access, outcome)
+
+
+def guest_memory(slots: Mapping[int, tuple[int, memoryview]]) -> Any:
+    """
+    Return a ``struct kvmsr_memory`` of this process.
+
+    :param slots: guest-physical address and memory of each slot, by the slot's number.
+    """
+    made = ffi.new("struct kvmsr_memory *")
+    made.pid = os.getpid()
+    for number, (first, memory) in slots.items():
+        with ffi.from_buffer(memory) as found:  # the address alone: the memory may be closed
+            host = int(ffi.cast("uintptr_t", found))
+        lib.kvmsr_set_slot(made, number, first, len(memory), host)
+    return made

@@ -213,6 +213,9 @@ class _Writer:
         if when.rip is not None:
             fields["rip_first"], fields["rip_last"] = when.rip
             fields["when"] |= lib.KVMSR_WHEN_RIP
+        if when.caller is not None:
+            fields["caller_first"], fields["caller_last"] = when.caller
+            fields["when"] |= lib.KVMSR_WHEN_CALLER
         if when.counts:
             fields["counter"] = self._counters
             fields["when"] |= lib.KVMSR_WHEN_COUNT

@@ -9,11 +9,11 @@ come from the headers, by name, and only here.
 
 import enum
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from kvmsr.dispatch import Verdict
 from kvmsr.native import lib
-from kvmsr.policy import Access, Log, Op, Plain, Reason, Scope
+from kvmsr.policy import Access, Log, Op, Plain, Reason, Scope, Where
 
 __all__ = (
     "ACTIONS",
@@ -24,6 +24,7 @@ __all__ = (
     "VERDICTS",
     "by_number",
     "made_access",
+    "made_where",
 )
 
 _Word = TypeVar("_Word", bound=enum.Enum)
@@ -56,4 +57,12 @@ _new: Callable[..., Access] = tuple.__new__  # costs half as much as Access's co
 
 def made_access(value: int, vcpu: int, index: int, op: int, reason: int) -> Access:
     """Return the access with the numbers that C uses."""
-    return _new(Access, (vcpu, _OPS[op], index, value, _REASONS[reason]))
+    return _new(Access, (vcpu, _OPS[op], index, value, _REASONS[reason], None))
+
+
+def made_where(raw: Any) -> Where | None:
+    """Return a ``struct kvmsr_where``, whatever it holds; None if it says nothing."""
+    if not raw.known:
+        return None
+    callers = tuple(raw.callers[0 : min(raw.n_callers, len(raw.callers))])
+    return Where(raw.rip, raw.cpl & 3, callers, raw.guesses)

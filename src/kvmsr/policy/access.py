@@ -10,7 +10,7 @@ import enum
 from collections.abc import Callable
 from typing import NamedTuple
 
-__all__ = ("Access", "Fault", "Handler", "Op", "Reason")
+__all__ = ("Access", "Fault", "Handler", "Op", "Reason", "Where")
 
 
 class Op(enum.StrEnum):
@@ -37,6 +37,36 @@ class Reason(enum.StrEnum):
     FILTER = "filter"
 
 
+class Where(NamedTuple):
+    """
+    Where the guest was.
+
+    :ivar rip: the address of its instruction.
+    :ivar cpl: its privilege level.
+    :ivar callers: the return addresses of the functions that called the one with the instruction,
+        the nearest first.
+    :ivar guesses: a bit for each of the callers, the lowest for the first: it was found on the
+        stack, behind a CALL, but nothing says that it is not left from an earlier call.
+    """
+
+    rip: int
+    cpl: int = 0
+    callers: tuple[int, ...] = ()
+    guesses: int = 0
+
+    def passes(self, first: int, last: int) -> bool:
+        """Return whether the instruction, or a call that led there, is in this range."""
+        # A call ends where it returns to. That may be where the next function begins.
+        return first <= self.rip <= last or any(first < one <= last + 1 for one in self.callers)
+
+    def __str__(self) -> str:
+        callers = [
+            f"{caller:#x}{'?' * (self.guesses >> number & 1)}"
+            for number, caller in enumerate(self.callers)
+        ]
+        return " ← ".join([f"{self.rip:#x}", *callers])
+
+
 class Access(NamedTuple):
     """
     One RDMSR or WRMSR that reached user space.
@@ -46,6 +76,7 @@ class Access(NamedTuple):
     :ivar index: index of the MSR, 0 to 2**32 - 1.
     :ivar value: the value that the guest writes, 0 to 2**64 - 1; 0 for a read.
     :ivar reason: why KVM handed it to user space.
+    :ivar where: where the guest was, if that is recorded (``--trace-rip``, ``--trace-callers``).
     """
 
     vcpu: int
@@ -53,6 +84,17 @@ class Access(NamedTuple):
     index: int  # type: ignore[assignment]  # shadows tuple.index, which is not needed here
     value: int
     reason: Reason
+    where: Where | None = None
+
+    @property
+    def rip(self) -> int | None:
+        """Return the address of the guest's instruction, if it is recorded."""
+        return None if self.where is None else self.where.rip
+
+    @property
+    def callers(self) -> tuple[int, ...]:
+        """Return the callers of the guest's function, the nearest first, as far as recorded."""
+        return () if self.where is None else self.where.callers
 
     def __str__(self) -> str:
         value = f" = {self.value:#x}" if self.op == Op.WRITE else ""

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from kvmsr.policy import Where
+
 __all__ = ("VmFacts",)
 
 
@@ -27,6 +29,8 @@ class VmFacts:
     :ivar clock: returns the guest's time in nanoseconds; it never goes backwards.
     :ivar rip: returns a vCPU's RIP, called in that vCPU's thread; None if no condition on it is
         tested in Python.
+    :ivar where: returns where a vCPU's guest is, with its callers, called in that vCPU's thread;
+        the session knows that of a VM of kvmsr's own machine.
     :ivar memory: returns the given number of bytes at a guest-physical address, or None if there is
         no RAM.
     """
@@ -35,4 +39,5 @@ class VmFacts:
     may_grow: bool = False
     clock: Callable[[], int] = time.monotonic_ns
     rip: Callable[[int], int] | None = None
+    where: Callable[[int], Where] | None = None
     memory: Callable[[int, int], bytes | None] = _no_memory

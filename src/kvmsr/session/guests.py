@@ -15,6 +15,7 @@ from kvmsr.kvm import Vm
 from kvmsr.native import lib
 from kvmsr.native.block import Block
 from kvmsr.native.table import Names
+from kvmsr.policy import Where
 from kvmsr.session.facts import VmFacts
 from kvmsr.session.state import State
 from kvmsr.session.vcpu import InUse
@@ -87,9 +88,9 @@ class Guests:
         found = self._facts.get(number)
         if found is not None:
             return found
-        # Python needs no RIP here: C tests the conditions.
+        # Python needs no RIP and callers here: C tests the conditions.
         vcpus = self.vcpu_counts().get(number, 1)
-        return VmFacts(vcpus=vcpus, may_grow=True, rip=lambda vcpu: 0)
+        return VmFacts(vcpus=vcpus, may_grow=True, rip=lambda vcpu: 0, where=lambda vcpu: Where(0))
 
     def vcpu_counts(self) -> dict[int, int]:
         """Return the number of vCPUs of each VM, by the VM's number."""

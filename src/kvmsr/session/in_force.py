@@ -14,6 +14,7 @@ from kvmsr.dispatch import Dispatcher, HandlerFailure, HostMsrs, Registers, Sink
 from kvmsr.native import lib
 from kvmsr.native.table import compile_table
 from kvmsr.native.vm import NativeVm
+from kvmsr.policy import Where
 from kvmsr.policy.plan import Plan
 from kvmsr.session.facts import VmFacts
 from kvmsr.session.fitting import install
@@ -67,7 +68,7 @@ class InForce:
 
         :raises PolicyError: if a model cannot be set up.
         """
-        self._build(VmFacts(rip=lambda vcpu: 0), Registers())
+        self._build(VmFacts(rip=lambda vcpu: 0, where=lambda vcpu: Where(0)), Registers())
 
     def dispatcher(self, vm: int) -> Dispatcher:
         """
@@ -109,6 +110,7 @@ class InForce:
             vcpus=facts.vcpus,
             clock=facts.clock,
             rip=facts.rip,
+            where=facts.where,
             host=self._host,
             log=self._log,
             memory=facts.memory,
@@ -156,6 +158,8 @@ class InForce:
             if not self._table:
                 self.compile()
             self._shared.block.install(self._table)
+            if any(rule.when and rule.when.caller for rule in self.plan.policy.rules):
+                self._shared.block.tables.reads = True
         for own in self._guests.own:
             own.in_use.dispatcher = self.dispatcher(own.number)
         for own in self._guests.own:

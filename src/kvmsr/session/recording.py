@@ -24,14 +24,14 @@ from kvmsr.errors import TraceError
 from kvmsr.kvm import Vcpu
 from kvmsr.kvm.cpuid import CpuidEntry
 from kvmsr.kvm.kernel_module import vendor_module
-from kvmsr.native.events import Rings
+from kvmsr.native.events import LogEvent, Rings
 from kvmsr.native.table import Names
-from kvmsr.policy import Access, Op, Policy, Reason
+from kvmsr.policy import Access, Op, Policy, Reason, Where
 from kvmsr.session.guests import Shared
 from kvmsr.text import counted, error_text
 from kvmsr.trace import MAX_ROWS, Grade, TraceOptions
 from kvmsr.trace.file import EVENT, LATENCY, OPS, OUTCOMES, REASONS, Head, TraceWriter
-from kvmsr.trace.file.columns import CPL, RIP, VALUE
+from kvmsr.trace.file.columns import CPL, MAX_CALLERS, RIP, VALUE, event_type
 
 __all__ = ("PythonEvents", "Recording", "texts_of")
 
@@ -47,6 +47,7 @@ _OPS: Final = {op: OPS.index(op) for op in Op}
 _REASONS: Final = {reason: REASONS.index(reason) for reason in Reason}
 _OUTCOMES: Final = {Verdict(word): number for number, word in enumerate(OUTCOMES)}
 _NEW, _CHANGED, _REPEATED = 0, 1, 2
+_NOWHERE: Final = Where(0)
 _LEAST: Final = {Grade.COUNT: -1, Grade.ONCE: _NEW, Grade.CHANGE: _CHANGED, Grade.ALL: _REPEATED}
 
 _Array = np.ndarray[Any, Any]
@@ -92,12 +93,11 @@ class PythonEvents:
             return
         now = time.monotonic_ns()
         has = LATENCY | (0 if op == _OPS[Op.READ] and verdict != 0 else VALUE)
-        rip = cpl = 0
-        if self._options.rip:
-            rip, cpl = self._vcpu.get_regs().rip, self._vcpu.get_sregs().ss.dpl
+        where = access.where
+        if where is not None:
             has |= RIP | CPL
         took = min(now - began_ns, 0xFFFF_FFFF)
-        self._waiting.append((now, self._guest_ns(), value, rip, took, key, cpl, has))
+        self._waiting.append((now, self._guest_ns(), value, took, key, has, where))
 
     def _has_room(self) -> bool:
         while len(self._waiting) >= _MOST_WAITING:
@@ -109,13 +109,19 @@ class PythonEvents:
     def take(self, pid: int) -> _Array:
         """Return the rows that are waiting."""
         taken = [self._waiting.popleft() for _ in range(len(self._waiting))]
-        rows = np.zeros(len(taken), EVENT)
-        for place, (now, guest, value, rip, took, key, cpl, has) in enumerate(taken):
+        rows = np.zeros(len(taken), event_type(self._options.callers))
+        most = self._options.callers
+        for place, (now, guest, value, took, key, has, where) in enumerate(taken):
             index, op, reason, rule, verdict = key
-            rows[place] = (
+            rip, cpl, callers, guesses = where or _NOWHERE
+            row: tuple[Any, ...] = (
                 now, guest, value, rip, index, took, 1, pid, rule, self._vm, self._vcpu.id, op,
                 reason, verdict, cpl, has,
             )  # fmt: skip
+            if most:
+                given = (*callers, *[0] * MAX_CALLERS)[:MAX_CALLERS]
+                row = (*row, given, len(callers), guesses)
+            rows[place] = row
         return rows
 
     def counted(self, now: int, pid: int) -> _Array:
@@ -131,7 +137,9 @@ class PythonEvents:
                     (now, self._guest_ns(), value if has else 0, 0, index, 0, fresh, pid, rule,
                      self._vm, self._vcpu.id, op, reason, verdict, 0, has)
                 )  # fmt: skip
-        return np.array(rows, EVENT)
+        found = np.zeros(len(rows), event_type(self._options.callers))
+        found[list(EVENT.names or ())] = np.array(rows, EVENT)
+        return found
 
 
 class Recording:
@@ -171,7 +179,7 @@ class Recording:
         command: str,
         image: str,
         cpuid: Iterable[CpuidEntry],
-        log: Callable[[Any], None] | None,
+        log: LogEvent | None,
     ) -> None:
         """Begin to record a run; see :meth:`Session.begin_recording`."""
         system = os.uname()
@@ -190,11 +198,13 @@ class Recording:
             began_ns=time.time_ns(),
             cpuid=[(e.function, e.index, e.eax, e.ebx, e.ecx, e.edx) for e in cpuid],
         )
-        self._writer = TraceWriter(self.options.path, head, rip=self.options.rip)
+        options = self.options
+        self._writer = TraceWriter(options.path, head, rip=options.where, callers=options.callers)
         self._to_epoch = time.time_ns() - time.monotonic_ns()
         self._rings = None
         if self._shared is not None:
-            self._rings = Rings(self._shared.block, self._shared.names, log)
+            callers = self.options.callers
+            self._rings = Rings(self._shared.block, self._shared.names, log, callers=callers)
             self._set(on=True)
         self._thread = threading.Thread(target=self._run, name="trace", daemon=True)
         self._thread.start()
@@ -210,7 +220,9 @@ class Recording:
         assert self._shared is not None
         tables = self._shared.block.tables
         tables.lossless = on and self.options.lossless
-        tables.trace_rip = on and self.options.rip
+        tables.trace_rip = on and self.options.where
+        tables.callers = self.options.callers
+        tables.reads |= self.options.callers > 0
         tables.trace = list(Grade).index(self.options.grade) if on else 0
 
     def _run(self) -> None:

@@ -38,6 +38,7 @@ from kvmsr.session.result import End, RunResult, VmReport
 from kvmsr.session.state import State
 from kvmsr.session.succession import Succession
 from kvmsr.session.vcpu import GuestVcpu, InUse, NativeVcpu, PythonVcpu, Stop, TakesAccesses
+from kvmsr.session.where import recorded, with_where
 from kvmsr.trace import Latencies, Summary, TraceOptions
 
 __all__ = ("Session",)
@@ -96,7 +97,7 @@ class Session:
             self.shared = Shared(Block(vcpus), Names())
             self.shared.block.tables.timed = timed
         self._guests = Guests(self.shared)
-        self._recording = None
+        self._recording, self._trace = None, trace
         if trace is not None:
             from kvmsr.session.recording import Recording  # numpy takes 0.1 s to import
 
@@ -151,7 +152,7 @@ class Session:
             policy stops the run.
         :raises PolicyError: if a model cannot be set up for this VM.
         """
-        number = self._guests.add(facts)
+        number = self._guests.add(with_where(facts, vm, vcpus))
         now = self._policies.now
         in_use = InUse(now.dispatcher(number))
         install(self.plan, vm)
@@ -164,9 +165,12 @@ class Session:
                 return None if policy is None else policy.native(number)
 
             native = now.native(number)
-            return [NativeVcpu(vcpu, backend, native, side, stop(vcpu)) for vcpu in vcpus]
+            return [NativeVcpu(vcpu, vm, backend, native, side, stop(vcpu)) for vcpu in vcpus]
+        trace, takers = self._trace, self._takers
         runners = [
-            PythonVcpu(vcpu, in_use, stop(vcpu), self._takers(number, vcpu, in_use))
+            PythonVcpu(
+                vcpu, in_use, stop(vcpu), takers(number, vcpu, in_use), recorded(trace, vcpu, vm)
+            )
             for vcpu in vcpus
         ]
         self._summaries += [runner.summary for runner in runners]
@@ -294,7 +298,7 @@ class Session:
         image: str,
         *,
         cpuid: Iterable[CpuidEntry] = (),
-        log: Callable[[Any], None] | None = None,
+        log: Callable[[Any, tuple[int, ...]], None] | None = None,
     ) -> bool:
         """
         Begin to record, if the run is to be recorded. Return whether it is.
@@ -302,8 +306,8 @@ class Session:
         :param command: ``run`` or ``exec``.
         :param image: the image or command that is run, for people.
         :param cpuid: the guest's CPUID, if it is known.
-        :param log: called with each event that a rule wants logged, a ``struct kvmsr_event``, if
-            another VMM runs the guests.
+        :param log: called with each event that a rule wants logged, a ``struct kvmsr_event``, and
+            its callers, if another VMM runs the guests.
         :raises TraceError: if the trace cannot be written.
         """
         if self._recording is None:

@@ -27,11 +27,11 @@ from kvmsr.abi import MsrExitReason
 from kvmsr.backend import HostBackend
 from kvmsr.dispatch import Dispatcher, Outcome, Verdict
 from kvmsr.errors import MsrListError
-from kvmsr.kvm import Vcpu
+from kvmsr.kvm import Vcpu, Vm
 from kvmsr.kvm.exits import Exit, Rdmsr, Wrmsr
-from kvmsr.native.loop import NativeLoop
+from kvmsr.native.loop import NativeLoop, guest_memory
 from kvmsr.native.vm import NativeVm
-from kvmsr.policy import Access, Op, Reason
+from kvmsr.policy import Access, Op, Reason, Where
 from kvmsr.session.fitting import host_reads
 from kvmsr.trace import Summary
 
@@ -98,6 +98,7 @@ class NativeVcpu:
     """
     A vCPU whose accesses C answers, with Python's help if it needs it.
 
+    :param handle: its VM.
     :param vm: the Python side of its VM.
     :param side: returns the Python side of the policy with the given number; None if it was
         replaced long ago.
@@ -106,13 +107,15 @@ class NativeVcpu:
     def __init__(
         self,
         vcpu: Vcpu,
+        handle: Vm,
         backend: HostBackend,
         vm: NativeVm,
         side: Callable[[int], NativeVm | None],
         stop: Stop,
     ) -> None:
         self._vcpu = vcpu
-        self._loop = NativeLoop(vm, side, vcpu.id, vcpu.fd, vcpu.page, backend.loop, stop)
+        page, enter, memory = vcpu.page, backend.loop, guest_memory(handle.slots())
+        self._loop = NativeLoop(vm, side, vcpu.id, vcpu.fd, page, enter, stop, memory)
 
     @property
     def accesses(self) -> int:
@@ -134,12 +137,18 @@ class PythonVcpu:
 
     :param in_use: has the dispatcher.
     :param takers: what wants to have each access, beside the summary.
+    :param locate: finds out where the guest is, if accesses are to have that.
     :ivar summary: the summary of its accesses.
     :ivar accesses: number of accesses answered so far.
     """
 
     def __init__(
-        self, vcpu: Vcpu, in_use: InUse, stop: Stop, takers: Sequence[TakesAccesses] = ()
+        self,
+        vcpu: Vcpu,
+        in_use: InUse,
+        stop: Stop,
+        takers: Sequence[TakesAccesses] = (),
+        locate: Callable[[], Where] | None = None,
     ) -> None:
         # RIP still points to the instruction when the access is counted (step 4 above).
         self.summary = Summary(rip=lambda: vcpu.get_regs().rip)
@@ -147,6 +156,7 @@ class PythonVcpu:
         self._vcpu = vcpu
         self._in_use = in_use
         self._stop = stop
+        self._locate = locate
         self._takers = [taker.add for taker in takers]
         self._record = self._record_more if takers else self.summary.record
         self._began_ns = 0
@@ -171,13 +181,21 @@ class PythonVcpu:
         self.accesses += 1
         return True
 
+    def _located(self, locate: Callable[[], Where]) -> Where:
+        where = locate()
+        self._began_ns = monotonic_ns()  # looking for callers is no part of the access
+        return where
+
     def _record_more(self, access: Access, outcome: Outcome) -> None:
         self.summary.record(access, outcome)
         for add in self._takers:
             add(access, outcome, self._began_ns)
 
     def _rdmsr(self, exit_: Rdmsr) -> None:
-        access = _access(Access, (self._vcpu.id, _READ, exit_.index, 0, _REASONS[exit_.reason]))
+        where = None if self._locate is None else self._located(self._locate)
+        access = _access(
+            Access, (self._vcpu.id, _READ, exit_.index, 0, _REASONS[exit_.reason], where)
+        )
         dispatcher = self._in_use.dispatcher
         if self._swallows:
             access = dispatcher.restated(access)
@@ -192,8 +210,9 @@ class PythonVcpu:
         self._record(access, outcome)
 
     def _wrmsr(self, exit_: Wrmsr) -> None:
+        where = None if self._locate is None else self._located(self._locate)
         access = _access(
-            Access, (self._vcpu.id, _WRITE, exit_.index, exit_.value, _REASONS[exit_.reason])
+            Access, (self._vcpu.id, _WRITE, exit_.index, exit_.value, _REASONS[exit_.reason], where)
         )
         dispatcher = self._in_use.dispatcher
         if self._swallows:

@@ -35,6 +35,7 @@ class TraceOptions:
     :ivar path: the trace file.
     :ivar grade: how much is recorded.
     :ivar rip: whether RIP and CPL are recorded. That takes two ioctls for each access.
+    :ivar callers: how many callers of the guest's function are recorded, 0 to 8, with RIP and CPL.
     :ivar lossless: whether a vCPU waits if accesses come faster than they can be written; otherwise
         those that find no room are only counted.
     """
@@ -42,4 +43,10 @@ class TraceOptions:
     path: Path
     grade: Grade = Grade.ALL
     rip: bool = False
+    callers: int = 0
     lossless: bool = False
+
+    @property
+    def where(self) -> bool:
+        """Whether RIP and CPL are recorded."""
+        return self.rip or self.callers > 0

@@ -183,7 +183,7 @@ class Summary:
 
     def record(self, access: Access, outcome: Outcome) -> None:
         """Count *access*, which ended with *outcome*."""
-        _, op, index, value, reason = access
+        _, op, index, value, reason, _ = access
         verdict, rule, answer = outcome
         key = (index, op, reason, rule)
         row = self._rows.get(key)

@@ -125,10 +125,10 @@ WRONG = [
     ("[[rule]]\nmsr = 1\nread = 'fault'\nwhen = { vcp = 1 }", 4, "rule[0].when.vcp", "mean 'vcpu'"),
     ("[[rule]]\nmsr = 1\nread = 'fault'\nwhen = { cpl = 4 }", 4, "rule[0].when.cpl", "0 to 3"),
     (
-        "[[rule]]\nmsr = 1\nread = 'fault'\n[rule.when]\nrip = 'x'",
+        "[[rule]]\nmsr = 1\nread = 'fault'\n[rule.when]\nrip = '0x'",
         5,
         "rule[0].when.rip",
-        "not an address range",
+        "neither an address range nor",
     ),
     ("[[rule]]\nmsr = 1\nread = 'fault'\nwhen = { }", 4, "rule[0].when", "condition is empty"),
     (

@@ -26,9 +26,9 @@ def main(rounds, seed):
     whole = cut = refused = 0
     with tempfile.TemporaryDirectory(dir=MEMORY if Path(MEMORY).is_dir() else None) as name:
         path = Path(name) / "trace"
-        with TraceWriter(path, Head(image="made"), rip=True) as writer:
+        with TraceWriter(path, Head(image="made"), rip=True, callers=2) as writer:
             for part in range(2):
-                writer.write(events(20, seed=part, rip=True), RULES)
+                writer.write(events(20, seed=part, callers=2), RULES)
         good = path.read_bytes()
         for _ in range(rounds):
             path.write_bytes(mutate(good, chance))

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmsr.errors import TraceError
-from kvmsr.trace.file import EVENT, Grade, Head, Trace, TraceWriter
-from kvmsr.trace.file.columns import COLUMNS
+from kvmsr.trace.file import Grade, Head, Trace, TraceWriter
+from kvmsr.trace.file.columns import caller, columns, event_type, values
 from kvmsr.trace.file.strings import LONGEST_WORD, WordReader, encode
 from kvmsr.trace.file.writer import MAX_BATCH
 from tests.trace.file.made import RULES, events, trace
@@ -28,7 +28,7 @@ ROWS = 100
 def read(path):
     with Trace(path) as found:
         batches = list(found.batches())
-        rows = np.concatenate([np.zeros(0, EVENT), *batches])
+        rows = np.concatenate([np.zeros(0, event_type(found.callers)), *batches])
         return found, rows
 
 
@@ -38,7 +38,8 @@ def rules_of(rules, rows):
 
 def same(got, got_rules, wanted, wanted_rules):
     assert rules_of(got_rules, got) == rules_of(wanted_rules, wanted)
-    for name in EVENT.names:
+    assert got.dtype == wanted.dtype
+    for name in wanted.dtype.names:
         if name != "rule":
             assert (got[name] == wanted[name]).all(), name
 
@@ -53,9 +54,9 @@ def small(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("rip", [False, True])
-def test_what_is_written_is_read(tmp_path, rip):
-    made = events(MAX_BATCH + 1000, rip=rip)
+@pytest.mark.parametrize("more", [{}, {"rip": True}, {"callers": 1}, {"callers": 8}])
+def test_what_is_written_is_read(tmp_path, more):
+    made = events(MAX_BATCH + 1000, **more)
     head = {
         "command": "exec", "backend": "kvm", "host": {"kernel": "6.1"}, "policy": "quiet.toml",
         "policy_text": {"quiet.toml": "[[rule]]\n"}, "grade": Grade.CHANGE, "began_ns": 17,
@@ -293,7 +294,37 @@ def test_chance_is_repeatable():
 
 def test_columns_that_are_missing(small, monkeypatch):
     """Found by tests.trace.file.fuzz: a list of columns that is cut short was accepted."""
-    monkeypatch.setattr("kvmsr.trace.file.writer.COLUMNS", COLUMNS[:8])
+    some = columns(rip=False, callers=0)[:8]
+    monkeypatch.setattr("kvmsr.trace.file.writer.columns", lambda **_: some)
     trace(small, events(5))
     with pytest.raises(TraceError, match="it has other columns than it should"):
         Trace(small)
+
+
+@pytest.mark.parametrize("left_out", ["caller_1", "caller_2", "guesses", "rip"])
+def test_callers_that_are_missing(small, monkeypatch, left_out):
+    some = [one for one in columns(rip=True, callers=3) if one[0] != left_out]
+    monkeypatch.setattr("kvmsr.trace.file.writer.columns", lambda **_: some)
+    trace(small, events(5, callers=3))
+    with pytest.raises(TraceError, match="it has other columns than it should"):
+        Trace(small)
+
+
+def test_no_caller_is_left_out(small):
+    """A file may say that there is a second caller, but no first one."""
+    made = events(3, callers=3)
+    made["n_callers"] = [3, 1, 3]
+    made["callers"] = 7
+    has = [[1, 1, 1], [1, 0, 1], [0, 1, 1]]
+
+    def values_of(rows, name):
+        found, had = values(rows, name)
+        number = caller(name)
+        return found, had if number is None else np.array([one[number] != 0 for one in has])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kvmsr.trace.file.writer.values", values_of)
+        trace(small, made)
+    _, rows = read(small)
+    assert rows["n_callers"].tolist() == [3, 1, 0]
+    assert rows["callers"].tolist() == [[7, 7, 7, *[0] * 5], [7, *[0] * 7], [0] * 8]

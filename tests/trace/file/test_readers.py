@@ -9,7 +9,7 @@ from tests.trace.file.made import RULES, events, trace
 
 @pytest.fixture
 def made():
-    return events(3000, rip=True)
+    return events(3000, callers=2)
 
 
 @pytest.fixture
@@ -25,6 +25,8 @@ def check(columns, made):
     assert columns["rule"] == [RULES[rule] for rule in made["rule"]]
     has = (made["has"] & VALUE != 0).tolist()
     pairs = zip(made["value"].tolist(), has, strict=True)
+    callers = zip(made["callers"][:, 1].tolist(), (made["n_callers"] > 1).tolist(), strict=True)
+    assert columns["caller_2"] == [caller if there else None for caller, there in callers]
     assert columns["value"] == [value if there else None for value, there in pairs]
 
 
@@ -58,4 +60,6 @@ def test_duckdb(path, made):
     duckdb = pytest.importorskip("duckdb", reason="needs duckdb")
     events_ = table_of(path)  # noqa: F841 - duckdb finds it by its name
     rows = duckdb.sql("select op, count(*) from events_ group by op order by op").fetchall()
+    who = duckdb.sql("select caller_1, count(*) from events_ group by caller_1").fetchall()
+    assert dict(who)[None] == int((made["n_callers"] == 0).sum())
     assert rows == [("read", int((made["op"] == 0).sum())), ("write", int(made["op"].sum()))]

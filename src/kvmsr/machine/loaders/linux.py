@@ -12,11 +12,11 @@ import struct
 from pathlib import Path
 from typing import Final
 
+from kvmsr.decompress import UnknownFormatError, decompress
 from kvmsr.errors import ImageError
 from kvmsr.machine.cpustate import Mode, Start
 from kvmsr.machine.layout import BOOT_PARAMS, COMMAND_LINE, STACK
 from kvmsr.machine.loaders.common import Guest, Loaded, read_file
-from kvmsr.machine.loaders.decompress import UnknownFormatError, decompress
 from kvmsr.machine.loaders.elf import Elf
 
 __all__ = ("is_bzimage", "load_bzimage")

@@ -17,6 +17,7 @@ void kvmsr_take_access(struct kvmsr_cpu *cpu)
 		    run->msr.reason & KVM_MSR_EXIT_REASON_INVAL	 ? KVMSR_INVALID :
 								   KVMSR_UNKNOWN;
 	a->vmm_reasons = a->denied = 0;
+	cpu->where.known = 0;
 	if (cpu->tables->trace || cpu->tables->timed)
 		cpu->taken_ns = kvmsr_now_ns();
 }

@@ -90,6 +90,27 @@ static int await(struct vcpu *vcpu, uint64_t limit_ns)
 }
 
 /*
+ * Finding callers makes system calls that a thread need not be allowed: one that is confined
+ * (seccomp(2)) would be killed. Only from outside one can see whether it is. So ask the controller,
+ * once, and now: a thread that runs a vCPU is as confined as it will ever be.
+ */
+static void ask_to_read(struct vcpu *vcpu)
+{
+	struct kvmsr_cpu *cpu = &vcpu->cpu;
+
+	vcpu->asked = 1;
+	cpu->outcome = (struct kvmsr_outcome){ .verdict = KVMSR_MAY_READ, .rule = KVMSR_NONE };
+	kvmsr_ask(cpu);
+	for (uint64_t end = kvmsr_now_ns() + PATIENCE_NS; kvmsr_await_answer(cpu, SLICE_MS);)
+		if (!kvmsr_lives(kvmsr_tables) || kvmsr_now_ns() > end) {
+			kvmsr_give_up(cpu);
+			return;
+		}
+	if (cpu->outcome.verdict == KVMSR_VALUE && cpu->outcome.value)
+		cpu->memory = &vcpu->vm->memory;
+}
+
+/*
  * Answer the MSR exit in the kvm_run page. Return 0 to run on, 1 to hand the exit to the VMM, or
  * -EINTR if it has to wait.
  */
@@ -98,6 +119,8 @@ static int answer(struct vcpu *vcpu)
 	struct kvmsr_cpu *cpu = &vcpu->cpu;
 
 	if (!vcpu->pending) {
+		if (unlikely(kvmsr_tables->reads && !vcpu->asked))
+			ask_to_read(vcpu);
 		kvmsr_take_access(cpu);
 		if (unlikely(vcpu->vm->asked))
 			ask_wish(&vcpu->vm->wish, &cpu->access);
@@ -111,6 +134,7 @@ static int answer(struct vcpu *vcpu)
 				give_up(vcpu);
 			} else {
 				vcpu->pending = 1;
+				kvmsr_locate(cpu);
 				kvmsr_ask(cpu);
 			}
 		}
@@ -128,6 +152,7 @@ static int answer(struct vcpu *vcpu)
 
 int kvmsr_run_on(struct vcpu *vcpu, int fd, void *argument)
 {
+	vcpu->cpu.fd = fd; /* the VMM may have closed the descriptor that it had at first */
 	for (;;) {
 		int result = answer(vcpu);
 

@@ -27,7 +27,7 @@
 #include "table.h"
 
 #define KVMSR_BLOCK_MAGIC 0x4b4c42525356u
-#define KVMSR_VERSION 3
+#define KVMSR_VERSION 4
 
 #define KVMSR_TABLE_ROOM (64u << 20)
 #define KVMSR_SHADOW_SLOTS (1u << 17)
@@ -38,6 +38,7 @@
 #define KVMSR_MARKS (1u << 12)
 #define KVMSR_MAX_VMS 128u /* at a time */
 #define KVMSR_MAX_COUNTERS 65536u
+#define KVMSR_CALLERS 8u
 #define KVMSR_LATENCIES 32
 #define KVMSR_MAX_ID 4096u /* vCPUs with larger numbers are not served */
 
@@ -81,7 +82,20 @@ struct kvmsr_event {
 	uint8_t op, reason, verdict;
 	uint8_t log, traced; /* what the event is for */
 	uint8_t has_rip, cpl;
-	uint8_t pad[9];
+	uint8_t n_callers, guesses; /* see struct kvmsr_where */
+	uint8_t pad[7];
+};
+
+/* Where the guest is. */
+struct kvmsr_where {
+	uint64_t rip;
+	uint64_t callers[KVMSR_CALLERS]; /* return addresses, the nearest first */
+	uint8_t n_callers;
+	uint8_t guesses; /* a bit for each caller: it only looks like one */
+	uint8_t cpl;
+	uint8_t known; /* whether all this is known, */
+	uint8_t most; /* with so many callers, if the guest has them */
+	uint8_t pad[3];
 };
 
 /* Which accesses are events of the trace: see kvmsr.trace.file.Grade. */
@@ -96,6 +110,7 @@ struct kvmsr_upcall {
 	uint32_t sleepers; /* who sleeps on it: enum kvmsr_sleeper */
 	uint32_t serial; /* of the table that has the rule */
 	struct kvmsr_access access;
+	struct kvmsr_where where; /* if the trace has that */
 	struct kvmsr_outcome outcome; /* the rule that asks */
 	struct kvmsr_outcome answer;
 };
@@ -120,6 +135,7 @@ struct kvmsr_vcpu {
 	struct kvmsr_row others[2]; /* by op: the accesses that found no row */
 	struct kvmsr_row rows[KVMSR_ROW_SLOTS];
 	struct kvmsr_event events[KVMSR_EVENTS];
+	uint64_t callers[KVMSR_EVENTS][KVMSR_CALLERS]; /* of these events */
 };
 
 struct kvmsr_vm {
@@ -160,6 +176,8 @@ struct kvmsr_tables {
 	uint32_t generation; /* of the policy in force; 0: there is no policy yet */
 	uint32_t trace; /* enum kvmsr_trace */
 	uint32_t trace_rip; /* whether events have RIP and CPL */
+	uint32_t callers; /* how many callers they have, at most */
+	uint32_t reads; /* whether finding callers may be needed: see where.c and answer.c */
 	uint32_t lossless; /* whether a vCPU waits for room if its trace finds none */
 	uint32_t timed; /* whether latencies are counted */
 	uint32_t life[16]; /* a lock that the controller holds while it lives: see life.c */

@@ -5,7 +5,7 @@
  * build.py passes this header, block.h and table.h to cffi, so that Python gets every declaration
  * from here. It describes the few forms that declarations must have.
  *
- * Calls go upwards only, in this order: kvm, table, life; block, shadow, upcall; evaluate and
+ * Calls go upwards only, in this order: kvm, table, life; where; block, shadow, upcall; evaluate and
  * record; access; and at the top loop or, beside it, the shim.
  */
 #ifndef KVMSR_CORE_H
@@ -22,6 +22,20 @@ struct kvmsr_spin {
 	uint32_t left; /* of these */
 };
 
+/* A VM's memory, where it is in the process PID. */
+struct kvmsr_slot {
+	uint64_t first, size; /* guest-physical, in bytes; free if SIZE is 0 */
+	uint64_t host;
+	uint32_t id, pad;
+};
+
+#define KVMSR_SLOTS 512u
+struct kvmsr_memory {
+	uint32_t changes; /* odd while what follows changes */
+	uint32_t pid, n_slots;
+	struct kvmsr_slot slots[KVMSR_SLOTS];
+};
+
 /* One vCPU as its own process sees it. */
 struct kvmsr_cpu {
 	const struct kvmsr_tables *tables;
@@ -31,7 +45,9 @@ struct kvmsr_cpu {
 	struct kvm_run *run;
 	int fd; /* of the vCPU; -1: there is no KVM, and rip and time_ns stand in for the guest's */
 	uint64_t rip, time_ns;
+	const struct kvmsr_memory *memory; /* NULL: it cannot be read, so callers are not known */
 	struct kvmsr_access access; /* the last one */
+	struct kvmsr_where where; /* the guest was then, once that is known */
 	struct kvmsr_outcome outcome; /* of that access */
 	uint32_t active; /* the number of the table that decides it */
 	uint32_t serial; /* of that table */
@@ -102,13 +118,19 @@ struct kvmsr_row *kvmsr_record(struct kvmsr_cpu *cpu, const struct kvmsr_access 
 			       const struct kvmsr_outcome *outcome, int *news);
 void kvmsr_time(struct kvmsr_cpu *cpu);
 void kvmsr_event(struct kvmsr_cpu *cpu, struct kvmsr_row *row, int news);
-uint32_t kvmsr_take_events(struct kvmsr_vcpu *vcpu, struct kvmsr_event *events, uint32_t most);
+uint32_t kvmsr_take_events(struct kvmsr_vcpu *vcpu, struct kvmsr_event *events, uint64_t *callers,
+			   uint32_t most);
 
 /* kvm.c */
 long kvmsr_ioctl(int fd, unsigned long request, void *argument);
 int kvmsr_one_msr(int fd, unsigned long request, uint32_t index, uint64_t *value);
 uint64_t kvmsr_rip(const struct kvmsr_cpu *cpu);
-int kvmsr_cpl(const struct kvmsr_cpu *cpu);
+
+/* where.c */
+void kvmsr_set_slot(struct kvmsr_memory *memory, uint32_t id, uint64_t first, uint64_t size,
+		    uint64_t host);
+const struct kvmsr_where *kvmsr_where(struct kvmsr_cpu *cpu, unsigned int most);
+void kvmsr_locate(struct kvmsr_cpu *cpu);
 
 /* Inline, because every exit of the guest comes here. */
 static inline int kvmsr_is_msr_exit(const struct kvm_run *run)

@@ -30,6 +30,21 @@ static int among(const struct kvmsr_table *t, const struct kvmsr_rule *r, uint32
 	return 0;
 }
 
+/* Is the guest in the rule's function, or was that called from there? */
+static int called_from(struct kvmsr_cpu *cpu, const struct kvmsr_rule *r)
+{
+	const struct kvmsr_where *where = kvmsr_where(cpu, KVMSR_CALLERS);
+
+	if (where->rip >= r->caller_first && where->rip <= r->caller_last)
+		return 1;
+	/* A call ends where it returns to. That may be where the next function begins. */
+	for (int i = 0; i < where->n_callers; i++)
+		if (where->callers[i] && where->callers[i] - 1 >= r->caller_first &&
+		    where->callers[i] - 1 <= r->caller_last)
+			return 1;
+	return 0;
+}
+
 /* Does the rule hold? The count comes last, because only an access that meets all else counts. */
 static int holds(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, const struct kvmsr_rule *r,
 		 const struct kvmsr_access *a)
@@ -48,6 +63,8 @@ static int holds(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, const struc
 		if (rip < r->rip_first || rip > r->rip_last)
 			return 0;
 	}
+	if (r->when & KVMSR_WHEN_CALLER && !called_from(cpu, r))
+		return 0;
 	if (r->when & KVMSR_WHEN_COUNT) {
 		uint64_t *counter = &kvmsr_counters(cpu->vm, cpu->active)[r->counter];
 		uint64_t n = __atomic_add_fetch(counter, 1, __ATOMIC_RELAXED);

@@ -30,15 +30,6 @@ uint64_t kvmsr_rip(const struct kvmsr_cpu *cpu)
 	return regs.rip;
 }
 
-int kvmsr_cpl(const struct kvmsr_cpu *cpu)
-{
-	struct kvm_sregs sregs;
-
-	if (cpu->fd < 0 || kvmsr_ioctl(cpu->fd, KVM_GET_SREGS, &sregs) < 0)
-		return 0;
-	return sregs.ss.dpl;
-}
-
 /* Read or write one MSR as the host does. Return 0 if KVM refuses. */
 int kvmsr_one_msr(int fd, unsigned long request, uint32_t index, uint64_t *value)
 {

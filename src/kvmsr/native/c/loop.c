@@ -29,10 +29,13 @@ int kvmsr_run(struct kvmsr_cpu *cpu)
 		kvmsr_decide(cpu);
 		if (cpu->outcome.verdict == KVMSR_UPCALL || cpu->outcome.verdict == KVMSR_STOP) {
 			cpu->waits = 1;
+			kvmsr_locate(cpu);
 			return KVMSR_ASK;
 		}
 		kvmsr_answer(cpu);
-		if (cpu->outcome.log)
+		if (cpu->outcome.log) {
+			kvmsr_locate(cpu);
 			return KVMSR_LOG;
+		}
 	}
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Record accesses: in the rows of the summary, and as events. One thread writes a vCPU's record. */
 #include <linux/futex.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -146,12 +147,19 @@ void kvmsr_event(struct kvmsr_cpu *cpu, struct kvmsr_row *row, int news)
 		return;
 	}
 	uint64_t now = kvmsr_now_ns(), took = traced ? now - cpu->taken_ns : 0;
-	int where = traced && cpu->tables->trace_rip;
+	struct kvmsr_where none = { 0 };
+	const struct kvmsr_where *where = &none;
+	uint64_t *callers = vcpu->callers[vcpu->head % KVMSR_EVENTS];
+
+	if (cpu->tables->trace_rip)
+		where = kvmsr_where(cpu, cpu->tables->callers);
+	for (int i = 0; i < where->n_callers; i++)
+		callers[i] = where->callers[i];
 
 	vcpu->events[vcpu->head % KVMSR_EVENTS] = (struct kvmsr_event){
 		.time_ns = now,
 		.value = o->verdict == KVMSR_VALUE ? o->value : a->value,
-		.rip = where ? kvmsr_rip(cpu) : 0,
+		.rip = where->rip,
 		.index = a->index,
 		.name = o->name,
 		.rule = o->rule,
@@ -164,16 +172,22 @@ void kvmsr_event(struct kvmsr_cpu *cpu, struct kvmsr_row *row, int news)
 		.verdict = verdict_of(o),
 		.log = log,
 		.traced = traced,
-		.has_rip = where,
-		.cpl = where ? kvmsr_cpl(cpu) : 0,
+		.has_rip = where->known,
+		.cpl = where->cpl,
+		.n_callers = where->n_callers,
+		.guesses = where->guesses,
 	};
 	if (traced)
 		row->traced[verdict_of(o)]++;
 	__atomic_store_n(&vcpu->head, vcpu->head + 1, __ATOMIC_RELEASE);
 }
 
-/* Take up to MOST of the oldest events, and return their number. */
-uint32_t kvmsr_take_events(struct kvmsr_vcpu *vcpu, struct kvmsr_event *events, uint32_t most)
+/*
+ * Take up to MOST of the oldest events, and return their number. CALLERS, if it is not NULL, has room
+ * for KVMSR_CALLERS of each.
+ */
+uint32_t kvmsr_take_events(struct kvmsr_vcpu *vcpu, struct kvmsr_event *events, uint64_t *callers,
+			   uint32_t most)
 {
 	uint64_t head = __atomic_load_n(&vcpu->head, __ATOMIC_ACQUIRE);
 	uint64_t tail = vcpu->tail;
@@ -181,8 +195,12 @@ uint32_t kvmsr_take_events(struct kvmsr_vcpu *vcpu, struct kvmsr_event *events, 
 
 	if (head - tail > KVMSR_EVENTS) /* the VMM wrote nonsense here */
 		tail = head - KVMSR_EVENTS;
-	while (count < most && tail != head)
-		events[count++] = vcpu->events[tail++ % KVMSR_EVENTS];
+	for (; count < most && tail != head; tail++, count++) {
+		events[count] = vcpu->events[tail % KVMSR_EVENTS];
+		if (callers)
+			memcpy(&callers[count * KVMSR_CALLERS], vcpu->callers[tail % KVMSR_EVENTS],
+			       sizeof(vcpu->callers[0]));
+	}
 	if (count) {
 		__atomic_store_n(&vcpu->tail, tail, __ATOMIC_SEQ_CST);
 		syscall(SYS_futex, (uint32_t *)&vcpu->tail, FUTEX_WAKE, 1, NULL, NULL, 0);

@@ -7,6 +7,10 @@
 
 #include "shim.h"
 
+#ifndef KVM_SET_USER_MEMORY_REGION2 /* its structure begins as that of the other request */
+#define KVM_SET_USER_MEMORY_REGION2 0x40a0ae49u
+#endif
+
 /* Handle any request but KVM_RUN; these are rare. */
 static __attribute__((noinline)) int other(int fd, unsigned long request, void *argument)
 {
@@ -40,6 +44,10 @@ static __attribute__((noinline)) int other(int fd, unsigned long request, void *
 	case KVM_ENABLE_CAP:
 		if (((struct kvm_enable_cap *)argument)->cap == KVM_CAP_X86_USER_SPACE_MSR)
 			kvmsr_new_reasons(fd, argument);
+		break;
+	case KVM_SET_USER_MEMORY_REGION:
+	case KVM_SET_USER_MEMORY_REGION2:
+		kvmsr_new_memory(fd, argument);
 		break;
 	case KVM_X86_SET_MSR_FILTER:
 		kvmsr_new_filter(fd, argument);

@@ -10,7 +10,8 @@
  * the process, and if something goes wrong, it lets every ioctl through unchanged; only with
  * KVMSR_REQUIRE, it fails those without which the VM cannot run. A vCPU's thread may be confined to
  * few system calls. So between the first KVM_RUN and the last, the shim makes only two: ioctl and
- * futex. (It reads the clock, too; where the vDSO cannot do that, this is a third.)
+ * futex. (It reads the clock, too; where the vDSO cannot do that, this is a third. And it reads the
+ * guest's memory to find callers, but only if no thread of the VMM is confined: see answer.c.)
  */
 #ifndef KVMSR_SHIM_H
 #define KVMSR_SHIM_H
@@ -47,6 +48,7 @@ struct vm {
 	int unserved; /* runs without the policy: there is no room for one of its vCPUs */
 	int barred; /* must not run, because it would not be under the whole policy */
 	struct kvmsr_wish wish;
+	struct kvmsr_memory memory;
 };
 
 struct vcpu {
@@ -65,6 +67,7 @@ struct vcpu {
 		uint8_t sregs, regs; /* the VMM has set these to what they are at power-on */
 		uint8_t seen; /* both were, since the last KVM_RUN */
 	} reset;
+	int asked; /* whether this process may read its memory */
 	int has_mask; /* KVM_SET_SIGNAL_MASK is in use: a wait may miss the signal that kicks it */
 };
 
@@ -109,6 +112,7 @@ int kvmsr_new_vm(int system, int fd);
 int kvmsr_new_vcpu(int vm_fd, int fd, uint32_t id);
 void kvmsr_new_reasons(int fd, const struct kvm_enable_cap *cap);
 void kvmsr_new_filter(int fd, const struct kvm_msr_filter *filter);
+void kvmsr_new_memory(int fd, const struct kvm_userspace_memory_region *region);
 
 /* reset.c */
 void kvmsr_new_state(struct vcpu *vcpu, unsigned long request, const void *argument);

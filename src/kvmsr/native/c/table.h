@@ -36,6 +36,7 @@ enum kvmsr_verdict {
 	KVMSR_STOP,
 	KVMSR_KERNEL, /* ask KVM */
 	KVMSR_UPCALL, /* ask Python */
+	KVMSR_MAY_READ, /* ask the controller whether this process may read its memory */
 	KVMSR_TO_VMM, /* hand the exit to the VMM, which asked for it */
 };
 
@@ -58,6 +59,7 @@ enum {
 	KVMSR_WHEN_RIP = 4,
 	KVMSR_WHEN_COUNT = 8,
 	KVMSR_WHEN_REASON = 16,
+	KVMSR_WHEN_CALLER = 32,
 };
 
 /* In the order of kvmsr.policy.Bits. */
@@ -71,6 +73,7 @@ struct kvmsr_rule {
 	uint64_t hz; /* of a counter */
 	uint64_t when_value, when_mask;
 	uint64_t rip_first, rip_last;
+	uint64_t caller_first, caller_last;
 	uint64_t after, every; /* holds for match number `after`, and every `every`-th after that */
 	uint32_t name; /* number of the rule's name in the summary, see kvmsr.native.table.Names */
 	uint32_t bits; /* index into the table's bits, or KVMSR_NONE */

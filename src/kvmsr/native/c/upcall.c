@@ -132,6 +132,7 @@ void kvmsr_ask(struct kvmsr_cpu *cpu)
 
 	upcall->serial = cpu->serial;
 	upcall->access = cpu->access;
+	upcall->where = cpu->where;
 	upcall->outcome = cpu->outcome;
 	cpu->question = (cpu->question + 4) & ~3u;
 	__atomic_store_n(&upcall->state, cpu->question | KVMSR_ASKED, __ATOMIC_SEQ_CST);

@@ -103,6 +103,8 @@ int kvmsr_new_vm(int system, int fd)
 		vm->number = number;
 		vm->shared = kvmsr_vm_at(kvmsr_block, number);
 		vm->size = size;
+		vm->memory.pid = vm->pid;
+		vm->memory.n_slots = 0;
 		*kvmsr_descriptor(fd) = (struct descriptor){ .vm = vm };
 		result = put_plan(vm);
 	}
@@ -203,5 +205,18 @@ void kvmsr_new_filter(int fd, const struct kvm_msr_filter *filter)
 		}
 		put_plan(vm);
 	}
+	pthread_mutex_unlock(&kvmsr_changing);
+}
+
+/* The VMM has set a memory slot, or taken one away. */
+void kvmsr_new_memory(int fd, const struct kvm_userspace_memory_region *region)
+{
+	pthread_mutex_lock(&kvmsr_changing);
+	struct vm *vm = kvmsr_block ? vm_of(fd) : NULL;
+
+	/* The upper half is the address space; SMM has its own. */
+	if (vm && region->slot >> 16 == 0)
+		kvmsr_set_slot(&vm->memory, region->slot, region->guest_phys_addr,
+			       region->memory_size, region->userspace_addr);
 	pthread_mutex_unlock(&kvmsr_changing);
 }

@@ -35,6 +35,11 @@ _SAYS: Final[dict[str, dict[str, tuple[str, dict[str, Any]]]]] = {
     "HeaderTable": {
         "name": ("the name of the policy", {}),
         "description": ("what the policy is for", {}),
+        "symbols": (
+            "where the functions of the guest's kernel are: a vmlinux, a System.map, or a copy of"
+            " /proc/kallsyms",
+            {},
+        ),
         "extends": ("policies to build on: files or preset:NAME; later ones win", {}),
         "allow_host_writes": ("whether host is allowed as an action for writes", {}),
     },
@@ -66,7 +71,8 @@ _SAYS: Final[dict[str, dict[str, tuple[str, dict[str, Any]]]]] = {
     "WhenTable": {
         "vcpu": ("the vCPUs", {}),
         "cpl": ("the privilege levels", {}),
-        "rip": ('the address of the instruction: "0x1000-0x1fff"', {}),
+        "rip": ('the address of the instruction: "0x1000-0x1fff", or its function', {}),
+        "caller": ("a function, or its addresses, that has the instruction or called it", {}),
         "value": ("the value written, compared under mask", _U64),
         "mask": ("the bits of the value to compare", _U64),
         "after": ("the first match for which the rule holds", {"type": "integer", "minimum": 1}),

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from kvmsr.errors import PolicyError
+from kvmsr.errors import PolicyError, SymbolError
 from kvmsr.files import read_regular
 from kvmsr.policy.access import Op
 from kvmsr.policy.actions import Action, Counter, Host, Model, Python, Value, plain, to_action
@@ -30,7 +30,8 @@ from kvmsr.policy.register_models import find_model
 from kvmsr.policy.rule import Place, Rule, to_log, to_scope
 from kvmsr.policy.selector import parse_msrs
 from kvmsr.policy.topology import Topology
-from kvmsr.policy.when import When
+from kvmsr.policy.when import Lookup, When
+from kvmsr.symbols import Symbols
 from kvmsr.text import nearest, one_line, shown
 
 __all__ = ("PRESET", "Reader", "Shelf")
@@ -51,7 +52,6 @@ _CHECKS: Final[dict[str, Callable[[Any], object]]] = {
     "reset": Value,
     "bits": Bits.parse,
     "scope": to_scope,
-    "when": When.parse,
     "log": to_log,
 }
 
@@ -122,6 +122,7 @@ class Reader:
         self._bases: list[Reader] = []
         document = self.document
         shelf.readers.append(self)
+        self._symbols = self._read_symbols()
         self._own: list[Rule | None] = []
         self._pending: dict[int, Callable[[], Rule | None]] = {}
         for number, keys in enumerate(document.rules):
@@ -172,10 +173,24 @@ class Reader:
                     accepted[key] = given
         return accepted
 
+    def _read_symbols(self) -> Lookup | None:
+        """Return what looks up the names of functions, if the file names symbols."""
+        name = self.document.header.symbols
+        if not name:
+            return None
+        with self.document.at(("policy", "symbols")):
+            file = self._folder / name
+            try:
+                found = Symbols.read(file)
+            except SymbolError as error:
+                raise PolicyError(str(error)) from None
+            return found.range
+        return lambda function: (0, 0)  # that they are missing has been said
+
     def _check(self, keys: RuleKeys, number: int) -> bool:
         """Check the keys except for the actions; return whether they are all right."""
         before = len(self.document.errors)
-        for key, check in _CHECKS.items():
+        for key, check in {**_CHECKS, "when": self._when}.items():
             if keys.given.get(key) is not None:
                 with self.document.at(("rule", number, key)):
                     check(keys.given[key])
@@ -199,12 +214,15 @@ class Reader:
                 bits=given.get("bits"),
                 scope=given.get("scope"),
                 keep=given.get("keep", False),
-                when=given.get("when"),
+                when=None if given.get("when") is None else self._when(given["when"]),
                 log=given.get("log"),
                 where=one_line(f"{self._name}:{line}"),
                 place=Place(document.source, line, show(path), document.inside(path)),
             )
         return None
+
+    def _when(self, spec: Mapping[str, Any]) -> When:
+        return When.parse(spec, self._symbols)
 
     def _action(self, spec: str | dict[str, Any] | None, path: Path) -> Action | None:
         """Return the action for *spec* at *path*."""

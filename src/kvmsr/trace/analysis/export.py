@@ -10,10 +10,11 @@ batch by batch. Parquet is in ``parquet.py``.
 import csv
 import io
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
+from kvmsr.symbols import Symbols
 from kvmsr.text import counted
 from kvmsr.trace.analysis.records import FIELDS, Record, records
 from kvmsr.trace.file import Trace
@@ -21,25 +22,33 @@ from kvmsr.trace.file import Trace
 __all__ = ("FORMATS", "csv_lines", "json_lines", "perfetto")
 
 
-def csv_lines(trace: Trace) -> Iterator[bytes]:
-    """Yield a trace as CSV, with a header. MSRs, values and RIPs are in hexadecimal."""
-    yield f"{','.join(FIELDS)}\r\n".encode()
+def csv_lines(trace: Trace, functions: Symbols | None = None) -> Iterator[bytes]:
+    """Yield a trace as CSV, with a header. MSRs, values and addresses are in hexadecimal."""
+    fields = FIELDS if functions is None else (*FIELDS, "symbol")
+    yield f"{','.join(fields)}\r\n".encode()
     for events in trace.batches():
         text = io.StringIO()
         writer = csv.writer(text)
-        writer.writerows(record.as_dict().values() for record in records(events, trace.rules))
+        for record in records(events, trace.rules):
+            said = record.as_dict(functions)
+            said["callers"] = " ".join(map(_caller, said["callers"]))
+            writer.writerow(said.values())
         yield text.getvalue().encode()
 
 
-def json_lines(trace: Trace) -> Iterator[bytes]:
-    """Yield a trace as JSON objects, one a line. MSRs, values and RIPs are in hexadecimal."""
+def _caller(said: dict[str, Any]) -> str:
+    return f"{said.get('symbol') or said['address']}{'?' * said['guess']}"
+
+
+def json_lines(trace: Trace, functions: Symbols | None = None) -> Iterator[bytes]:
+    """Yield a trace as JSON objects, one a line. MSRs, values and addresses are in hexadecimal."""
     encode = msgspec.json.Encoder().encode
     for events in trace.batches():
-        lines = [encode(record.as_dict()) for record in records(events, trace.rules)]
+        lines = [encode(record.as_dict(functions)) for record in records(events, trace.rules)]
         yield b"".join(line + b"\n" for line in lines)
 
 
-def perfetto(trace: Trace) -> Iterator[bytes]:
+def perfetto(trace: Trace, functions: Symbols | None = None) -> Iterator[bytes]:
     """
     Yield a trace in Chrome's trace event format, in JSON.
 
@@ -60,7 +69,7 @@ def perfetto(trace: Trace) -> Iterator[bytes]:
                 tracks.add((record.vm, record.vcpu))
                 parts += _names(record)
             taken_ns = record.time_ns - (record.latency_ns or 0)  # a row has the time of the answer
-            parts.append(_slice(record, max(0, taken_ns - begin)))
+            parts.append(_slice(record, max(0, taken_ns - begin), functions))
         yield separator + b",\n".join(parts)
         separator = b",\n"
     about = {name: getattr(trace.head, name) for name in ("kvmsr", "command", "image", "backend")}
@@ -80,7 +89,7 @@ def _names(record: Record) -> list[bytes]:
     ]
 
 
-def _slice(record: Record, since_ns: int) -> bytes:
+def _slice(record: Record, since_ns: int, functions: Symbols | None) -> bytes:
     what = f"{record.op} {record.name or f'{record.index:#x}'}"
     event: dict[str, object] = {"ph": "X", "name": what, "cat": f"msr,{record.outcome}"}
     event |= {**_ids(record), "ts": _microseconds(since_ns)}
@@ -90,7 +99,10 @@ def _slice(record: Record, since_ns: int) -> bytes:
     else:
         event["dur"] = _microseconds(record.latency_ns)
     said = record.as_dict()
-    event["args"] = {name: said[name] for name in _SAID if said[name] is not None}
+    args = {name: said[name] for name in _SAID if said[name] is not None}
+    if functions is not None or record.callers:
+        args["where"] = record.where(functions)
+    event["args"] = args
     return msgspec.json.encode(event)
 
 
@@ -104,7 +116,7 @@ def _microseconds(nanoseconds: int) -> msgspec.Raw:
     return msgspec.Raw(f"{nanoseconds // 1000}.{nanoseconds % 1000:03}".encode())
 
 
-FORMATS: Final[dict[str, Callable[[Trace], Iterator[bytes]]]] = {
+FORMATS: Final[dict[str, Callable[[Trace, Symbols | None], Iterator[bytes]]]] = {
     "csv": csv_lines,
     "jsonl": json_lines,
     "perfetto": perfetto,

@@ -7,6 +7,7 @@ A histogram for each row of a summary. A bin is a sixteenth of a power of two wi
 is right to within 3 %, whatever the number of accesses.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -46,19 +47,16 @@ class Latencies:
             self._counts = np.concatenate([self._counts, more])
         np.add.at(self._counts.reshape(-1), rows * _BINS + _bins(nanoseconds), 1)
 
-    def percentiles(self, row: int | None = None) -> dict[int, int] | None:
+    def percentiles(self, rows: Sequence[int] | None = None) -> dict[int, int] | None:
         """
-        Return the percentiles of a row in nanoseconds, or None if it has no latency.
+        Return the percentiles of some rows in nanoseconds, or None if they have no latency.
 
-        :param row: the row; all of them by default.
+        :param rows: the rows; all of them by default.
         """
-        if row is None:
-            counts = self._counts.sum(axis=0)
-        elif row < len(self._counts):
-            counts = self._counts[row]
-        else:
-            return None
-        sums = np.cumsum(counts)
+        counts = self._counts
+        if rows is not None:
+            counts = counts[[row for row in rows if row < len(counts)]]
+        sums = np.cumsum(counts.sum(axis=0))
         total = int(sums[-1])
         if not total:
             return None

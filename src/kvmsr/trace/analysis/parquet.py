@@ -13,7 +13,7 @@ import numpy as np
 
 from kvmsr.errors import HostError
 from kvmsr.trace.file import Trace
-from kvmsr.trace.file.columns import COLUMNS, NULLABLE, WORDS
+from kvmsr.trace.file.columns import WORDS, columns, is_nullable, values
 from kvmsr.trace.file.head import KEY
 
 __all__ = ("write_parquet",)
@@ -32,15 +32,16 @@ def write_parquet(trace: Trace, file: BinaryIO) -> None:
         raise HostError(
             "Parquet needs pyarrow, which is not installed: pip install 'kvmsr[parquet]'"
         ) from None
+    given = columns(rip=True, callers=trace.callers)
     schema = pa.schema(
-        [pa.field(name, _type(pa, name, kind), name in NULLABLE) for name, kind in COLUMNS],
+        [pa.field(name, _type(pa, name, kind), is_nullable(name)) for name, kind in given],
         metadata={KEY: trace.head.encoded()},
     )
     with ParquetWriter(file, schema) as writer:
         for events in trace.batches():
             arrays = [
                 _column(pa, events, name, field.type, trace.rules)
-                for (name, _), field in zip(COLUMNS, schema, strict=True)
+                for (name, _), field in zip(given, schema, strict=True)
             ]
             writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
 
@@ -61,7 +62,5 @@ def _column(
     if name in WORDS or name == "rule":
         words = pa.array(list(WORDS.get(name, rules)), pa.string())
         return pa.DictionaryArray.from_arrays(events[name].astype(np.int32), words)
-    missing = None
-    if name in NULLABLE:
-        missing = events["has"] & NULLABLE[name] == 0
-    return pa.array(np.ascontiguousarray(events[name]), kind, mask=missing)
+    numbers, has = values(events, name)
+    return pa.array(numbers, kind, mask=None if has is None else ~has)

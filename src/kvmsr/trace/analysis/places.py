@@ -6,6 +6,7 @@ First and last
 Which event was the first, or the last, of each row of a summary.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -50,7 +51,10 @@ class Places:
             self._kept[name][found[better]] = new[name][better]
         self._kept["seen"][found[better]] = True
 
-    def __getitem__(self, row: int) -> tuple[int, int, int] | None:
-        """Return time_ns, guest_ns and value of a row's event, or None if there is none."""
-        time_ns, guest_ns, value, seen = self._kept[row].item()
-        return (time_ns, guest_ns, value) if seen else None
+    def best(self, rows: Sequence[int]) -> tuple[int, int, int] | None:
+        """Return time_ns, guest_ns and value of the event of some rows; None if there is none."""
+        found = [kept[:3] for kept in self._kept[list(rows)].tolist() if kept[3]]
+        if not found:
+            return None
+        best: tuple[int, int, int] = (max if self._later else min)(found, key=lambda one: one[0])
+        return best

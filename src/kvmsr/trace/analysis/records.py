@@ -13,6 +13,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from kvmsr.msr import catalog
+from kvmsr.policy import Where
+from kvmsr.symbols import Symbols
 from kvmsr.trace.file import LATENCY, OPS, OUTCOMES, REASONS
 from kvmsr.trace.file.columns import CPL, RIP, VALUE
 
@@ -41,6 +43,8 @@ class Record(NamedTuple):
     :ivar count: the number of accesses that the row stands for.
     :ivar rip: where the guest was; None if it was not recorded.
     :ivar cpl: the guest's privilege level; None if it was not recorded.
+    :ivar callers: the return addresses of the functions that called the guest's, the nearest first.
+    :ivar guesses: a bit for each caller that only looks like one, the lowest for the first.
     """
 
     time_ns: int
@@ -59,16 +63,39 @@ class Record(NamedTuple):
     count: int  # type: ignore[assignment]
     rip: int | None
     cpl: int | None
+    callers: tuple[int, ...] = ()
+    guesses: int = 0
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the row for JSON. MSR, value and RIP are in hexadecimal, as text."""
+    def as_dict(self, functions: Symbols | None = None) -> dict[str, Any]:
+        """
+        Return the row for JSON. MSR, value and addresses are in hexadecimal, as text.
+
+        :param functions: the guest's functions, to add their names.
+        """
         found = self._asdict()
         for name in _HEX:
             found[name] = None if found[name] is None else f"{found[name]:#x}"
+        del found["guesses"]
+        found["callers"] = [
+            {"address": f"{one:#x}", "guess": bool(self.guesses >> number & 1)}
+            for number, one in enumerate(self.callers)
+        ]
+        if functions is not None:
+            found["symbol"] = "" if self.rip is None else functions.name(self.rip)
+            for one, address in zip(found["callers"], self.callers, strict=True):
+                one["symbol"] = functions.caller(address)
         return found
 
+    def where(self, functions: Symbols | None = None) -> str:
+        """Return where the guest was and who called, in words; "" if that was not recorded."""
+        if self.rip is None:
+            return ""
+        if functions is None:
+            return str(Where(self.rip, 0, self.callers, self.guesses))
+        return functions.chain(self.rip, self.callers, self.guesses)
 
-FIELDS: Final = Record._fields
+
+FIELDS: Final = tuple(name for name in Record._fields if name != "guesses")
 _HEX: Final = ("index", "value", "rip")
 
 
@@ -77,8 +104,9 @@ def records(events: _Array, rules: Sequence[str]) -> Iterator[Record]:
     name = catalog().name
     for (
         time_ns, guest_ns, value, rip, index, latency_ns, count, pid, rule, vm, vcpu, op, reason,
-        outcome, cpl, has,
+        outcome, cpl, has, *callers,
     ) in events.tolist():  # fmt: skip
+        known, n_callers, guesses = callers or ((), 0, 0)
         yield Record(
             time_ns,
             guest_ns,
@@ -96,6 +124,8 @@ def records(events: _Array, rules: Sequence[str]) -> Iterator[Record]:
             count,
             rip if has & RIP else None,
             cpl if has & CPL else None,
+            tuple(known[:n_callers]),
+            guesses,
         )
 
 

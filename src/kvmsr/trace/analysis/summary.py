@@ -10,110 +10,33 @@ The guest has chosen the MSRs, so the number of rows is limited. Accesses that f
 counted together.
 """
 
-from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
 
-from kvmsr.msr import catalog
+from kvmsr.policy import Where
+from kvmsr.symbols import Symbols
 from kvmsr.text import counted
 from kvmsr.trace.analysis.latency import Latencies
 from kvmsr.trace.analysis.numbering import Numbering
+from kvmsr.trace.analysis.paths import Paths, asker
 from kvmsr.trace.analysis.places import Places
+from kvmsr.trace.analysis.rows import Moment, TraceRow, named
 from kvmsr.trace.file import LATENCY, OPS, OUTCOMES, REASONS, Grade, Head, Trace
 from kvmsr.trace.file.columns import RIP, VALUE
 from kvmsr.trace.summary import MAX_ROWS, IndexCount
 
-__all__ = ("Moment", "TraceRow", "TraceSummary", "summarise")
+__all__ = ("TraceSummary", "summarise")
 
 _Array = np.ndarray[Any, Any]
 
 _MAX_KINDS: Final = 1 << 16
 """The limit of combinations of rule, reason and direction, and of vCPUs."""
 _VCPU_SHIFT: Final = np.uint64(35)  # above a rule's number, the reason and the direction
-_RIPS: Final = 4
-"""How many RIPs a row shows."""
+_PATHS: Final = 4
+"""How many paths a row shows."""
 
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """
-    When something happened.
-
-    :ivar time_ns: on the host's clock, in nanoseconds since the epoch.
-    :ivar guest_ns: on the VM's clock, in nanoseconds since its guest began.
-    """
-
-    time_ns: int
-    guest_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class TraceRow:
-    """
-    The accesses to one MSR in one direction, for one reason, under one rule.
-
-    :ivar index: the MSR; None for those that found no row of their own.
-    :ivar op: ``read`` or ``write``.
-    :ivar reason: why KVM gave the accesses up.
-    :ivar rule: what decided them.
-    :ivar vm: the VM; None unless vCPUs have rows of their own.
-    :ivar vcpu: the vCPU; None unless vCPUs have rows of their own.
-    :ivar outcomes: by outcome, the number of accesses.
-    :ivar counted: the number of accesses among them that were only counted.
-    :ivar first: the first access.
-    :ivar last: the last access.
-    :ivar first_value: the first value read or written; None if there was none.
-    :ivar last_value: the last value read or written; None if there was none.
-    :ivar latency: by percentile, the latency in nanoseconds, to within 3 %; None if not recorded.
-    :ivar rips: the most frequent RIPs and their counts; empty if they were not recorded.
-    """
-
-    index: int | None
-    op: str
-    reason: str
-    rule: str
-    vm: int | None
-    vcpu: int | None
-    outcomes: dict[str, int]
-    counted: int
-    first: Moment
-    last: Moment
-    first_value: int | None
-    last_value: int | None
-    latency: dict[int, int] | None
-    rips: tuple[tuple[int, int], ...]
-
-    @property
-    def count(self) -> int:
-        """Return the number of accesses."""
-        return sum(self.outcomes.values())
-
-    @property
-    def faults(self) -> int:
-        """Return the number of accesses that got #GP."""
-        return self.outcomes["fault"]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the row in the form of the JSON summary."""
-        who = {} if self.vcpu is None else {"vm": self.vm, "vcpu": self.vcpu}
-        return {
-            "index": _hex(self.index),
-            "name": "" if self.index is None else catalog().name(self.index),
-            "op": self.op,
-            **who,
-            "count": self.count,
-            "counted_only": self.counted,
-            "reason": self.reason,
-            "rule": self.rule,
-            "outcomes": self.outcomes,
-            "first_value": _hex(self.first_value),
-            "last_value": _hex(self.last_value),
-            "first": asdict(self.first),
-            "last": asdict(self.last),
-            "latency_ns": _named(self.latency),
-            "rips": [{"rip": _hex(rip), "count": count} for rip, count in self.rips],
-        }
+_Found = dict[int, list[tuple[Where, int]]]
 
 
 class TraceSummary:
@@ -126,6 +49,7 @@ class TraceSummary:
     :ivar cut: why the trace ends early, or "".
     :ivar events: the number of rows of the file.
     :ivar other_msrs: the distinct MSRs that found no row.
+    :ivar paths: the paths on which the guest came to its accesses.
     """
 
     def __init__(self, head: Head, *, by_vcpu: bool = False, max_rows: int = MAX_ROWS) -> None:
@@ -147,9 +71,10 @@ class TraceSummary:
         self._first_value = Places(rows, later=False)
         self._last_value = Places(rows, later=True)
         self._latencies = Latencies(rows)
-        self._rips = Numbering(_MAX_KINDS)
-        self._callers = Numbering(_MAX_KINDS)
-        self._calls = np.zeros(_MAX_KINDS + 1, np.int64)
+        self.paths = Paths(_MAX_KINDS)
+        self._by_path = Numbering(_MAX_KINDS)
+        self._calls = Numbering(_MAX_KINDS)
+        self._call_counts = np.zeros(_MAX_KINDS + 1, np.int64)
 
     def add(self, events: _Array, rules: list[str]) -> None:
         """
@@ -162,7 +87,11 @@ class TraceSummary:
         times = events["time_ns"]
         if bool((times[1:] < times[:-1]).any()):  # batches of several vCPUs
             events = events[np.argsort(times, kind="stable")]
-        rows, counts = self._rows(events), events["count"].astype(np.int64)
+        has_rip = events["has"] & RIP != 0
+        paths = np.full(len(events), _MAX_KINDS)
+        if has_rip.any():
+            paths[has_rip] = self.paths.numbers(events[has_rip])
+        rows, counts = self._rows(events, paths), events["count"].astype(np.int64)
         np.add.at(self._outcomes.reshape(-1), rows * len(OUTCOMES) + events["outcome"], counts)
         everything = np.arange(len(events))
         self._first.add(rows, events, everything)
@@ -174,11 +103,12 @@ class TraceSummary:
         self._latencies.add(rows[timed], events["latency_ns"][timed])
         if not timed.all():
             np.add.at(self._counted, rows[~timed], counts[~timed])
-        has_rip = events["has"] & RIP != 0
         if has_rip.any():
-            self._add_rips(events["rip"][has_rip], rows[has_rip], counts[has_rip])
+            pairs = rows[has_rip].astype(np.uint64) << np.uint64(32)
+            calls = self._calls.numbers(pairs | paths[has_rip].astype(np.uint64))
+            np.add.at(self._call_counts, calls, counts[has_rip])
 
-    def _rows(self, events: _Array) -> _Array:
+    def _rows(self, events: _Array, paths: _Array) -> _Array:
         """Return the number of each event's row."""
         kinds = (
             events["rule"].astype(np.uint64) << np.uint64(3)
@@ -194,6 +124,10 @@ class TraceSummary:
             kinds |= vcpus.astype(np.uint64) << _VCPU_SHIFT
         numbers = self._kinds.numbers(kinds)
         lost |= numbers == _MAX_KINDS
+        if "callers" in (events.dtype.names or ()):
+            pairs = numbers.astype(np.uint64) << np.uint64(32) | paths.astype(np.uint64)
+            numbers = self._by_path.numbers(pairs)
+            lost |= numbers == _MAX_KINDS
         keys = numbers.astype(np.uint64) << np.uint64(32) | events["index"]
         rows = np.full(len(events), self._max_rows)
         rows[~lost] = self._keys.numbers(keys[~lost])
@@ -204,17 +138,25 @@ class TraceSummary:
                 self.other_msrs.add(index)
         return rows
 
-    def _add_rips(self, rips: _Array, rows: _Array, counts: _Array) -> None:
-        numbers = self._rips.numbers(rips).astype(np.uint64)
-        callers = self._callers.numbers(rows.astype(np.uint64) << np.uint64(32) | numbers)
-        np.add.at(self._calls, callers, counts)
+    def rows(self, functions: Symbols | None = None) -> list[TraceRow]:
+        """
+        Return the rows in order of their MSRs, reads before writes, split by who asked.
 
-    def rows(self) -> list[TraceRow]:
-        """Return the rows in order of their MSRs, reads before writes."""
-        rips = self._most_frequent_rips()
-        found = [self._row(number, key, rips) for number, key in enumerate(self._keys.keys)]
+        :param functions: the guest's functions, to say who that was.
+        """
+        paths, groups = self._paths_of_rows(), dict[tuple[int, int, str], list[int]]()
+        for number, key in enumerate(self._keys.keys):
+            kind, who = key >> 32, ""
+            if self._by_path.keys:
+                pair = self._by_path.keys[kind]
+                kind, path = pair >> 32, pair & 0xFFFFFFFF
+                if path < len(self.paths.known):
+                    who = asker(self.paths.known[path], functions)
+            groups.setdefault((kind, key & 0xFFFFFFFF, who), []).append(number)
+        found = [self._row(numbers, *group, paths) for group, numbers in groups.items()]
         return sorted(
-            found, key=lambda r: (r.index, r.op, r.vm or 0, r.vcpu or 0, r.reason, r.rule)
+            found,
+            key=lambda r: (r.index, r.op, r.vm or 0, r.vcpu or 0, r.reason, r.rule, r.asker),
         )
 
     def others(self) -> list[TraceRow]:
@@ -222,32 +164,38 @@ class TraceSummary:
         found = []
         for number, op in enumerate(OPS, self._max_rows):
             if self._outcomes[number].any():
-                found.append(self._made(number, None, op, "", "", None, ()))
+                found.append(self._made([number], None, op, "", "", None, "", ()))
         return found
 
-    def _row(self, number: int, key: int, rips: dict[int, list[tuple[int, int]]]) -> TraceRow:
-        kind = self._kinds.keys[key >> 32]
+    def _row(
+        self, numbers: list[int], kind: int, index: int, asked_by: str, paths: _Found
+    ) -> TraceRow:
+        kind = self._kinds.keys[kind]
         who = self._vcpus.keys[kind >> int(_VCPU_SHIFT)] if self._by_vcpu else None
         rule = self._rules[kind >> 3 & 0xFFFFFFFF]
-        where = tuple(sorted(rips.get(number, ()), key=lambda pair: (-pair[1], pair[0]))[:_RIPS])
+        where = [pair for number in numbers for pair in paths.get(number, ())]
+        where.sort(key=lambda pair: (-pair[1], pair[0]))
         return self._made(
-            number, key & 0xFFFFFFFF, OPS[kind & 1], REASONS[kind >> 1 & 3], rule, who, where
-        )
+            numbers, index, OPS[kind & 1], REASONS[kind >> 1 & 3], rule, who, asked_by,
+            tuple(where[:_PATHS]),
+        )  # fmt: skip
 
     def _made(
         self,
-        number: int,
+        numbers: list[int],
         index: int | None,
         op: str,
         reason: str,
         rule: str,
         who: int | None,
-        rips: tuple[tuple[int, int], ...],
+        asked_by: str,
+        paths: tuple[tuple[Where, int], ...],
     ) -> TraceRow:
-        first, last = self._first[number], self._last[number]
-        first_value, last_value = self._first_value[number], self._last_value[number]
+        first, last = self._first.best(numbers), self._last.best(numbers)
+        first_value, last_value = self._first_value.best(numbers), self._last_value.best(numbers)
         assert first is not None
         assert last is not None
+        outcomes = self._outcomes[numbers].sum(axis=0).tolist()
         return TraceRow(
             index=index,
             op=op,
@@ -255,22 +203,23 @@ class TraceSummary:
             rule=rule,
             vm=None if who is None else who >> 16,
             vcpu=None if who is None else who & 0xFFFF,
-            outcomes=dict(zip(OUTCOMES, self._outcomes[number].tolist(), strict=True)),
-            counted=int(self._counted[number]),
+            outcomes=dict(zip(OUTCOMES, outcomes, strict=True)),
+            counted=int(self._counted[numbers].sum()),
             first=Moment(first[0], first[1]),
             last=Moment(last[0], last[1]),
             first_value=None if first_value is None else first_value[2],
             last_value=None if last_value is None else last_value[2],
-            latency=self._latencies.percentiles(number),
-            rips=rips,
+            latency=self._latencies.percentiles(numbers),
+            asker=asked_by,
+            paths=paths,
         )
 
-    def _most_frequent_rips(self) -> dict[int, list[tuple[int, int]]]:
-        found: dict[int, list[tuple[int, int]]] = {}
-        for number, key in enumerate(self._callers.keys):
-            rip = key & 0xFFFFFFFF
-            if rip < len(self._rips.keys):
-                pair = (self._rips.keys[rip], int(self._calls[number]))
+    def _paths_of_rows(self) -> _Found:
+        found: _Found = {}
+        for number, key in enumerate(self._calls.keys):
+            path = key & 0xFFFFFFFF
+            if path < len(self.paths.known):
+                pair = (self.paths.known[path], int(self._call_counts[number]))
                 found.setdefault(key >> 32, []).append(pair)
         return found
 
@@ -301,8 +250,8 @@ class TraceSummary:
         msrs = counted(len(self.other_msrs), "other MSR")
         return f"… and {counted(accesses, 'access', 'accesses')} to {least}{msrs}"
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return head, totals and rows in the form of the JSON summary."""
+    def as_dict(self, functions: Symbols | None = None) -> dict[str, Any]:
+        """Return head, totals and rows in the form of the JSON summary; see :meth:`rows`."""
         head = self.head
         found: dict[str, Any] = {
             "command": head.command,
@@ -317,8 +266,8 @@ class TraceSummary:
             "counted_only": self.counted,
             "dropped": self.dropped,
             "totals": self.totals(),
-            "latency_ns": _named(self.latency()),
-            "accesses": [row.as_dict() for row in self.rows()],
+            "latency_ns": named(self.latency()),
+            "accesses": [row.as_dict() for row in self.rows(functions)],
         }
         others = self.others()
         if others:
@@ -332,14 +281,6 @@ class TraceSummary:
     def latency(self) -> dict[int, int] | None:
         """Return, by percentile, the latency of all accesses; None if it was not recorded."""
         return self._latencies.percentiles()
-
-
-def _hex(value: int | None) -> str | None:
-    return None if value is None else f"{value:#x}"
-
-
-def _named(latency: dict[int, int] | None) -> dict[str, int] | None:
-    return None if latency is None else {f"p{one}": ns for one, ns in latency.items()}
 
 
 def summarise(trace: Trace, *, by_vcpu: bool = False, max_rows: int = MAX_ROWS) -> TraceSummary:

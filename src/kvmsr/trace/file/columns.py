@@ -11,13 +11,17 @@ A row may also stand for several accesses that were only counted: because the tr
 no more, or because they came faster than they could be written. Such a row has no latency.
 """
 
-from typing import Final
+import re
+from typing import Any, Final
 
 import numpy as np
 
 from kvmsr.policy import Op, Reason
 
-__all__ = ("COLUMNS", "CPL", "EVENT", "LATENCY", "OPS", "OUTCOMES", "REASONS", "RIP", "VALUE")
+__all__ = (
+    "CPL", "EVENT", "LATENCY", "MAX_CALLERS", "OPS", "OUTCOMES", "REASONS", "RIP", "VALUE",
+    "caller", "columns", "event_type", "is_nullable", "values",
+)  # fmt: skip
 
 OPS: Final = tuple(map(str, Op))
 REASONS: Final = tuple(map(str, Reason))
@@ -59,6 +63,30 @@ the access, a number of the trace's rules. ``vm``, ``vcpu``: numbers from 0. ``o
 :data:`VALUE`.
 """
 
+MAX_CALLERS: Final = 8
+"""How many callers a row has, at most."""
+
+_WITH_CALLERS: Final = np.dtype(
+    [
+        *[(name, EVENT[name]) for name in EVENT.names or ()],
+        ("callers", "u8", (MAX_CALLERS,)),
+        ("n_callers", "u1"),
+        ("guesses", "u1"),
+    ]
+)
+
+
+def event_type(callers: int) -> np.dtype[Any]:
+    """
+    Return the type of the rows of a trace with so many callers.
+
+    With callers, a row has also ``callers``: the return addresses of the functions that called the
+    guest's, the nearest first; ``n_callers``: how many; and ``guesses``: a bit for each that only
+    looks like one, the lowest for the first.
+    """
+    return _WITH_CALLERS if callers else EVENT
+
+
 NULLABLE: Final = {"value": VALUE, "rip": RIP, "cpl": CPL, "latency_ns": LATENCY}
 WORDS: Final = {"op": OPS, "reason": REASONS, "outcome": OUTCOMES}
 
@@ -77,5 +105,40 @@ def _kind(name: str) -> str:
     return "words" if name in WORDS or name == "rule" else EVENT[name].str[1:]
 
 
-COLUMNS: Final = [(name, _kind(name)) for name in _ORDER]
-"""The columns of a file, in order: each has a name, and a numpy type, "words" or "time"."""
+_COLUMNS: Final = [(name, _kind(name)) for name in _ORDER]
+_CALLER: Final = re.compile(r"caller_([1-8])")
+
+
+def columns(*, rip: bool, callers: int) -> list[tuple[str, str]]:
+    """
+    Return the columns of a file, in order: each has a name, and a numpy type, "words" or "time".
+
+    A caller is in a column of its own, ``caller_1`` for the nearest: every program can group by it.
+
+    :param rip: whether it has RIP and CPL.
+    :param callers: how many callers it has, at most.
+    """
+    found = _COLUMNS if rip else _COLUMNS[: -len(WHERE)]
+    if callers:
+        found = [*found, *[(f"caller_{n + 1}", "u8") for n in range(callers)], ("guesses", "u1")]
+    return list(found)
+
+
+def caller(name: str) -> int | None:
+    """Return the number of a caller's column, from 0; None for another column."""
+    match = _CALLER.fullmatch(name)
+    return int(match[1]) - 1 if match else None
+
+
+def values(events: np.ndarray[Any, Any], name: str) -> tuple[np.ndarray[Any, Any], Any]:
+    """Return the values of a column of numbers, and which rows have one; None if all have."""
+    number = caller(name)
+    if number is not None:
+        return np.ascontiguousarray(events["callers"][:, number]), events["n_callers"] > number
+    has = (events["has"] & NULLABLE[name]) != 0 if name in NULLABLE else None
+    return np.ascontiguousarray(events[name]), has
+
+
+def is_nullable(name: str) -> bool:
+    """Return whether a row need not have a value in a column."""
+    return name in NULLABLE or caller(name) is not None

@@ -16,7 +16,7 @@ import numpy as np
 
 from kvmsr.errors import TraceError
 from kvmsr.text import shown
-from kvmsr.trace.file.columns import COLUMNS, EVENT, NULLABLE, WHERE, WORDS
+from kvmsr.trace.file.columns import NULLABLE, WORDS, caller, columns, event_type
 from kvmsr.trace.file.head import KEY, Head
 from kvmsr.trace.file.messages import Batch, Messages
 from kvmsr.trace.file.strings import WordReader
@@ -40,6 +40,7 @@ class Trace:
     :param source: what to read instead of opening *path*.
     :ivar path: the file.
     :ivar head: what was recorded.
+    :ivar callers: how many callers rows have, at most.
     :raises TraceError: if the file cannot be read or is not a trace.
     """
 
@@ -71,9 +72,10 @@ class Trace:
             head = Head.decoded(metadata[KEY])
         except TraceError as error:
             raise self._error(str(error)) from None
-        given = [column for column in self._messages.columns if column[0] not in WHERE]
-        where = self._messages.columns[len(given) :]
-        if given != COLUMNS[: -len(WHERE)] or where not in ([], COLUMNS[-len(WHERE) :]):
+        given = [(name, kind) for name, kind in self._messages.columns]
+        names = {name for name, _ in given}
+        self.callers = sum(caller(name) is not None for name in names)
+        if given != columns(rip="rip" in names, callers=self.callers):
             raise self._error("the trace is damaged: it has other columns than it should")
         return head
 
@@ -110,7 +112,7 @@ class Trace:
     def _rows(self, batch: Batch) -> _Array:
         if not 0 < batch.rows <= _MAX_ROWS:
             raise ValueError(f"a batch of {batch.rows:,} rows")
-        events = np.zeros(batch.rows, EVENT)
+        events = np.zeros(batch.rows, event_type(self.callers))
         buffers = iter(batch.buffers)
         for name, _ in self._messages.columns:
             try:
@@ -132,8 +134,15 @@ class Trace:
                 raise ValueError("its offsets are wrong")
             events[name] = reader.read(offsets, data)
             return
+        number = caller(name)
+        if number is not None:
+            found = _numbers(values, np.dtype("<u8"), count)
+            has = (_bits(valid, count) != 0) & (events["n_callers"] == number)  # none is left out
+            events["callers"][has, number] = found[has]
+            events["n_callers"] += has
+            return
         field = "time_ns" if name == "time" else name
-        events[field] = _numbers(values, EVENT[field], count)
+        events[field] = _numbers(values, events.dtype[field], count)
         if name in NULLABLE:
             events["has"] |= _bits(valid, count) * np.uint8(NULLABLE[name])
 

@@ -15,7 +15,7 @@ import nanoarrow.ipc
 import numpy as np
 
 from kvmsr.errors import TraceError
-from kvmsr.trace.file.columns import COLUMNS, EVENT, NULLABLE, WHERE, WORDS
+from kvmsr.trace.file.columns import WORDS, columns, event_type, is_nullable, values
 from kvmsr.trace.file.head import KEY, Head
 from kvmsr.trace.file.lock import lock
 from kvmsr.trace.file.strings import LONGEST_WORD, encode
@@ -41,20 +41,19 @@ class TraceWriter:
     :param path: the file; an old one is replaced. It may be a FIFO.
     :param head: what is recorded.
     :param rip: whether rows have RIP and CPL.
+    :param callers: how many callers rows have, at most; none without RIP.
     :ivar rows: number of rows written.
     :raises TraceError: if the file cannot be written.
     """
 
-    def __init__(self, path: Path, head: Head, *, rip: bool = False) -> None:
+    def __init__(self, path: Path, head: Head, *, rip: bool = False, callers: int = 0) -> None:
         self.rows = 0
         self._failed = False
         self._path = path
-        columns = {
-            name: _arrow_type(name, kind) for name, kind in COLUMNS if rip or name not in WHERE
-        }
-        schema = na.c_schema(na.schema(na.Type.STRUCT, fields=columns))
+        fields = {name: _arrow_type(name, kind) for name, kind in columns(rip=rip, callers=callers)}
+        schema = na.c_schema(na.schema(na.Type.STRUCT, fields=fields))
         self._schema = schema.modify(metadata={KEY: head.encoded()})
-        self._columns = [(name, na.c_schema(kind)) for name, kind in columns.items()]
+        self._columns = [(name, na.c_schema(kind)) for name, kind in fields.items()]
         self._batch = io.BytesIO()
         self._arrow = nanoarrow.ipc.StreamWriter.from_writable(self._batch)
         try:
@@ -63,7 +62,7 @@ class TraceWriter:
             raise self._error(error) from None
         try:
             self._empty()
-            self._write(np.zeros(0, EVENT), [b""])
+            self._write(np.zeros(0, event_type(callers)), [b""])
         except BaseException:
             os.close(self._fd)
             raise
@@ -145,7 +144,7 @@ def _arrow_type(name: str, kind: str) -> na.Schema:
     elif kind == "words":
         made = na.string(nullable=False)
     else:
-        made = _TYPES[kind](nullable=name in NULLABLE)
+        made = _TYPES[kind](nullable=is_nullable(name))
     return made
 
 
@@ -168,10 +167,9 @@ def _column(
     if name == "time":
         times = np.ascontiguousarray(events["time_ns"]).view(np.int64)
         return na.c_array_from_buffers(schema, count, [None, times], null_count=0)
-    values = np.ascontiguousarray(events[name])
+    numbers, has = values(events, name)
     valid, nulls = None, 0
-    if name in NULLABLE:
-        has = (events["has"] & NULLABLE[name]) != 0
+    if has is not None:
         nulls = count - int(np.count_nonzero(has))
         valid = np.packbits(has, bitorder="little") if nulls else None
-    return na.c_array_from_buffers(schema, count, [valid, values], null_count=nulls)
+    return na.c_array_from_buffers(schema, count, [valid, numbers], null_count=nulls)

@@ -124,5 +124,5 @@ def notes(trace: Collected) -> list[str]:
             " the histogram count all of them."
         )
     if trace.accesses and not trace.has_rip:
-        found.append("Who made the accesses was not recorded: --trace-rip records it.")
+        found.append("Who made the accesses was not recorded: --trace-callers 4 records it.")
     return found

@@ -14,7 +14,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from kvmsr.policy import Where
+from kvmsr.symbols import Symbols
 from kvmsr.trace.analysis.latency import Latencies
+from kvmsr.trace.analysis.paths import Paths
 from kvmsr.trace.file import LATENCY, OPS, OUTCOMES, REASONS, Trace
 from kvmsr.trace.file.columns import RIP, VALUE
 from kvmsr.trace.report.sample import Sample
@@ -29,6 +32,7 @@ _BINS: Final = 32 * BINS_PER_OCTAVE + 1
 _PART: Final = 1 << 16  # rows: 48 bits hold three numbers below that
 _MAX_MSRS: Final = 500
 _MAX_CALLERS: Final = 32
+_MAX_PATHS: Final = 1 << 14
 _LAST_NS: Final = (1 << 64) - 1
 _DEFAULTS: Final = frozenset(f"defaults.{name}" for name in ("unknown", "invalid", "on_error"))
 
@@ -46,8 +50,9 @@ class Kind:
     :ivar only_counted: how many of them were not recorded one by one.
     :ivar first: the first value, or None.
     :ivar last: the last value, or None.
-    :ivar callers: the number of accesses by RIP; not more than 32.
-    :ivar unknown_callers: the number of accesses whose RIP is not among them.
+    :ivar callers: the number of accesses by the path on which the guest came to them; not more
+        than 32.
+    :ivar unknown_callers: the number of accesses whose path is not among them.
     """
 
     index: int
@@ -61,7 +66,7 @@ class Kind:
     last: int | None = None
     first_ns: int = _LAST_NS
     last_ns: int = 0
-    callers: dict[int, int] = field(default_factory=dict)
+    callers: dict[Where, int] = field(default_factory=dict)
     unknown_callers: int = 0
 
     @property
@@ -69,17 +74,19 @@ class Kind:
         """Return whether no rule decided, but one of the policy's defaults."""
         return self.rule in _DEFAULTS
 
-    def add_callers(self, rip: int | None, count: int) -> None:
-        """Count accesses by their RIP."""
-        if rip is None or (rip not in self.callers and len(self.callers) >= _MAX_CALLERS):
+    def add_callers(self, where: Where | None, count: int) -> None:
+        """Count accesses by their path."""
+        if where is None or (where not in self.callers and len(self.callers) >= _MAX_CALLERS):
             self.unknown_callers += count
         else:
-            self.callers[rip] = self.callers.get(rip, 0) + count
+            self.callers[where] = self.callers.get(where, 0) + count
 
 
 class Collected:
     """
     What a report shows of a trace.
+
+    :param functions: the guest's functions, to name them.
 
     :ivar head: what the trace says about its run.
     :ivar rules: the rules, by number.
@@ -88,6 +95,7 @@ class Collected:
     :ivar only_counted: how many of them were not recorded one by one.
     :ivar latencies: the number of accesses in each bin of the latency histogram.
     :ivar has_rip: whether any RIP was recorded.
+    :ivar paths: the paths on which the guest came to its accesses.
     :ivar others: the accesses to MSRs for which there was no room, by direction.
     :ivar other_msrs: the distinct MSRs among them.
     :ivar first_ns: the time of the first access.
@@ -95,15 +103,17 @@ class Collected:
     :ivar cut: why the trace ends early, or "".
     """
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, functions: Symbols | None = None) -> None:
         self.path = trace.path
         self.head = trace.head
         self.rules: list[str] = trace.rules
-        self.sample = Sample()
+        self.sample = Sample(trace.callers)
         self.accesses = self.only_counted = 0
         self.latencies = np.zeros(_BINS, np.int64)
         self._exact = Latencies(1)
         self.has_rip = False
+        self.paths = Paths(_MAX_PATHS)
+        self._functions = functions
         self.others = {"read": 0, "write": 0}
         self.other_msrs = IndexCount()
         self.first_ns, self.last_ns = _LAST_NS, 0
@@ -120,6 +130,17 @@ class Collected:
     def percentiles(self) -> dict[int, int] | None:
         """Return latencies in nanoseconds by per cent, as kvmsr trace summary does."""
         return self._exact.percentiles()
+
+    def place(self) -> None:
+        """Find out where the guest's kernel was, to name functions rightly."""
+        if self._functions is not None:
+            self._functions.find_slide(where.rip for where in self.paths.known)
+
+    def who(self, where: Where) -> str:
+        """Return a path in words."""
+        if self._functions is None:
+            return str(where)
+        return self._functions.chain(where.rip, where.callers, where.guesses)
 
     @property
     def began_ns(self) -> int:
@@ -150,7 +171,10 @@ class Collected:
     def _count(self, rows: _Array, recorded: _Array) -> None:
         has_rip = (rows["has"] & RIP) != 0
         self.has_rip = self.has_rip or bool(has_rip.any())
-        kinds, which = _groups(rows, has_rip)
+        paths = np.full(len(rows), _MAX_PATHS)
+        if has_rip.any():
+            paths[has_rip] = self.paths.numbers(rows[has_rip])
+        kinds, which = _groups(rows, paths)
         counts = _sums(which, rows["count"], len(kinds))
         single = _sums(which, np.where(recorded, rows["count"], 0), len(kinds))
         with_value = np.flatnonzero(rows["has"] & VALUE)
@@ -166,7 +190,9 @@ class Collected:
                 continue
             kind.count += count
             kind.only_counted += count - int(single[number])
-            kind.add_callers(int(rows["rip"][row]) if has_rip[row] else None, count)
+            path = int(paths[row])
+            known = self.paths.known
+            kind.add_callers(known[path] if path < len(known) else None, count)
             self._see(kind, rows, firsts[number], lasts[number])
             kind.first_ns = min(kind.first_ns, int(rows["time_ns"][begins[number]]))
             kind.last_ns = max(kind.last_ns, int(rows["time_ns"][ends[number]]))
@@ -193,32 +219,37 @@ class Collected:
         return kind
 
 
-def collect(path: Path, step: Callable[[int], None] = lambda rows: None) -> Collected:
+def collect(
+    path: Path,
+    step: Callable[[int], None] = lambda rows: None,
+    functions: Symbols | None = None,
+) -> Collected:
     """
     Read the trace at *path*.
 
     :param step: called now and then with the number of rows read so far.
+    :param functions: the guest's functions, to name them.
     :raises TraceError: if it is not a trace, or is damaged.
     """
     with Trace(path) as trace:
-        found = Collected(trace)
+        found = Collected(trace, functions)
         for batch in trace.batches():
             for first in range(0, len(batch), _PART):
                 found.add(batch[first : first + _PART])
                 step(found.sample.seen)
         found.cut = trace.cut
+        found.place()
     return found
 
 
-def _groups(rows: _Array, has_rip: _Array) -> tuple[list[int], _Array]:
-    """Return a row of each kind with each RIP, and to which of these each row belongs."""
+def _groups(rows: _Array, paths: _Array) -> tuple[list[int], _Array]:
+    """Return a row of each kind with each path, and to which of these each row belongs."""
     key = np.zeros(len(rows), np.uint64)
-    for name in ("index", "rule", "rip"):
-        _, numbers = np.unique(rows[name], return_inverse=True)
+    for column in (rows["index"], rows["rule"], paths):
+        _, numbers = np.unique(column, return_inverse=True)
         key = key << np.uint64(16) | numbers.astype(np.uint64)
     for name, bits in (("op", 1), ("reason", 2), ("outcome", 2)):
         key = key << np.uint64(bits) | rows[name].astype(np.uint64)
-    key = key << np.uint64(1) | has_rip.astype(np.uint64)
     _, at, which = np.unique(key, return_index=True, return_inverse=True)
     return at.tolist(), which
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from kvmsr.msr import Msr, decode
+from kvmsr.policy import Where
 from kvmsr.text import one_line
 from kvmsr.trace.file import LATENCY, OPS, OUTCOMES
 from kvmsr.trace.file.columns import RIP, VALUE
@@ -24,6 +25,7 @@ _MAX_FIELDS: Final = 12_000
 _MAX_VALUES: Final = 24
 _MAX_CALLERS: Final = 6
 _MAX_NAME: Final = 120
+_MAX_PATH: Final = 400
 
 _Array = np.ndarray[Any, Any]
 
@@ -39,6 +41,16 @@ class _Words:
 
     def list(self) -> list[str]:
         return list(self.known)
+
+
+class _Ways:
+    """Distinct paths, by number."""
+
+    def __init__(self) -> None:
+        self.known: dict[Where, int] = {}
+
+    def number(self, where: Where) -> int:
+        return self.known.setdefault(where, len(self.known))
 
 
 def content(traces: Sequence[Collected], rows: Sequence[MsrRow]) -> dict[str, Any]:
@@ -57,7 +69,7 @@ def content(traces: Sequence[Collected], rows: Sequence[MsrRow]) -> dict[str, An
                 values[index][value] = None
     left = [_MAX_FIELDS]
     return {
-        "msrs": [_msr(row, values[row.index], left) for row in rows],
+        "msrs": [_msr(row, traces, values[row.index], left) for row in rows],
         "traces": [
             _trace(trace, sample, place) for trace, sample in zip(traces, samples, strict=True)
         ],
@@ -67,7 +79,9 @@ def content(traces: Sequence[Collected], rows: Sequence[MsrRow]) -> dict[str, An
     }
 
 
-def _msr(row: MsrRow, values: Iterable[int], left: list[int]) -> dict[str, Any]:
+def _msr(
+    row: MsrRow, traces: Sequence[Collected], values: Iterable[int], left: list[int]
+) -> dict[str, Any]:
     msr = row.msr
     return {
         "index": f"{row.index:#x}",
@@ -75,7 +89,10 @@ def _msr(row: MsrRow, values: Iterable[int], left: list[int]) -> dict[str, Any]:
         "about": msr.about if msr else "",
         "fields": [[f.name, f.span, f.about] for f in msr.fields] if msr else [],
         "decoded": _decoded(msr, values, left),
-        "sides": [[_kind(kind) for kind in side.kinds] for side in row.sides],
+        "sides": [
+            [_kind(kind, trace) for kind in side.kinds]
+            for side, trace in zip(row.sides, traces, strict=True)
+        ],
     }
 
 
@@ -95,7 +112,7 @@ def _decoded(msr: Msr | None, values: Iterable[int], left: list[int]) -> dict[st
     return made
 
 
-def _kind(kind: Kind) -> dict[str, Any]:
+def _kind(kind: Kind, trace: Collected) -> dict[str, Any]:
     callers = sorted(kind.callers.items(), key=lambda item: -item[1])
     return {
         "op": kind.op,
@@ -106,13 +123,13 @@ def _kind(kind: Kind) -> dict[str, Any]:
         "only_counted": kind.only_counted,
         "first": _hex(kind.first),
         "last": _hex(kind.last),
-        "callers": [[f"{rip:#x}", count] for rip, count in callers[:_MAX_CALLERS]],
+        "callers": [[_path(trace.who(where)), count] for where, count in callers[:_MAX_CALLERS]],
     }
 
 
 def _trace(trace: Collected, sample: _Array, place: dict[int, int]) -> dict[str, Any]:
     sample = sample[np.isin(sample["index"], list(place))]
-    values, rips, cpus, rules = _Words(), _Words(), _Words(), _Words()
+    values, ways, cpus, rules = _Words(), _Ways(), _Words(), _Words()
     columns: dict[str, list[Any]] = {
         name: [] for name in ("time", "msr", "cpu", "kind", "value", "rule", "latency", "rip")
     }
@@ -120,8 +137,9 @@ def _trace(trace: Collected, sample: _Array, place: dict[int, int]) -> dict[str,
     began = trace.began_ns
     names = trace.rules
     for number, row in enumerate(sample.tolist()):
-        (time, _, value, rip, index, latency, count, pid, rule, vm, vcpu, op, _, outcome, _, has
-         ) = row  # fmt: skip
+        (time, _, value, rip, index, latency, count, pid, rule, vm, vcpu, op, _, outcome, _, has,
+         *callers) = row  # fmt: skip
+        known, n_callers, guesses = callers or ((), 0, 0)
         cpu = f"VM {vm}, vCPU {vcpu}, process {pid}"
         name = names[rule] if rule < len(names) else ""
         columns["time"].append(time - began)
@@ -131,7 +149,9 @@ def _trace(trace: Collected, sample: _Array, place: dict[int, int]) -> dict[str,
         columns["value"].append(values.number(f"{value:#x}") if has & VALUE else -1)
         columns["rule"].append(rules.number(_name(name)))
         columns["latency"].append(latency if has & LATENCY else -1)
-        columns["rip"].append(rips.number(f"{rip:#x}") if has & RIP else -1)
+        columns["rip"].append(
+            ways.number(Where(rip, 0, tuple(known[:n_callers]), guesses)) if has & RIP else -1
+        )
         if count != 1 or not has & LATENCY:
             counts[number] = count
     bins = trace.latencies.tolist()
@@ -141,11 +161,16 @@ def _trace(trace: Collected, sample: _Array, place: dict[int, int]) -> dict[str,
         **columns,
         "counts": counts,
         "values": values.list(),
-        "rips": rips.list(),
+        "rips": [_path(trace.who(where)) for where in ways.known],
         "cpus": cpus.list(),
         "rules": rules.list(),
         "bins": bins,
     }
+
+
+def _path(text: str) -> str:
+    text = one_line(text[:_MAX_PATH])
+    return text if len(text) < _MAX_PATH else f"{text[: _MAX_PATH - 1]}…"
 
 
 def _name(rule: str) -> str:

@@ -50,7 +50,7 @@ def render(traces: Sequence[Collected]) -> str:
     )
     style, script = _source(environment, ("page.css",)), _source(environment, _SCRIPTS)
     made = rows(traces)
-    faults = _faults(made)
+    faults = _faults(made, traces)
     fired = [Counter[str]() for _ in traces]
     for counts, trace in zip(fired, traces, strict=True):
         for kind in trace:
@@ -153,7 +153,7 @@ def _totals(traces: Sequence[Collected]) -> list[tuple[str, list[int]]]:
     ]
 
 
-def _faults(made: Sequence[MsrRow]) -> list[dict[str, Any]]:
+def _faults(made: Sequence[MsrRow], traces: Sequence[Collected]) -> list[dict[str, Any]]:
     """Return the kinds of faults, the most frequent first."""
     found = []
     for row in made:
@@ -163,7 +163,12 @@ def _faults(made: Sequence[MsrRow]) -> list[dict[str, Any]]:
                     callers = sorted(kind.callers.items(), key=lambda item: -item[1])[:_MAX_CALLERS]
                     others = kind.count - sum(count for _, count in callers)
                     found.append(
-                        {"row": row, "kind": kind, "trace": number, "callers": callers}
-                        | {"others": others}
+                        {
+                            "row": row,
+                            "kind": kind,
+                            "trace": number,
+                            "callers": [(traces[number].who(one), n) for one, n in callers],
+                            "others": others,
+                        }
                     )
     return sorted(found, key=lambda fault: -int(fault["kind"].count))

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from kvmsr.trace.file import EVENT, OUTCOMES
+from kvmsr.trace.file import OUTCOMES
+from kvmsr.trace.file.columns import event_type
 
 __all__ = ("MAX_EVENTS", "MAX_FAULTS", "Sample")
 
@@ -29,14 +30,15 @@ class Sample:
     """
     Some rows of a trace, spread evenly over it, and its first faults.
 
+    :param callers: how many callers the trace has, at most.
     :ivar seen: the number of rows that it was taken from.
     :ivar stride: every how many rows one is in it; 1 for all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, callers: int = 0) -> None:
         self.seen = 0
         self.stride = 1
-        self._rows = np.zeros(0, EVENT)
+        self._rows = np.zeros(0, event_type(callers))
         self._numbers = np.zeros(0, np.int64)
         self._special = np.zeros(0, np.bool_)
         self._faults = 0

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kvmsr.errors import UsageError
+from kvmsr.symbols import Symbols
 from kvmsr.trace.report.collect import collect
 from kvmsr.trace.report.render import render
 
@@ -19,7 +20,10 @@ __all__ = ("write_report",)
 
 
 def write_report(
-    paths: Sequence[Path], output: Path, step: Callable[[int], None] = lambda rows: None
+    paths: Sequence[Path],
+    output: Path,
+    step: Callable[[int], None] = lambda rows: None,
+    symbols: Path | None = None,
 ) -> int:
     """
     Write a report of a trace, or of two to compare.
@@ -27,7 +31,9 @@ def write_report(
     :param paths: one or two trace files.
     :param output: the page. A file that is there is replaced.
     :param step: called now and then with the number of rows of a trace read so far.
+    :param symbols: a file with the functions of the guests' kernel, to name them.
     :return: the size of the page, in bytes.
+    :raises SymbolError: if the symbols cannot be read.
     :raises TraceError: if a trace cannot be read.
     :raises UsageError: if the page cannot be written.
     """
@@ -37,7 +43,9 @@ def write_report(
         raise UsageError(f"-o {output}: cannot be written: it is not a regular file")
     if not output.parent.is_dir():
         raise UsageError(f"-o {output}: cannot be written: there is no folder {output.parent}")
-    page = render([collect(path, step) for path in paths]).encode()
+    functions = [None if symbols is None else Symbols.read(symbols) for _ in paths]
+    found = [collect(path, step, one) for path, one in zip(paths, functions, strict=True)]
+    page = render(found).encode()
     try:
         number, name = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
         try:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kvmsr.errors import TraceError
-from kvmsr.trace.symbols import Symbols
+from kvmsr.errors import SymbolError
+from kvmsr.symbols import Symbols
 from tests.conftest import need
 
 BASE = 0xFFFFFFFF81000000
@@ -59,19 +59,19 @@ def test_an_elf_file(tmp_path):
     [at] = [int(line.split()[0], 16) for line in listed.splitlines() if "native_read" in line]
     assert Symbols.read(program).name(at + 2) == "native_read_msr+0x2"
     subprocess.run([need("strip"), program], check=True)
-    with pytest.raises(TraceError, match="there are no functions: give a vmlinux with symbols"):
+    with pytest.raises(SymbolError, match="there are no functions: give the guest's kernel"):
         Symbols.read(program)
     program.write_bytes(program.read_bytes()[:100])
-    with pytest.raises(TraceError, match="this ELF file is damaged"):
+    with pytest.raises(SymbolError, match="this ELF file is damaged"):
         Symbols.read(program)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello\n", bytes(5000), b"0000000000000000 T hidden\n"])
 def test_what_has_no_symbols(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
-    with pytest.raises(TraceError, match="there are no functions"):
+    with pytest.raises(SymbolError, match="there are no functions"):
         Symbols.read(tmp_path / "file")
-    with pytest.raises(TraceError, match="the symbols cannot be read: No such file"):
+    with pytest.raises(SymbolError, match="the symbols cannot be read: No such file"):
         Symbols.read(tmp_path / "none")
-    with pytest.raises(TraceError, match="not a regular file"):
+    with pytest.raises(SymbolError, match="not a regular file"):
         Symbols.read(Path("/dev/null"))
