@@ -68,6 +68,7 @@ __all__ = ("Act", "Dispatcher", "Step")
 
 _U64: Final = (1 << 64) - 1
 _MAX_CACHED: Final = 4096
+_UNRULED: Final = "kernel"
 
 # Every access uses these, and looking up a member of an enumeration costs more than using it.
 _READ, _FILTER = Op.READ, Reason.FILTER
@@ -131,10 +132,8 @@ class Dispatcher:
         registers: Registers | None = None,
         inert: bool = False,
     ) -> None:
-        self.plan = plan
+        self.plan, self._host, self._clock = plan, host, clock
         self.conditions = Conditions(rip)
-        self._host = host
-        self._clock = clock
         self._registers = registers = registers or Registers()
         if registers.begun is None:
             registers.begun = clock()
@@ -179,6 +178,11 @@ class Dispatcher:
             return access._replace(reason=Reason.UNKNOWN)
         return access
 
+    def passed(self, access: Access, outcome: Outcome) -> None:
+        """Log an access that is only observed, the first time; *outcome* is KVM's answer."""
+        if self.plan.policy.observe and outcome.rule == _UNRULED:
+            self._log.see(access, outcome, Log.ONCE)
+
     def refused(self, access: Access, passed: Outcome) -> Outcome:
         """
         Return the outcome of an access that was passed on to KVM and that KVM refused.
@@ -210,7 +214,7 @@ class Dispatcher:
             if not when.takes(Reason.FILTER):
                 yield step
 
-    def unruled(self, access: Access, rule: str = "kernel") -> Outcome:
+    def unruled(self, access: Access, rule: str = _UNRULED) -> Outcome:
         """Return the outcome if no rule holds, or if the one that holds says ``kernel``."""
         if access.reason == _FILTER:  # denied for another rule, or by a default-deny filter
             return Outcome(Verdict.KERNEL, rule)

@@ -27,7 +27,7 @@
 #include "table.h"
 
 #define KVMSR_BLOCK_MAGIC 0x4b4c42525356u
-#define KVMSR_VERSION 3
+#define KVMSR_VERSION 4
 
 #define KVMSR_TABLE_ROOM (64u << 20)
 #define KVMSR_SHADOW_SLOTS (1u << 17)

@@ -19,6 +19,7 @@ class HeaderTable(msgspec.Struct, forbid_unknown_fields=True):
     name: str = ""
     description: str = ""
     extends: list[str] = []
+    observe: int | str | list[int | str] = []
     allow_host_writes: bool = False
 
 

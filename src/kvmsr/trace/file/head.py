@@ -33,6 +33,8 @@ class Head:
     :ivar host: about the host's kernel and KVM, by name.
     :ivar policy: the policy's file or name.
     :ivar policy_text: the text of the policy's file and of all that it includes, by file name.
+    :ivar not_observed: what was to be observed and was left with KVM: each has the direction
+        (``op``), the MSRs (``msrs``) and the reason (``why``).
     :ivar grade: how much was recorded.
     :ivar began_ns: when the run began, in nanoseconds since the epoch.
     :ivar cpuid: the guest's CPUID where kvmsr sets it; each entry is function, index, EAX, EBX, ECX
@@ -46,6 +48,7 @@ class Head:
     host: dict[str, str] = field(default_factory=dict)
     policy: str = ""
     policy_text: dict[str, str] = field(default_factory=dict)
+    not_observed: list[dict[str, Any]] = field(default_factory=list)
     grade: Grade = Grade.ALL
     began_ns: int = 0
     cpuid: list[tuple[int, int, int, int, int, int]] = field(default_factory=list)
