@@ -31,7 +31,7 @@ from kvmsr.policy.plan import Plan
 from kvmsr.session.guests import Shared
 from kvmsr.text import counted, error_text
 from kvmsr.trace import MAX_ROWS, Grade, TraceOptions
-from kvmsr.trace.file import EVENT, LATENCY, OPS, OUTCOMES, REASONS, Head, TraceWriter
+from kvmsr.trace.file import EVENT, LATENCY, OPS, OUTCOMES, REASONS, Head, TraceWriter, Unseen
 from kvmsr.trace.file.columns import CPL, RIP, VALUE
 
 __all__ = ("PythonEvents", "Recording", "texts_of")
@@ -187,7 +187,7 @@ class Recording:
             host=host,
             policy=policy.source or policy.name,
             policy_text=texts_of(policy),
-            not_observed=[one.as_dict() for one in plan.not_observed],
+            not_observed=[Unseen(**one.as_dict()) for one in plan.not_observed],
             grade=self.options.grade,
             began_ns=time.time_ns(),
             cpuid=[(e.function, e.index, e.eax, e.ebx, e.ecx, e.edx) for e in cpuid],

@@ -29,7 +29,7 @@ __all__ = (
 NO_ROOM: Final = "there is no room for it in KVM's filter"
 _UNKNOWN: Final = "what this KVM does for the host is not known"
 _BY_CPU: Final = "a value that the CPU itself refuses would go to defaults.invalid, or to a rule"
-_SAID: Final = 3
+_SAID: Final = 6
 
 
 class NotObserved(NamedTuple):

@@ -74,6 +74,17 @@ class Plan:
         """
         return self.kernel.ignore_msrs and not segment.known
 
+    def why_not_observed(self, op: Op, index: int) -> str:
+        """Return why an access that the policy wants to observe is left with KVM, or ""."""
+        return next(
+            (
+                one.why
+                for one in self.not_observed
+                if one.op is op and any(first <= index <= last for first, last in one.msrs)
+            ),
+            "",
+        )
+
     def relied_on(self) -> Ranges:
         """
         Return the MSRs that have a rule but no filter range, as no KVM is known to handle them.

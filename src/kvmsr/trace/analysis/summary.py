@@ -312,6 +312,7 @@ class TraceSummary:
             "grade": str(head.grade),
             "began_ns": head.began_ns,
             "kvmsr": head.kvmsr,
+            "not_observed": [asdict(one) for one in head.not_observed],
             "cut": self.cut,
             "events": self.events,
             "counted_only": self.counted,
