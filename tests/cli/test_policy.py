@@ -251,7 +251,7 @@ def test_schema_and_presets():
     assert "preset:quiet: " in in_process("policy", "presets")
     assert in_process("policy", "presets", "quiet").startswith("# What kvm.ignore_msrs=1 does")
     names = [p["name"] for p in json.loads(in_process("policy", "presets", "--json"))["presets"]]
-    assert names == ["linux", "macos", "power-meter", "quiet", "strict", "windows"]
+    assert names == ["linux", "macos", "power-meter", "quiet", "strict", "watch", "windows"]
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_completion_knows_presets_and_names():
     assert complete(["policy"], "expl") == ["explain"]
     assert "preset:quiet" in complete(["policy", "show"], "preset:q")
     assert "IA32_PAT" in complete(["policy", "explain"], "ia32_pa")
-    assert complete(["policy", "presets"], "w") == ["windows"]
+    assert complete(["policy", "presets"], "w") == ["watch", "windows"]
 
 
 def test_accesses_are_reported_on_standard_error_or_in_a_file(tmp_path):

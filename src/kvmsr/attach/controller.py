@@ -30,6 +30,7 @@ from kvmsr.errors import BackendError, HostError, KvmsrError, UsageError
 from kvmsr.kvm import Kvm
 from kvmsr.native import lib
 from kvmsr.policy import Access, Policy
+from kvmsr.policy.selector import Ranges
 from kvmsr.session import End, EndKind, RunResult, Session, kept_state, save_state
 from kvmsr.session.control import ControlServer
 from kvmsr.session.requests import About, Requests
@@ -57,6 +58,7 @@ class Controller:
     :param log: receives the accesses that the policy logs.
     :param state: the file that keeps the registers from one run to the next.
     :param require: do not let a VM run that would not be under the whole policy.
+    :param observe: the MSRs that are observed whatever the policy in force says.
     :param name: what ``kvmsr ctl`` calls the run, or "".
     :param trace: how to record the run in a trace file; by default it is not recorded.
     :param timed: whether to count latencies.
@@ -78,6 +80,7 @@ class Controller:
         log: Sink | None = None,
         state: Path | None = None,
         require: bool = False,
+        observe: Ranges = (),
         name: str = "",
         trace: TraceOptions | None = None,
         timed: bool = False,
@@ -102,8 +105,9 @@ class Controller:
         self._kvm = Kvm(HostBackend())
         try:
             self.session = Session(
-                policy, self._kvm, log=log, vcpus=_MAX_VCPUS, trace=trace, timed=timed
-            )
+                policy.observing(observe), self._kvm, log=log, vcpus=_MAX_VCPUS, trace=trace,
+                timed=timed,
+            )  # fmt: skip
             assert self.session.shared is not None
             self._block = self.session.shared.block
             try:
@@ -118,7 +122,7 @@ class Controller:
             raise
         self._questions = Questions(self.session, self._block, self._stop_at, self._interrupt)
         self._vms = Vms(self._block)
-        self.requests = Requests(self, self._about, self._witness)
+        self.requests = Requests(self, self._about, self._witness, observe)
 
     def run(self) -> RunResult:
         """Run the VMM until it ends, and return the result."""

@@ -21,6 +21,7 @@ __all__ = (
     "CTL_COMMANDS",
     "LOG",
     "NAME",
+    "OBSERVE",
     "POLICY",
     "STATE",
     "MemorySize",
@@ -29,6 +30,7 @@ __all__ = (
     "PolicyFile",
     "Preset",
     "RunName",
+    "Selection",
 )  # fmt: skip
 
 
@@ -155,6 +157,32 @@ class RunName(click.ParamType[str]):
         return name
 
 
+class Selection(click.ParamType[Any]):
+    """MSRs, as a policy's rules select them, with commas between them; or ``all``."""
+
+    name = "MSRS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the MSRs as ranges."""
+        from kvmsr.errors import PolicyError
+        from kvmsr.policy.policy import parse_observe
+
+        if not isinstance(value, str):
+            return value
+        try:
+            return parse_observe([word.strip() for word in value.split(",")])
+        except PolicyError as error:
+            raise UsageError(f"--observe {value}: {error}") from None
+
+
+OBSERVE: Final = click.option(
+    "--observe",
+    type=Selection(),
+    metavar="MSRS|all",
+    default=(),
+    help="Also see accesses that KVM handles itself: to these MSRs, or to all for which the guest"
+    " cannot notice. MSRS are names, patterns, numbers and ranges, with commas between them.",
+)
 POLICY: Final = click.option(
     "--policy", type=PolicyFile(), help="The policy: a TOML file, or preset:NAME."
 )

@@ -19,12 +19,13 @@ import click
 from kvmsr.attach import Controller
 from kvmsr.cli._console import access_log
 from kvmsr.cli._output import print_json
-from kvmsr.cli._parameters import LOG, NAME, POLICY, STATE
+from kvmsr.cli._parameters import LOG, NAME, OBSERVE, POLICY, STATE
 from kvmsr.cli._reload import RELOAD, expect_hangup, reloading
 from kvmsr.cli._tracing import served, trace_options, traced
 from kvmsr.errors import UsageError
 from kvmsr.policy import Policy
 from kvmsr.policy.file import load_policy
+from kvmsr.policy.selector import Ranges
 from kvmsr.session import RunResult
 from kvmsr.session.supervisor import supervise
 
@@ -44,6 +45,7 @@ Examples:
 )
 @click.argument("vmm", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- VMM [ARGS]...")
 @POLICY
+@OBSERVE
 @LOG
 @click.option(
     "--summary",
@@ -64,6 +66,7 @@ Examples:
 def command(
     vmm: tuple[str, ...],
     policy: str | None,
+    observe: Ranges,
     log: str,
     summary: str | None,
     state: Path | None,
@@ -100,6 +103,7 @@ def command(
             log=sink,
             state=state,
             require=require,
+            observe=observe,
             name=name,
             trace=recorded,
             timed=metrics is not None,

@@ -15,7 +15,14 @@ from kvmsr.cli._parameters import PolicyFile
 from kvmsr.cli._policies import IGNORE_MSRS, IMPORT, JSON, facts, finder_for, notes_of
 from kvmsr.errors import FilterCapacityError, PolicyError
 from kvmsr.policy.file import read_policy
-from kvmsr.policy.plan import KernelFacts, Lint, Plan, compile_policy, x2apic_errors
+from kvmsr.policy.plan import (
+    KernelFacts,
+    Lint,
+    Plan,
+    compile_policy,
+    not_observed_lines,
+    x2apic_errors,
+)
 from kvmsr.text import counted
 
 __all__ = ("check",)
@@ -80,7 +87,7 @@ def _checked(file: str, kernel: KernelFacts, importing: bool) -> dict[str, Any]:
         "error": described[0] if described else None,
         "errors": described,
         "lints": [_lint(lint, file) for lint in plan.lints] if plan else [],
-        "notes": notes_of(finder),
+        "notes": [*notes_of(finder), *(not_observed_lines(plan.not_observed) if plan else [])],
         "rules": len(plan.policy.rules) if plan else 0,
         "ranges": len(plan.filter.ranges) if plan else 0,
     }

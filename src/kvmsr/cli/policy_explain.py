@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 import click
 
 from kvmsr.cli._output import echo, print_json
-from kvmsr.cli._parameters import MsrIndex, Number, PolicyFile
+from kvmsr.cli._parameters import OBSERVE, MsrIndex, Number, PolicyFile
 from kvmsr.cli._policies import IGNORE_MSRS, IMPORT, JSON, facts, load_unrun
 from kvmsr.errors import UsageError
 from kvmsr.msr import X2APIC
 from kvmsr.policy import Op, Policy
 from kvmsr.policy.plan import Plan, compile_policy
+from kvmsr.policy.selector import Ranges
 
 if TYPE_CHECKING:
     from kvmsr.dispatch import Explanation
@@ -28,6 +29,7 @@ __all__ = ("explain_",)
 @click.command("explain", epilog="Example: kvmsr policy explain 0x1a0 --write 0x850089")
 @click.argument("msr", type=MsrIndex())
 @click.option("--policy", "file", type=PolicyFile(), help="The policy; by default, an empty one.")
+@OBSERVE
 @click.option("--write", "value", type=Number(), help="Write this value; by default, read.")
 @click.option("--vcpu", type=click.IntRange(0), default=0, show_default=True, help="The vCPU.")
 @click.option("--cpl", type=click.IntRange(0, 3), default=0, show_default=True, help="The CPL.")
@@ -55,6 +57,7 @@ __all__ = ("explain_",)
 def explain_(
     msr: int,
     file: str | None,
+    observe: Ranges,
     value: int | None,
     vcpu: int,
     cpl: int,
@@ -74,6 +77,7 @@ def explain_(
     depends on how KVM reacts, all cases are listed. Handlers and models are not run.
     """
     policy = load_unrun(file, importing=importing) if file else Policy()
+    policy = policy.observing(observe)
     op = Op.READ if value is None else Op.WRITE
     if profile is None:
         plan, handled = compile_policy(policy, facts(ignoring)), None

@@ -22,7 +22,7 @@ from kvmsr import backend as backends
 from kvmsr.backend.soft import DEFAULT_PROFILE
 from kvmsr.cli._console import access_log, guest_input, guest_output
 from kvmsr.cli._output import echo, print_json
-from kvmsr.cli._parameters import LOG, NAME, POLICY, STATE, MemorySize
+from kvmsr.cli._parameters import LOG, NAME, OBSERVE, POLICY, STATE, MemorySize
 from kvmsr.cli._progress import progress
 from kvmsr.cli._reload import RELOAD, expect_hangup, reloading, terminal_is_there
 from kvmsr.cli._tracing import served, trace_options, traced
@@ -32,6 +32,7 @@ from kvmsr.machine.arguments import to_seconds
 from kvmsr.machine.choice import choose_backend
 from kvmsr.policy import Policy
 from kvmsr.policy.file import load_policy
+from kvmsr.policy.selector import Ranges
 from kvmsr.session import RunResult, kept_state, save_state
 from kvmsr.session.control import ControlServer
 from kvmsr.session.requests import About, Requests
@@ -70,6 +71,7 @@ Examples:
     "--real-time", is_flag=True, help="On the soft backend, let the guest sleep in real time."
 )
 @POLICY
+@OBSERVE
 @click.option("--cpus", type=int, default=1, show_default=True, help="The number of vCPUs.")
 @click.option(
     "--memory", type=MemorySize(), default="256M", show_default=True, help="The amount of RAM."
@@ -117,6 +119,7 @@ def command(
     soft_profile: str,
     real_time: bool,
     policy: str | None,
+    observe: Ranges,
     cpus: int,
     memory: int,
     append: str,
@@ -150,13 +153,14 @@ def command(
     recorded = trace_options(trace, trace_grade, trace_rip, trace_callers, lossless)
     boot = Boot(image, append, initrd, bios, None if mode is None else int(mode))
     expect_hangup(reload)
-    rules = load_policy(policy) if policy else Policy()
+    rules = (load_policy(policy) if policy else Policy()).observing(observe)
     hidden = [_feature(word) for word in cpu_features]
     witness = supervise(rules, partial(_print, as_json=as_json), reloads=reload)
     chosen, why_soft = choose_backend(backend, profile=soft_profile, real_time=real_time)
     result = run_guest(
         boot,
         rules,
+        observe=observe,
         serial=serial,
         log=log,
         state=state,
@@ -191,6 +195,7 @@ def run_guest(
     boot: Boot,
     policy: Policy,
     *,
+    observe: Ranges = (),
     serial: str = "-",
     log: str = "-",
     state: Path | None = None,
@@ -206,6 +211,7 @@ def run_guest(
     """
     Run a guest on the terminal, print the result and return it.
 
+    :param observe: what to observe under policies that replace this one, too.
     :param serial: the file for the output of the serial line; ``-`` is the terminal.
     :param log: the file for accesses that the policy logs; ``-`` is standard error.
     :param state: the file that keeps the registers from one run to the next.
@@ -228,7 +234,7 @@ def run_guest(
         guest.load(boot)
         witness = witness or Witness()
         what = str(boot.image or boot.bios)
-        requests = Requests(MachineDriver(guest, what), About("run", what, name), witness)
+        requests = Requests(MachineDriver(guest, what), About("run", what, name), witness, observe)
         server = ControlServer(requests.handle)
         stack.callback(server.close)
         stack.enter_context(served(guest.session, metrics))

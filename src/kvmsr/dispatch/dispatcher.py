@@ -69,6 +69,7 @@ __all__ = ("Act", "Dispatcher", "Step")
 
 _U64: Final = (1 << 64) - 1
 _MAX_CACHED: Final = 4096
+_UNRULED: Final = "kernel"
 
 # Every access uses these, and looking up a member of an enumeration costs more than using it.
 _READ, _FILTER = Op.READ, Reason.FILTER
@@ -134,21 +135,17 @@ class Dispatcher:
         registers: Registers | None = None,
         inert: bool = False,
     ) -> None:
-        self.plan = plan
+        self.plan, self._host, self._clock = plan, host, clock
         self.conditions = Conditions(rip, where)
-        self._host = host
-        self._clock = clock
         self._registers = registers = registers or Registers()
         if registers.begun is None:
             registers.begun = clock()
-        self._inert = inert
-        self._log = AccessLog(log)
+        self._inert, self._log = inert, AccessLog(log)
         self.models = Instances(plan.policy.topology, vcpus, clock, memory, registers.models)
         self.shadows = registers.shadows
         self._handlers = Handlers(plan.policy.defaults.on_error)
         # The chain of steps for each MSR, built at the first access to it.
-        self._reads: dict[int, Act] = {}
-        self._writes: dict[int, Act] = {}
+        self._reads, self._writes = dict[int, Act](), dict[int, Act]()
         self._by_rule: dict[tuple[int, Op], Step] = {}
         for number, rule in enumerate(plan.policy.rules):
             for op in Op:
@@ -182,6 +179,11 @@ class Dispatcher:
             return access._replace(reason=Reason.UNKNOWN)
         return access
 
+    def passed(self, access: Access, outcome: Outcome) -> None:
+        """Log an access that is only observed, the first time; *outcome* is KVM's answer."""
+        if self.plan.policy.observe and outcome.rule == _UNRULED:
+            self._log.see(access, outcome, Log.ONCE)
+
     def refused(self, access: Access, passed: Outcome) -> Outcome:
         """
         Return the outcome of an access that was passed on to KVM and that KVM refused.
@@ -213,7 +215,7 @@ class Dispatcher:
             if not when.takes(Reason.FILTER):
                 yield step
 
-    def unruled(self, access: Access, rule: str = "kernel") -> Outcome:
+    def unruled(self, access: Access, rule: str = _UNRULED) -> Outcome:
         """Return the outcome if no rule holds, or if the one that holds says ``kernel``."""
         if access.reason == _FILTER:  # denied for another rule, or by a default-deny filter
             return Outcome(Verdict.KERNEL, rule)

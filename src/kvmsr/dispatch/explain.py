@@ -207,6 +207,8 @@ def explain(
         and then the plan's facts about any KVM apply.
     """
     kernel = _kernel(plan, op, index, handled)
+    left = plan.why_not_observed(op, index)
+    kernel += f". Not observed: if KVM is asked as the host, {left}" if left else ""
     says = filter_says(plan.filter, op, index)
     if cpl != 0:
         text = f"#GP(0), from KVM itself, as the CPL is {cpl}"

@@ -175,7 +175,7 @@ def _text(msr: Msr) -> str:
 @functools.cache
 def catalog() -> Catalog:
     """Return the catalog that comes with kvmsr. It is read on first use."""
-    return Catalog(msgspec.json.decode(_data("catalog.json"), type=tuple[Msr, ...]))
+    return Catalog(msgspec.json.decode(data_file("catalog.json"), type=tuple[Msr, ...]))
 
 
 @functools.cache
@@ -188,7 +188,7 @@ def handled() -> tuple[HandledRange, ...]:
     """
     import tomllib
 
-    rows: Any = tomllib.loads(_data("handled.toml").decode())["handled"]
+    rows: Any = tomllib.loads(data_file("handled.toml").decode())["handled"]
     return tuple(
         HandledRange(
             row["first"], row["last"], "r" in row["access"], "w" in row["access"], row["what"]
@@ -197,7 +197,7 @@ def handled() -> tuple[HandledRange, ...]:
     )
 
 
-def _data(name: str) -> bytes:
+def data_file(name: str) -> bytes:
     """Return the contents of a data file. (Importing importlib.resources would be slow.)"""
     data = pkgutil.get_data("kvmsr.msr", f"data/{name}")
     assert data is not None

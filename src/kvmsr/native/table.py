@@ -10,6 +10,7 @@ from collections import namedtuple
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+from kvmsr.msr.as_host import never_unknown
 from kvmsr.native import ffi, lib
 from kvmsr.native.words import ACTIONS, LOGS, OPS, REASONS, SCOPES
 from kvmsr.policy import Action, Counter, Log, Op, Plain, Reason, Rule, Value, When
@@ -114,18 +115,18 @@ class _Writer:
             segments = []
             number_of = numbers[op]
             ignore_msrs = plan.kernel.ignore_msrs
-            for _, _, tries, known in table.segments:
+            for _, _, tries, known, _ in table.segments:
                 tried = tuple([number_of[id(rule)] for rule in tries])
                 place = places.get(tried)
                 if place is None:
                     place = places[tried] = len(steps)
                     steps += tried
                 swallowed = ignore_msrs and not known
-                segments.append(_Segment(place, len(tried), swallowed))
+                segments.append(_Segment(place, len(tried), known, swallowed))
             parts.append((table.starts, segments))
         head = ffi.new("struct kvmsr_table *")
         head.magic, head.version = lib.KVMSR_TABLE_MAGIC, lib.KVMSR_VERSION
-        head.serial, head.logs = serial, logs
+        head.serial, head.logs, head.observes = serial, logs, bool(plan.policy.observe)
         topology = plan.policy.topology
         # The fields have 32 bits, and no VM has so many vCPUs that a larger number would differ.
         head.threads_per_core = min(topology.threads_per_core, 1 << 31)
@@ -139,6 +140,9 @@ class _Writer:
         head.bits = self._array("struct kvmsr_bits", list(self._bits))
         head.n_bits = len(self._bits)
         head.vcpus, head.n_vcpus = self._array("uint32_t", self._vcpus), len(self._vcpus)
+        spans = [end for span in never_unknown() for end in span]
+        head.never_unknown = self._array("uint32_t", spans)
+        head.n_never_unknown = len(spans) // 2
         head.n_counters = self._counters
         head.reasons = sum(_EXIT_REASONS[reason] for reason in plan.reasons)
         head.default_deny, head.n_ranges = plan.filter.default_deny, len(plan.filter.ranges)

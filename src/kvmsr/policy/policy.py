@@ -14,13 +14,17 @@ from kvmsr.errors import PolicyError
 from kvmsr.policy.access import Handler
 from kvmsr.policy.actions import Counter, Host, Model, Plain, Python, plain
 from kvmsr.policy.rule import Rule
-from kvmsr.policy.selector import MsrSpec
+from kvmsr.policy.selector import MAX_INDEX, MsrSpec, Ranges, merge, parse_msrs
 from kvmsr.policy.topology import Topology
 from kvmsr.text import shown
 
 __all__ = (
-    "ON_ERROR", "ON_UNKNOWN", "Defaults", "Policy", "host_write_error", "on_read", "on_write",
+    "EVERY_MSR", "ON_ERROR", "ON_UNKNOWN", "Defaults", "Policy", "host_write_error", "on_read",
+    "on_write", "parse_observe",
 )  # fmt: skip
+
+EVERY_MSR: Final = "all"
+"""What to observe, if it is every MSR that KVM handles itself."""
 
 ON_UNKNOWN: Final = (Plain.FAULT, Plain.IGNORE, Plain.SHADOW, Plain.STOP)
 ON_ERROR: Final = (Plain.FAULT, Plain.IGNORE, Plain.STOP)
@@ -56,6 +60,7 @@ class Policy:
     direction, and whose condition holds.
 
     :ivar topology: which vCPUs share registers.
+    :ivar observe: the MSRs whose accesses are to be seen even if no rule takes them from KVM.
     :ivar allow_host_writes: whether ``host`` is allowed as an action for writes.
     :ivar source: the file that it was read from, or "".
     :ivar files: all files that it was read from: also those that it extends, and Python modules.
@@ -64,6 +69,7 @@ class Policy:
     rules: tuple[Rule, ...]
     defaults: Defaults
     topology: Topology
+    observe: Ranges
     allow_host_writes: bool
     name: str
     description: str
@@ -76,6 +82,7 @@ class Policy:
         defaults: Defaults | None = None,
         *,
         topology: Topology | None = None,
+        observe: MsrSpec = (),
         allow_host_writes: bool = False,
         name: str = "",
         description: str = "",
@@ -86,6 +93,7 @@ class Policy:
         put(self, "rules", tuple(_placed(rule, n) for n, rule in enumerate(rules)))
         put(self, "defaults", defaults or Defaults())
         put(self, "topology", topology or Topology())
+        put(self, "observe", parse_observe(observe))
         put(self, "allow_host_writes", allow_host_writes)
         put(self, "name", name)
         put(self, "description", description)
@@ -95,6 +103,10 @@ class Policy:
             error = host_write_error(rule)
             if error is not None:
                 raise error
+
+    def observing(self, msrs: Ranges) -> "Policy":
+        """Return this policy with *msrs* added to what it observes."""
+        return replace(self, observe=merge([*self.observe, *msrs])) if msrs else self
 
     @property
     def asks_python(self) -> bool:
@@ -112,6 +124,18 @@ class Policy:
         return Plain.SHADOW in (self.defaults.unknown, self.defaults.invalid) or any(
             action is Plain.SHADOW or isinstance(action, Counter | Model) for action in actions
         )
+
+
+def parse_observe(spec: MsrSpec) -> Ranges:
+    """
+    Return the MSRs that *spec* selects; ``all`` is every MSR, and nothing is none.
+
+    :raises PolicyError: if *spec* is malformed, or there is no such MSR.
+    """
+    items = list(spec) if isinstance(spec, list | tuple) else [spec]
+    if EVERY_MSR in items:
+        return ((0, MAX_INDEX),)
+    return parse_msrs(items) if items else ()  # type: ignore[arg-type]  # refused there
 
 
 def host_write_error(rule: Rule) -> PolicyError | None:

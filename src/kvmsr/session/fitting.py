@@ -80,6 +80,8 @@ def fitting_plan(policy: Policy, kvm: Kvm, vcpu: Vcpu, ignore_msrs: bool | None 
         ignore_msrs = host_reads(vcpu, _UNKNOWN_MSR)
     facts = KernelFacts(ignore_msrs=ignore_msrs)
     listed = {*kvm.get_msr_index_list(), *kvm.get_msr_feature_index_list()}
+    if policy.observe:  # KVM handles these, so what it answers is not seen otherwise
+        facts = facts.knowing(index for index in listed if not facts.knows(index))
     plan = compile_policy(policy, facts)
     spans = sorted(plan.relied_on(), key=lambda span: span[1] - span[0])
     likely = [n for n in sorted(listed) if any(first <= n <= last for first, last in spans)]

@@ -15,7 +15,7 @@ from kvmsr.native import lib
 from kvmsr.native.table import compile_table
 from kvmsr.native.vm import NativeVm
 from kvmsr.policy import Where
-from kvmsr.policy.plan import Plan
+from kvmsr.policy.plan import Plan, not_observed_lines
 from kvmsr.session.facts import VmFacts
 from kvmsr.session.fitting import install
 from kvmsr.session.guests import Guests
@@ -190,7 +190,8 @@ class InForce:
     @property
     def notes(self) -> list[str]:
         """Return the lines that the policy's owner should read."""
-        return [*self.plan.warnings, *self._findings().notes]
+        observing = not_observed_lines(self.plan.not_observed)
+        return [*self.plan.warnings, *observing, *self._findings().notes]
 
     def _findings(self) -> "_Findings":
         found = _Findings()

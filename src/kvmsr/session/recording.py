@@ -27,10 +27,11 @@ from kvmsr.kvm.kernel_module import vendor_module
 from kvmsr.native.events import LogEvent, Rings
 from kvmsr.native.table import Names
 from kvmsr.policy import Access, Op, Policy, Reason, Where
+from kvmsr.policy.plan import Plan
 from kvmsr.session.guests import Shared
 from kvmsr.text import counted, error_text
 from kvmsr.trace import MAX_ROWS, Grade, TraceOptions
-from kvmsr.trace.file import EVENT, LATENCY, OPS, OUTCOMES, REASONS, Head, TraceWriter
+from kvmsr.trace.file import EVENT, LATENCY, OPS, OUTCOMES, REASONS, Head, TraceWriter, Unseen
 from kvmsr.trace.file.columns import CPL, MAX_CALLERS, RIP, VALUE, event_type
 
 __all__ = ("PythonEvents", "Recording", "texts_of")
@@ -174,7 +175,7 @@ class Recording:
 
     def begin(
         self,
-        policy: Policy,
+        plan: Plan,
         backend: str,
         command: str,
         image: str,
@@ -182,7 +183,7 @@ class Recording:
         log: LogEvent | None,
     ) -> None:
         """Begin to record a run; see :meth:`Session.begin_recording`."""
-        system = os.uname()
+        system, policy = os.uname(), plan.policy
         host = {"kernel": system.release, "machine": system.machine}
         if backend == "kvm":
             host["kvm"] = vendor_module()
@@ -194,6 +195,7 @@ class Recording:
             host=host,
             policy=policy.source or policy.name,
             policy_text=texts_of(policy),
+            not_observed=[Unseen(**one.as_dict()) for one in plan.not_observed],
             grade=self.options.grade,
             began_ns=time.time_ns(),
             cpuid=[(e.function, e.index, e.eax, e.ebx, e.ecx, e.edx) for e in cpuid],

@@ -17,6 +17,7 @@ from kvmsr.errors import UsageError
 from kvmsr.policy import Policy
 from kvmsr.policy.file import load_policy
 from kvmsr.policy.file.toml import as_json, to_toml
+from kvmsr.policy.selector import Ranges
 from kvmsr.session.change import Change
 from kvmsr.session.result import RunResult
 from kvmsr.session.session import Session
@@ -74,13 +75,17 @@ class Requests:
     :param driver: drives the guests.
     :param about: describes the run.
     :param witness: the connection to the supervisor.
+    :param observe: the MSRs that are observed whatever the policy in force says.
     """
 
-    def __init__(self, driver: Driver, about: About, witness: Witness) -> None:
+    def __init__(
+        self, driver: Driver, about: About, witness: Witness, observe: Ranges = ()
+    ) -> None:
         self._driver = driver
         self._session = driver.session
         self._about = about
         self._witness = witness
+        self._observe = observe
         self._change = Change(partial(witness.changes, driver.session), driver.installed)
         self._started = time.time()
 
@@ -146,7 +151,7 @@ class Requests:
 
         :raises KvmsrError: if that fails. Nothing has changed then.
         """
-        policy = load_policy(file)
+        policy = load_policy(file).observing(self._observe)
         warnings = self._session.replace(policy, self._change)
         if runs_code(policy) and not self._witness.watched:
             warnings.append(

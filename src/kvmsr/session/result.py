@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from kvmsr.dispatch import HandlerFailure
+from kvmsr.policy.plan import NotObserved
 from kvmsr.trace import Summary
 
 __all__ = ("End", "EndKind", "RunResult", "VmReport")
@@ -91,6 +92,7 @@ class RunResult:
     :ivar notes: lines that the user should read.
     :ivar losses: what was not under the policy, a line each.
     :ivar vms: the VMs, if another VMM ran them.
+    :ivar not_observed: what the policy wants to observe and is left with KVM, with the reasons.
     :ivar lost: whether the summary was lost with the process that kept it; a note says so, too.
     """
 
@@ -105,6 +107,7 @@ class RunResult:
     notes: tuple[str, ...] = ()
     losses: tuple[str, ...] = ()
     vms: tuple[VmReport, ...] = ()
+    not_observed: tuple[NotObserved, ...] = ()
     lost: bool = False
 
     @property
@@ -148,5 +151,6 @@ class RunResult:
             },
             "losses": list(self.losses),
             "notes": list(self.notes),
+            "not_observed": [one.as_dict() for one in self.not_observed],
             "vms": [asdict(vm) for vm in self.vms],
         }

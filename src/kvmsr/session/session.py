@@ -312,8 +312,7 @@ class Session:
         """
         if self._recording is None:
             return False
-        policy = self.plan.policy
-        self._recording.begin(policy, self.backend, command, image, cpuid, log)
+        self._recording.begin(self.plan, self.backend, command, image, cpuid, log)
         return True
 
     def end_recording(self) -> None:
@@ -358,7 +357,7 @@ class Session:
         :param vms: the VMs, if another VMM ran them.
         """
         with self._changing:  # the guest may end because of a policy that is just coming into force
-            policy, found = self.plan.policy, self._policies.notes
+            plan, found = self.plan, self._policies.notes
         if self.shared is not None:
             found += [
                 refused_note(vm.refused, min(vm.n_shadows, MAX_SHADOWS))
@@ -371,7 +370,7 @@ class Session:
         return RunResult(
             self.backend,
             image,
-            policy.source or policy.name,
+            plan.policy.source or plan.policy.name,
             end,
             self.summary(),
             wall_s,
@@ -380,6 +379,7 @@ class Session:
             tuple(dict.fromkeys((*found, *notes))),
             tuple(dict.fromkeys(losses)),
             tuple(vms),
+            plan.not_observed,
         )
 
     def close(self) -> None:

@@ -29,9 +29,11 @@ from kvmsr.dispatch import Dispatcher, Outcome, Verdict
 from kvmsr.errors import MsrListError
 from kvmsr.kvm import Vcpu, Vm
 from kvmsr.kvm.exits import Exit, Rdmsr, Wrmsr
+from kvmsr.msr.as_host import never_unknown
 from kvmsr.native.loop import NativeLoop, guest_memory
 from kvmsr.native.vm import NativeVm
 from kvmsr.policy import Access, Op, Reason, Where
+from kvmsr.policy.plan import Plan
 from kvmsr.session.fitting import host_reads
 from kvmsr.trace import Summary
 
@@ -250,12 +252,21 @@ class PythonVcpu:
         try:
             if access.op == _READ:
                 value = self._vcpu.get_msrs([access.index])[access.index]
-                return access, outcome._replace(verdict=_VALUE, value=value)
-            self._vcpu.set_msrs({access.index: access.value})
-            return access, outcome._replace(verdict=_DONE)
+                outcome = outcome._replace(verdict=_VALUE, value=value)
+            else:
+                self._vcpu.set_msrs({access.index: access.value})
+                outcome = outcome._replace(verdict=_DONE)
         except MsrListError:
-            reason = Reason.UNKNOWN
-            if access.op == _WRITE and host_reads(self._vcpu, access.index):
-                reason = Reason.INVALID  # KVM can read the MSR, so it refused the value
-            access = access._replace(reason=reason)
+            access = access._replace(reason=self._why_refused(dispatcher.plan, access))
             return access, dispatcher.refused(access, outcome)
+        dispatcher.passed(access, outcome)
+        return access, outcome
+
+    def _why_refused(self, plan: Plan, access: Access) -> Reason:
+        """Return why KVM would have refused the guest an access that it refuses the host."""
+        if any(first <= access.index <= last for first, last in never_unknown()):
+            return Reason.INVALID
+        handles = access.op == _WRITE and plan.segment(access.op, access.index).known
+        # If KVM can read the MSR, it refused the value.
+        invalid = handles and host_reads(self._vcpu, access.index)
+        return Reason.INVALID if invalid else Reason.UNKNOWN

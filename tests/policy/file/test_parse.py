@@ -1,13 +1,15 @@
 """Policy files: what they mean, and that what is wrong is told with file, line and key."""
 
 import os
+import re
 import time
 
 import pytest
 
 from kvmsr.errors import PolicyError
-from kvmsr.policy import Access, Op, Plain, Python, Reason, Value
+from kvmsr.policy import Access, Op, Plain, Policy, Python, Reason, Value
 from kvmsr.policy.file import load_policy, parse_policy, read_policy
+from kvmsr.policy.file.toml import to_toml
 
 GOOD = """\
 [policy]
@@ -533,3 +535,28 @@ def test_a_package_without_the_module_is_told(tmp_path):
     (tmp_path / "p.toml").write_text(RULE.replace("handlers:", "handlers.nope:"))
     with pytest.raises(PolicyError, match=r"cannot import module 'handlers\.nope'"):
         load_policy(tmp_path / "p.toml")
+
+
+def test_what_is_observed_adds_up(tmp_path):
+    (tmp_path / "base.toml").write_text('[policy]\nobserve = ["0x20-0x2f", "IA32_EFER"]\n')
+    (tmp_path / "own.toml").write_text('[policy]\nextends = ["base.toml"]\nobserve = 0x10\n')
+    policy = load_policy(tmp_path / "own.toml")
+    assert policy.observe == ((0x10, 0x10), (0x20, 0x2F), (0xC0000080, 0xC0000080))
+    assert parse_policy(to_toml(policy)).observe == policy.observe
+    every = load_policy("preset:watch")
+    assert every.observe == ((0, (1 << 32) - 1),)
+    assert parse_policy(to_toml(every)).observe == every.observe
+    assert (every.rules, every.defaults) == ((), Policy().defaults)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ('"IA32_NOPE"', "policy:2: policy.observe: no MSR is called 'IA32_NOPE'"),
+        ("[[1]]", "policy:2: policy.observe[0]: expected integer or string"),
+        ("-1", "policy:2: policy.observe: -1 is out of range"),
+    ],
+)
+def test_what_cannot_be_observed_is_refused(value, message):
+    with pytest.raises(PolicyError, match=re.escape(message)):
+        parse_policy(f"[policy]\nobserve = {value}\n")

@@ -11,7 +11,7 @@ from kvmsr.policy.plan import KernelFacts, compile_policy
 from kvmsr.policy.plan.lint import LintId
 from tests.conftest import ROOT
 
-NAMES = ["linux", "macos", "power-meter", "quiet", "strict", "windows"]
+NAMES = ["linux", "macos", "power-meter", "quiet", "strict", "watch", "windows"]
 
 
 def test_these_are_there():

@@ -52,11 +52,12 @@ CONDITION = "when = { vcpu = 0 }"
         (rule(0x1AD, "write = { host = 0 }"), ("host-write", "rule[0].write")),
         (rule(0x4F, "read = { value = 1 }"), None),
         # Writes that are handed back to KVM.
-        (rule(0x277, 'write = "fault"', CONDITION), ("kernel-write", "rule[0].write")),
+        (rule(0x1A0, 'write = "fault"', CONDITION), ("kernel-write", "rule[0].write")),
+        (rule(0x277, 'write = "fault"', CONDITION), None),  # KVM checks the host's value, too
         (rule(0x9E, 'read = "fault"', CONDITION), ("kernel-read", "rule[0].read")),
         (rule(0x277, 'read = "fault"', CONDITION), None),
         (
-            rule(0x277, 'write = "fault"', CONDITION) + rule(0x277, 'write = "kernel"'),
+            rule(0x1A0, 'write = "fault"', CONDITION) + rule(0x1A0, 'write = "kernel"'),
             ("kernel-write", "rule[1].write"),
         ),
         (rule(0x277, 'write = "fault"', CONDITION) + rule(0x277, 'write = "ignore"'), None),

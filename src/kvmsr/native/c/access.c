@@ -35,13 +35,12 @@ static void ask_kvm(struct kvmsr_cpu *cpu, const struct kvmsr_table *table)
 	if (kvmsr_one_msr(cpu->fd, a->op ? KVM_SET_MSRS : KVM_GET_MSRS, a->index, &value)) {
 		o->verdict = a->op ? KVMSR_DONE : KVMSR_VALUE;
 		o->value = a->op ? 0 : value;
+		kvmsr_passed(cpu, table, a, o);
 		return;
 	}
-	uint8_t reason = KVMSR_UNKNOWN;
+	int reads = a->op && kvmsr_one_msr(cpu->fd, KVM_GET_MSRS, a->index, &value);
 
-	if (a->op && kvmsr_one_msr(cpu->fd, KVM_GET_MSRS, a->index, &value))
-		reason = KVMSR_INVALID; /* KVM can read the MSR, so it refused the value */
-	kvmsr_refused(cpu, table, a, reason, o);
+	kvmsr_refused(cpu, table, a, kvmsr_why_refused(table, a, reads), o);
 }
 
 /* Decide cpu->access, and put the result into cpu->outcome. */

@@ -90,6 +90,10 @@ int kvmsr_lives(const struct kvmsr_tables *tables);
 /* evaluate.c */
 void kvmsr_evaluate(struct kvmsr_cpu *cpu, const struct kvmsr_table *table,
 		    struct kvmsr_access *access, struct kvmsr_outcome *outcome);
+void kvmsr_passed(struct kvmsr_cpu *cpu, const struct kvmsr_table *table,
+		  const struct kvmsr_access *access, struct kvmsr_outcome *outcome);
+uint8_t kvmsr_why_refused(const struct kvmsr_table *table, const struct kvmsr_access *access,
+			  int host_reads);
 void kvmsr_refused(struct kvmsr_cpu *cpu, const struct kvmsr_table *table,
 		   struct kvmsr_access *access, uint8_t reason, struct kvmsr_outcome *outcome);
 void kvmsr_failed(struct kvmsr_cpu *cpu, const struct kvmsr_table *table,

@@ -217,6 +217,28 @@ void kvmsr_evaluate(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, struct k
 	unruled(cpu, t, KVMSR_NONE, a, o);
 }
 
+/* KVM has answered an access that *o passed on to it. Without a rule, the log has the first one. */
+void kvmsr_passed(struct kvmsr_cpu *cpu, const struct kvmsr_table *t, const struct kvmsr_access *a,
+		  struct kvmsr_outcome *o)
+{
+	o->log = t->logs && t->observes && o->rule == KVMSR_NONE && unmarked(cpu, o->name, a);
+}
+
+/*
+ * KVM refuses the host what it was asked on behalf of the guest. For which reason would it have
+ * refused the guest? HOST_READS: the host can read the MSR, though not write this value.
+ */
+uint8_t kvmsr_why_refused(const struct kvmsr_table *t, const struct kvmsr_access *a, int host_reads)
+{
+	const uint32_t *spans = kvmsr_part(t, t->never_unknown);
+
+	for (uint32_t i = 0; i < t->n_never_unknown; i++)
+		if (a->index >= spans[2 * i] && a->index <= spans[2 * i + 1])
+			return KVMSR_INVALID;
+	return a->op && host_reads && find(t, a->op, a->index)->known ? KVMSR_INVALID :
+									KVMSR_UNKNOWN;
+}
+
 /*
  * Decide an access that *o passed on to KVM and that KVM refused for REASON, which becomes the
  * access's reason.

@@ -54,7 +54,8 @@ const char *kvmsr_table_check(const struct kvmsr_table *t, size_t room)
 	if (!fits(t->steps, t->n_steps, sizeof(uint32_t), size) ||
 	    !fits(t->rules, t->n_rules, sizeof(struct kvmsr_rule), size) ||
 	    !fits(t->bits, t->n_bits, sizeof(struct kvmsr_bits), size) ||
-	    !fits(t->vcpus, t->n_vcpus, sizeof(uint32_t), size))
+	    !fits(t->vcpus, t->n_vcpus, sizeof(uint32_t), size) ||
+	    !fits(t->never_unknown, t->n_never_unknown, 2 * sizeof(uint32_t), size))
 		return "an array is outside the table";
 	if (t->n_counters > KVMSR_MAX_COUNTERS)
 		return "too many rules count their matches";

@@ -87,6 +87,7 @@ struct kvmsr_rule {
 /* The MSRs from table.firsts[i] up to, but not including, table.firsts[i + 1]. */
 struct kvmsr_segment {
 	uint32_t steps, n_steps; /* the rules to try in order: part of table.steps */
+	uint32_t known; /* KVM may handle such accesses itself */
 	uint32_t swallowed; /* unknown to KVM; denied because ignore_msrs would swallow accesses */
 };
 
@@ -101,12 +102,14 @@ struct kvmsr_table {
 	uint64_t size;
 	uint32_t serial; /* number of the policy in this run */
 	uint32_t logs; /* whether log lines are written at all */
+	uint32_t observes; /* whether accesses come here only to be seen: they are logged */
 	uint32_t threads_per_core, cores_per_package; /* 0: one package */
 	uint32_t n_segments[2], firsts[2], segments[2]; /* by op */
 	uint32_t steps, n_steps;
 	uint32_t rules, n_rules; /* the first KVMSR_DEFAULTS are the defaults */
 	uint32_t bits, n_bits;
 	uint32_t vcpus, n_vcpus;
+	uint32_t never_unknown, n_never_unknown; /* pairs, first and last: MSRs that every KVM knows */
 	uint32_t n_counters; /* number of rules that count their matches */
 	uint32_t reasons; /* the KVM_MSR_EXIT_REASON_* that the plan needs */
 	uint32_t default_deny, n_ranges;

@@ -41,6 +41,10 @@ _SAYS: Final[dict[str, dict[str, tuple[str, dict[str, Any]]]]] = {
             {},
         ),
         "extends": ("policies to build on: files or preset:NAME; later ones win", {}),
+        "observe": (
+            'MSRs to see even if no rule takes them from KVM; "all" for all that KVM handles',
+            {"anyOf": [*_MSR["anyOf"], {"type": "array", "items": _MSR}]},
+        ),
         "allow_host_writes": ("whether host is allowed as an action for writes", {}),
     },
     "DefaultsTable": {

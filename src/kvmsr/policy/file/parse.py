@@ -90,6 +90,7 @@ def _reading(reader: Reader, shelf: Shelf) -> Reading:
         rules,
         Defaults(**reader.defaults),
         topology=Topology(**reader.topology),
+        observe=reader.observe,
         allow_host_writes=header.allow_host_writes,
         name=header.name,
         description=header.description,

@@ -25,10 +25,10 @@ from kvmsr.policy.file.lines import show
 from kvmsr.policy.file.presets import preset_names, preset_text
 from kvmsr.policy.file.schema import ActionTable
 from kvmsr.policy.form import Path, convert
-from kvmsr.policy.policy import Defaults
+from kvmsr.policy.policy import Defaults, parse_observe
 from kvmsr.policy.register_models import find_model
 from kvmsr.policy.rule import Place, Rule, to_log, to_scope
-from kvmsr.policy.selector import parse_msrs
+from kvmsr.policy.selector import Ranges, merge, parse_msrs
 from kvmsr.policy.topology import Topology
 from kvmsr.policy.when import Lookup, When
 from kvmsr.symbols import Symbols
@@ -108,6 +108,7 @@ class Reader:
     :ivar document: the file.
     :ivar defaults: its defaults; those that it does not set are from the last base that does.
     :ivar topology: its topology, in the same way.
+    :ivar observe: the MSRs that it or one of its bases observes.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class Reader:
         self.document = Document(text, source)
         self.defaults: dict[str, str] = {}
         self.topology: dict[str, int] = {}
+        self.observe: Ranges = ()
         self._folder = folder
         self._shelf = shelf
         self._name = FilePath(source).name
@@ -135,9 +137,12 @@ class Reader:
         for number, name in enumerate(document.header.extends):
             with document.at(("policy", "extends", number)):
                 self._bases.append(shelf.read(name, folder, above))
+        with document.at(("policy", "observe")):
+            self.observe = parse_observe(document.header.observe)
         for base in self._bases:
             self.defaults.update(base.defaults)
             self.topology.update(base.topology)
+            self.observe = merge([*self.observe, *base.observe])
         self.defaults.update(self._checked("defaults", document.defaults, Defaults))
         self.topology.update(self._checked("topology", document.topology, Topology))
 

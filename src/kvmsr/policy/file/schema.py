@@ -20,6 +20,7 @@ class HeaderTable(msgspec.Struct, forbid_unknown_fields=True):
     description: str = ""
     extends: list[str] = []
     symbols: str = ""
+    observe: int | str | list[int | str] = []
     allow_host_writes: bool = False
 
 

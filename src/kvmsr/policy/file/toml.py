@@ -16,7 +16,7 @@ import msgspec
 
 from kvmsr.msr import catalog
 from kvmsr.policy.actions import SAME_CPU, Action, Counter, Host, Model, Plain, Python, Value
-from kvmsr.policy.policy import Policy
+from kvmsr.policy.policy import EVERY_MSR, Policy, parse_observe
 from kvmsr.policy.rule import Rule
 from kvmsr.policy.selector import Ranges
 from kvmsr.policy.topology import Scope
@@ -25,12 +25,15 @@ from kvmsr.text import one_line
 __all__ = ("action_text", "as_json", "msr_names", "policy_tables", "to_toml")
 
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
-_HEX_KEYS: Final = ("value", "mask", "reset", "msr")
+_HEX_KEYS: Final = ("value", "mask", "reset", "msr", "observe")
+_EVERY: Final = parse_observe(EVERY_MSR)
 
 
 def policy_tables(policy: Policy) -> dict[str, Any]:
     """Return *policy* as the tables of a policy file."""
     header: dict[str, Any] = {"name": policy.name, "description": policy.description}
+    if policy.observe:
+        header["observe"] = EVERY_MSR if policy.observe == _EVERY else _msrs(policy.observe)
     header["allow_host_writes"] = policy.allow_host_writes
     topology = {
         "threads_per_core": policy.topology.threads_per_core,
@@ -38,7 +41,7 @@ def policy_tables(policy: Policy) -> dict[str, Any]:
     }
     defaults = policy.defaults
     return {
-        "policy": {key: value for key, value in header.items() if value},
+        "policy": {key: value for key, value in header.items() if value or key == "observe"},
         "defaults": {
             "unknown": str(defaults.unknown),
             "invalid": str(defaults.invalid),

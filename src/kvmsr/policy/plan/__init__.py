@@ -10,6 +10,7 @@ them, and what the owner of the policy should know about it.
 from kvmsr.policy.plan.facts import KernelFacts
 from kvmsr.policy.plan.filter import Filter, FilterRange
 from kvmsr.policy.plan.lint import Lint, LintId, x2apic_errors
+from kvmsr.policy.plan.observe import NotObserved, not_observed_lines
 from kvmsr.policy.plan.plan import Plan, compile_policy
 from kvmsr.policy.plan.segments import Segment, Table
 
@@ -19,9 +20,11 @@ __all__ = (
     "KernelFacts",
     "Lint",
     "LintId",
+    "NotObserved",
     "Plan",
     "Segment",
     "Table",
     "compile_policy",
+    "not_observed_lines",
     "x2apic_errors",
 )

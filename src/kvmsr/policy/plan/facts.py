@@ -43,6 +43,10 @@ class KernelFacts:
             return [(r.first, r.last) for r in self.handled if r.reads]
         return [(r.first, r.last) for r in self.handled if r.writes]
 
+    def knows(self, index: int) -> bool:
+        """Return whether this KVM may handle MSR *index*."""
+        return any(one.first <= index <= one.last for one in self.handled)
+
     def knowing(self, indices: Iterable[int]) -> Self:
         """Return these facts with *indices* added to the MSRs that KVM handles, for both ops."""
         extra = [HandledRange(index, index, True, True) for index in indices]

@@ -15,8 +15,8 @@ from kvmsr.errors import PolicyError
 from kvmsr.msr import X2APIC, catalog
 from kvmsr.policy.access import Op, Reason
 from kvmsr.policy.actions import Host, Plain
-from kvmsr.policy.plan.as_host import differs
 from kvmsr.policy.plan.facts import KernelFacts
+from kvmsr.policy.plan.observe import differs
 from kvmsr.policy.plan.segments import Table
 from kvmsr.policy.policy import Policy
 from kvmsr.policy.rule import NOWHERE, Log, Place, Rule
@@ -287,8 +287,8 @@ def _asked_as_host(table: Table, op: Op) -> Iterator[Lint]:
         last = segment.rules[-1]
         handed = next((r for r in segment.rules if r.action(op) is Plain.KERNEL), None)
         subject = handed or (asking if last.when is not None else None)
-        different = differs(op, segment.first, segment.last)
-        if subject is None or (op is Op.READ and not different):
+        different = "" if subject is None else differs(op, segment.first, segment.last)
+        if subject is None or not different:
             continue
         if (id(subject), different) in seen:
             continue
@@ -300,6 +300,6 @@ def _asked_as_host(table: Table, op: Op) -> Iterator[Lint]:
             subject,
             LintId.KERNEL_READ if op is Op.READ else LintId.KERNEL_WRITE,
             f"if the condition of {asking.where} fails, KVM {does} {name} on behalf of the host"
-            f" ({ioctl}): {different or 'its checks are laxer than for the guest'}",
+            f" ({ioctl}): {different}",
             op,
         )

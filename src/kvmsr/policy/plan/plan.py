@@ -7,22 +7,29 @@ A policy compiled for a KVM: the reasons for which accesses come to user space, 
 tables by which an access finds its rules.
 """
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 from kvmsr.errors import FilterCapacityError
 from kvmsr.msr import X2APIC, catalog
+from kvmsr.msr.as_host import REFUSED
 from kvmsr.policy.access import Op, Reason
 from kvmsr.policy.plan.facts import MAX_RANGE_MSRS, MAX_RANGES, KernelFacts
 from kvmsr.policy.plan.filter import Filter, Misfit, Run, Want, compile_filter
 from kvmsr.policy.plan.lint import Lint, lint_policy, x2apic_errors
+from kvmsr.policy.plan.observe import NO_ROOM, NotObserved, Span, by_reason, clusters, spans
 from kvmsr.policy.plan.segments import Segment, Table, cut
 from kvmsr.policy.policy import Policy
 from kvmsr.policy.selector import MAX_INDEX, Ranges
 
 __all__ = ("Plan", "compile_policy")
 
-_LISTED = 12
+_LISTED: Final = 12
+
+_SPARE: Final = 4
+"""Filter ranges that observing leaves free: another VMM may have a filter of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,7 @@ class Plan:
     :ivar reads: the segments for reads.
     :ivar writes: the segments for writes.
     :ivar lints: what the owner of the policy should know.
+    :ivar not_observed: what the policy wants to observe, and what is left with KVM all the same.
     """
 
     policy: Policy
@@ -46,6 +54,7 @@ class Plan:
     reads: Table
     writes: Table
     lints: tuple[Lint, ...]
+    not_observed: tuple[NotObserved, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -64,6 +73,17 @@ class Plan:
         unknown, although KVM hands it over as filtered.
         """
         return self.kernel.ignore_msrs and not segment.known
+
+    def why_not_observed(self, op: Op, index: int) -> str:
+        """Return why an access that the policy wants to observe is left with KVM, or ""."""
+        return next(
+            (
+                one.why
+                for one in self.not_observed
+                if one.op is op and any(first <= index <= last for first, last in one.msrs)
+            ),
+            "",
+        )
 
     def relied_on(self) -> Ranges:
         """
@@ -95,20 +115,109 @@ def compile_policy(policy: Policy, kernel: KernelFacts | None = None) -> Plan:
     kernel = kernel or KernelFacts()
     for error in x2apic_errors(policy):
         raise error
-    reads, writes = cut(policy, Op.READ, kernel), cut(policy, Op.WRITE, kernel)
-    runs = _runs(reads, writes, kernel)
-    compiled = compile_filter(runs)
-    if isinstance(compiled, Misfit):
-        raise FilterCapacityError(_say_misfit(compiled, reads, writes), file=policy.source)
-    denies = compiled.default_deny or bool(compiled.ranges)
+    made = _Draft.of(policy, kernel, _Watched((), ()))
+    if isinstance(made.filter, Misfit):
+        raise FilterCapacityError(
+            _say_misfit(made.filter, made.reads, made.writes), file=policy.source
+        )
+    lints = tuple(lint_policy(policy, kernel, made.reads, made.writes))
+    left: tuple[NotObserved, ...] = ()
+    if policy.observe:
+        made, left = _observing(policy, kernel, made)
+    assert isinstance(made.filter, Filter)
+    denies = made.filter.default_deny or bool(made.filter.ranges)
     reasons = {Reason.UNKNOWN, Reason.INVALID} | ({Reason.FILTER} if denies else set())
-    lints = tuple(lint_policy(policy, kernel, reads, writes))
-    return Plan(policy, kernel, frozenset(reasons), compiled, reads, writes, lints)
+    return Plan(
+        policy, kernel, frozenset(reasons), made.filter, made.reads, made.writes, lints, left
+    )
+
+
+class _Watched(NamedTuple):
+    """What a policy wants to observe, of reads and of writes."""
+
+    reads: Sequence[Span]
+    writes: Sequence[Span]
+
+    def without(self, rooms: Sequence[tuple[int, int]]) -> "_Watched":
+        """Return the same, but with nothing observed outside of *rooms*."""
+
+        def fitted(one: Span) -> Span:
+            fits = any(first <= one.first and one.last <= last for first, last in rooms)
+            return one if fits or one.why else one._replace(why=NO_ROOM)
+
+        return _Watched([fitted(one) for one in self.reads], [fitted(one) for one in self.writes])
+
+
+class _Draft(NamedTuple):
+    """The parts of a plan that depend on what is observed."""
+
+    reads: Table
+    writes: Table
+    filter: Filter | Misfit
+
+    @classmethod
+    def of(
+        cls, policy: Policy, kernel: KernelFacts, watched: _Watched, most: int = MAX_RANGES
+    ) -> "_Draft":
+        """Return the parts, if no more than *most* filter ranges may be used."""
+        reads = cut(policy, Op.READ, kernel, _observed(watched.reads))
+        writes = cut(policy, Op.WRITE, kernel, _observed(watched.writes))
+        return cls(reads, writes, compile_filter(_runs(reads, writes, kernel), max_ranges=most))
+
+
+def _observed(found: Sequence[Span]) -> list[tuple[int, int]]:
+    return [(one.first, one.last) for one in found if not one.why]
+
+
+def _observing(
+    policy: Policy, kernel: KernelFacts, plain: _Draft
+) -> tuple[_Draft, tuple[NotObserved, ...]]:
+    """
+    Return *plain* with what can be observed, and what cannot.
+
+    Observing must not cost the rules, or another VMM's own filter, their room.
+    """
+    assert isinstance(plain.filter, Filter)
+    watched = _Watched(*(spans(policy, op, kernel.ranges(op)) for op in Op))
+    most = max(len(plain.filter.ranges), MAX_RANGES - _SPARE)
+    made = _Draft.of(policy, kernel, watched, most)
+    if isinstance(made.filter, Misfit):
+        made, watched = _as_far_as_it_fits(policy, kernel, watched, most)
+    return made, by_reason(_left(made, watched))
+
+
+def _as_far_as_it_fits(
+    policy: Policy, kernel: KernelFacts, watched: _Watched, most: int
+) -> tuple[_Draft, _Watched]:
+    kept: list[tuple[int, int]] = []
+    for cluster in clusters([*watched.reads, *watched.writes]):
+        tried = _Draft.of(policy, kernel, watched.without([*kept, cluster]), most)
+        if isinstance(tried.filter, Filter):
+            kept.append(cluster)
+    fitting = watched.without(kept)
+    return _Draft.of(policy, kernel, fitting, most), fitting
+
+
+def _left(made: _Draft, watched: _Watched) -> Iterator[tuple[Op, int, int, str]]:
+    """Yield what is left with KVM and never seen: no rule takes it, and KVM does not refuse it."""
+    for op, table, found in (
+        (Op.READ, made.reads, watched.reads), (Op.WRITE, made.writes, watched.writes),
+    ):  # fmt: skip
+        for one in found:
+            number = bisect_right(table.starts, one.first) - 1
+            while one.why not in ("", REFUSED) and number < len(table.segments):
+                segment = table.segments[number]
+                if segment.first > one.last:
+                    break
+                if not _is_ours(segment, op):
+                    first, last = max(segment.first, one.first), min(segment.last, one.last)
+                    yield op, first, last, one.why
+                number += 1
 
 
 def _is_ours(segment: Segment, op: Op) -> bool:
-    """Return whether a rule takes accesses to *segment* from KVM."""
-    return any(rule.asks_for(op) for rule in segment.rules)
+    """Return whether accesses to *segment* are taken from KVM: by a rule, or to be seen."""
+    return segment.observed or any(rule.asks_for(op) for rule in segment.rules)
 
 
 _Wanted = tuple[Want, bool]
@@ -120,11 +229,11 @@ def _wants(table: Table, op: Op, kernel: KernelFacts) -> list[_Wanted]:
     # Most segments have no rule, or one without a condition, and few different wants.
     by_kind: dict[tuple[bool, bool], _Wanted] = {}
     for segment in table.segments:
-        first, _, rules, known = segment
+        first, _, rules, known, observed = segment
         if len(rules) > 1 or X2APIC[0] <= first <= X2APIC[1] or (rules and rules[0].when):
             found.append(_want(segment, op, kernel))
             continue
-        kind = (known, bool(rules) and rules[0].asks_for(op))
+        kind = (known, observed or (bool(rules) and rules[0].asks_for(op)))
         wanted = by_kind.get(kind)
         if wanted is None:
             wanted = by_kind[kind] = _want(segment, op, kernel)

@@ -29,12 +29,14 @@ class Segment(NamedTuple):
     :ivar rules: the rules to try in turn. Only the last one can be without a condition. Empty for
         x2APIC, which no rule can take from KVM.
     :ivar known: whether KVM may handle these MSRs itself.
+    :ivar observed: whether accesses are taken from KVM to be seen, whatever the rules are.
     """
 
     first: int
     last: int
     rules: tuple[Rule, ...]
     known: bool
+    observed: bool = False
 
 
 class Table:
@@ -57,14 +59,20 @@ class Table:
         return self.segments[bisect_right(self.starts, index) - 1]
 
 
-def cut(policy: Policy, op: Op, kernel: KernelFacts) -> Table:
-    """Return the segments of *policy* for *op*."""
+def cut(
+    policy: Policy, op: Op, kernel: KernelFacts, observed: Sequence[tuple[int, int]] = ()
+) -> Table:
+    """
+    Return the segments of *policy* for *op*.
+
+    :param observed: what is taken from KVM to be seen, as ranges in ascending order.
+    """
     rules = [rule for rule in policy.rules if rule.action(op) is not None and not rule.never]
     spans = [(f, last, n) for n, rule in enumerate(rules) for f, last in rule.msrs]
     spans.sort()
     known = kernel.ranges(op)
     borders = {0, X2APIC[0], X2APIC[1] + 1, MAX_INDEX}
-    for first, last, *_ in (*spans, *known):
+    for first, last, *_ in (*spans, *known, *observed):
         borders.add(first)
         borders.add(last + 1)
     borders.discard(MAX_INDEX + 1)
@@ -74,7 +82,8 @@ def cut(policy: Policy, op: Op, kernel: KernelFacts) -> Table:
     # The spans that contain the current segment: by rule number, and again by where they end.
     open_: list[int] = []
     ends: list[tuple[int, int]] = []
-    next_span = next_known = 0
+    next_span = 0
+    in_known, in_observed = _Walk(known), _Walk(observed)
     for start, end in zip(starts, [*starts[1:], MAX_INDEX + 1], strict=True):
         while ends and ends[0][0] < start:
             del open_[bisect_left(open_, heapq.heappop(ends)[1])]
@@ -83,13 +92,25 @@ def cut(policy: Policy, op: Op, kernel: KernelFacts) -> Table:
             insort(open_, number)
             heapq.heappush(ends, (last, number))
             next_span += 1
-        while next_known < len(known) and known[next_known][1] < start:
-            next_known += 1
         in_x2apic = X2APIC[0] <= start <= X2APIC[1]
         tried = () if in_x2apic else _tried(rules, open_)
-        is_known = next_known < len(known) and known[next_known][0] <= start
-        segments.append(Segment(start, end - 1, tried, is_known))
+        segments.append(Segment(start, end - 1, tried, in_known.has(start), in_observed.has(start)))
     return Table(segments)
+
+
+class _Walk:
+    """Walks over ranges, which are in ascending order."""
+
+    def __init__(self, ranges: Sequence[tuple[int, int]]) -> None:
+        self._ranges = ranges
+        self._next = 0
+
+    def has(self, index: int) -> bool:
+        """Return whether *index*, which is higher than the last one, is in a range."""
+        ranges = self._ranges
+        while self._next < len(ranges) and ranges[self._next][1] < index:
+            self._next += 1
+        return self._next < len(ranges) and ranges[self._next][0] <= index
 
 
 def _tried(rules: Sequence[Rule], numbers: Sequence[int]) -> tuple[Rule, ...]:

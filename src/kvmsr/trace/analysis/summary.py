@@ -10,6 +10,7 @@ The guest has chosen the MSRs, so the number of rows is limited. Accesses that f
 counted together.
 """
 
+from dataclasses import asdict
 from typing import Any, Final
 
 import numpy as np
@@ -261,6 +262,7 @@ class TraceSummary:
             "grade": str(head.grade),
             "began_ns": head.began_ns,
             "kvmsr": head.kvmsr,
+            "not_observed": [asdict(one) for one in head.not_observed],
             "cut": self.cut,
             "events": self.events,
             "counted_only": self.counted,

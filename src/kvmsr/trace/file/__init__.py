@@ -12,7 +12,7 @@ tenth of a second to import, so only what handles trace files imports this packa
 """
 
 from kvmsr.trace.file.columns import EVENT, LATENCY, OPS, OUTCOMES, REASONS
-from kvmsr.trace.file.head import Head
+from kvmsr.trace.file.head import Head, Unseen
 from kvmsr.trace.file.reader import Trace
 from kvmsr.trace.file.writer import TraceWriter
 from kvmsr.trace.options import Grade
@@ -27,4 +27,5 @@ __all__ = (
     "Head",
     "Trace",
     "TraceWriter",
+    "Unseen",
 )

@@ -14,11 +14,26 @@ import msgspec
 from kvmsr.errors import TraceError
 from kvmsr.trace.options import Grade
 
-__all__ = ("KEY", "SCHEMA", "Head")
+__all__ = ("KEY", "SCHEMA", "Head", "Unseen")
 
 KEY: Final = b"kvmsr"
 SCHEMA: Final = 1
 """The version of the format. It changes when an older kvmsr could not read it any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unseen:
+    """
+    Accesses that are not in a trace, as KVM completed them.
+
+    :ivar op: the direction, ``read`` or ``write``.
+    :ivar msrs: the MSRs: indices, and ranges such as ``0x200-0x20f``.
+    :ivar why: what the guest would have noticed if they had been taken from KVM.
+    """
+
+    op: str
+    msrs: list[str]
+    why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +48,7 @@ class Head:
     :ivar host: about the host's kernel and KVM, by name.
     :ivar policy: the policy's file or name.
     :ivar policy_text: the text of the policy's file and of all that it includes, by file name.
+    :ivar not_observed: what was to be observed and was left with KVM.
     :ivar grade: how much was recorded.
     :ivar began_ns: when the run began, in nanoseconds since the epoch.
     :ivar cpuid: the guest's CPUID where kvmsr sets it; each entry is function, index, EAX, EBX, ECX
@@ -46,6 +62,7 @@ class Head:
     host: dict[str, str] = field(default_factory=dict)
     policy: str = ""
     policy_text: dict[str, str] = field(default_factory=dict)
+    not_observed: list[Unseen] = field(default_factory=list)
     grade: Grade = Grade.ALL
     began_ns: int = 0
     cpuid: list[tuple[int, int, int, int, int, int]] = field(default_factory=list)
