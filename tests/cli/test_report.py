@@ -97,3 +97,28 @@ def test_help_is_fast():
     )
     assert "compare" in done.stdout
     assert not {"numpy", "jinja2", "nanoarrow", "kvmsr.trace"} & set(done.stderr.split())
+
+
+def test_who_asked_has_a_name(tmp_path):
+    """In the tables, in the details and in the timeline; a name cannot be markup."""
+    base = 0xFFFFFFFF81000000
+    functions = tmp_path / "System.map"
+    names = ("native_read_msr", "init_<b>amd", "start_kernel")
+    functions.write_text(
+        "".join(f"{base + n * 256:016x} t {name}\n" for n, name in enumerate(names))
+    )
+    made = events(40, callers=2)
+    made["rip"], made["n_callers"], made["guesses"], made["outcome"] = base + 5, 2, 1, 2
+    made["callers"][:, :2] = base + 256 + 9, base + 512 + 9
+    page = tmp_path / "report.html"
+    done = report(trace(tmp_path / "a", made), "--symbols", functions, "-o", page)
+    assert (done.returncode, done.stderr) == (0, "")
+    text = page.read_text()
+    path = "native_read_msr+0x5 ← init_&lt;b&gt;amd? ← start_kernel"
+    assert f"<code>{path}</code>" in text
+    assert '"native_read_msr+0x5 \\u2190 init_\\u003cb\\u003eamd? \\u2190 start_kernel"' in text
+    assert "init_<b>" not in text
+    done = report(tmp_path / "a", "--symbols", page, "-o", tmp_path / "other.html")
+    assert done.returncode == BAD
+    assert "there are no functions" in done.stderr
+    assert not (tmp_path / "other.html").exists()

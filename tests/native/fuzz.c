@@ -173,6 +173,9 @@ static void control(struct kvmsr_block *block, struct kvmsr_tables *tables, cons
 
 	for (int i = 0; i < 4; i++)
 		words[chance(5)][chance(48)] = number();
+	static struct kvmsr_memory slots;
+
+	kvmsr_set_slot(&slots, chance(700), number(), chance(2) * number(), number());
 	kvmsr_take_events(vcpu, events, chance(2) ? callers : NULL, 8);
 	vcpu->upcall.state |= KVMSR_ASKED;
 	if (kvmsr_next_question(vcpu, &asked, &spin, 0))

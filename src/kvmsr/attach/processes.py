@@ -20,18 +20,20 @@ import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from kvmsr.errors import UsageError
 
-__all__ = ("BLOCK", "Processes")
+__all__ = ("BLOCK", "Processes", "is_unconfined")
 
 BLOCK: Final = "KVMSR_BLOCK"
 """The environment variable that names a run's shared memory: controller and descriptors."""
 
 _STATE, _BEGAN = 0, 19  # in /proc/…/stat, after the command's name: fields 3 and 22 of proc(5)
 _PATIENCE: Final = 1.0
+_MOST_THREADS: Final = 1000
 
 
 class Processes:
@@ -152,17 +154,21 @@ def is_unconfined(pid: int) -> bool:
     """
     Return whether no thread of a process has more seccomp filters than this process.
 
-    False if that cannot be seen.
+    False if that cannot be seen, or if there are more than a thousand threads.
     """
     try:
         own = _confinement(Path("/proc/self/status"))
-        threads = list(Path(f"/proc/{pid}/task").iterdir())
-        return bool(threads) and all(_confinement(one / "status") == own for one in threads)
+        threads = list(islice(Path(f"/proc/{pid}/task").iterdir(), _MOST_THREADS + 1))
+        found = [_confinement(one / "status") for one in threads]
     except (OSError, ValueError):
         return False
+    return 0 < len(threads) <= _MOST_THREADS and all(one in (own, None) for one in found)
 
 
-def _confinement(status: Path) -> list[str]:
-    """Return the lines of a thread's status that are about seccomp: its mode and filters."""
-    lines = status.read_text(errors="replace").splitlines()
+def _confinement(status: Path) -> list[str] | None:
+    """Return the lines of a thread's status about seccomp; None if the thread has ended."""
+    try:
+        lines = status.read_text(errors="replace").splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
     return [line for line in lines if line.startswith("Seccomp")]

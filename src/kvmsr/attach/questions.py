@@ -168,7 +168,7 @@ class Questions:
         outcome, vcpu = asked.outcome, self._block.vcpu(record)
         vm, number = vcpu.vm, vcpu.id
         serial, value, index, op, reason, rule, verdict = read()
-        if verdict == lib.KVMSR_MAY_READ:
+        if verdict == lib.KVMSR_MAY_READ and self._block.tables.reads:
             outcome.verdict = lib.KVMSR_VALUE
             outcome.value = is_unconfined(vcpu.pid)
             if not outcome.value and _CONFINED not in self.notes:

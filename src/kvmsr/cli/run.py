@@ -48,6 +48,7 @@ Examples:
   kvmsr run vmlinuz --append console=ttyS0 --policy quiet.toml
   kvmsr run --bios bios.bin --timeout 20
   kvmsr run code.bin --mode 16 --json --serial guest.log
+  kvmsr run vmlinuz --trace boot.arrows --trace-callers 4
 """
 
 

@@ -70,7 +70,7 @@ def summary(files: tuple[Path, ...], by: str, symbols: Path | None, as_json: boo
         with Trace(path) as trace:
             one = summarise(trace, by_vcpu=by == "vcpu")
         if functions is not None:
-            place(path, functions, (where.rip for where in one.paths.known))
+            place(path, functions, (where.rip for where in one.paths.known), one.head)
         if as_json:
             found.append({"file": str(path), **_named(one.as_dict(functions), functions)})
         else:

@@ -171,7 +171,7 @@ class _Search:
         return self._known[address]
 
     def _call_before(self, address: int) -> _Candidate | None:
-        if not -_NEAR <= address - self._rip < _NEAR:
+        if not address or not -_NEAR <= address - self._rip < _NEAR:
             return None
         end = (self._code + address) & self._mask
         size = end % _PAGE

@@ -39,6 +39,7 @@ class NativeLoop:
     :param enter: calls the C function that runs the vCPU.
     :param stop: called with the access at which the policy stops the run.
     :param memory: the VM's memory, of :func:`guest_memory`; without it, callers are not known.
+    :param can_sync: whether this KVM can put general and special registers into the page.
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class NativeLoop:
         enter: Enter,
         stop: Callable[[Access, Outcome], None],
         memory: Any = None,
+        *,
+        can_sync: bool = False,
     ) -> None:
         self._side = side
         self._fd = fd
@@ -59,7 +62,7 @@ class NativeLoop:
         self._cpu = vm.block.new_cpu(vm.number, vcpu)
         self._shared = self._cpu.shared
         self._cpu.fd = fd
-        self._memory = memory
+        self._memory, self._cpu.can_sync = memory, can_sync
         if memory is not None:
             self._cpu.memory = memory
         self._page = ffi.from_buffer(page)

@@ -23,7 +23,7 @@ from functools import partial
 from time import monotonic_ns
 from typing import Final, Protocol
 
-from kvmsr.abi import MsrExitReason
+from kvmsr.abi import Cap, MsrExitReason, SyncReg
 from kvmsr.backend import HostBackend
 from kvmsr.dispatch import Dispatcher, Outcome, Verdict
 from kvmsr.errors import MsrListError
@@ -40,6 +40,7 @@ from kvmsr.trace import Summary
 __all__ = ("GuestVcpu", "InUse", "NativeVcpu", "PythonVcpu", "Serve", "Stop", "TakesAccesses")
 
 _READ, _WRITE, _FILTER = Op.READ, Op.WRITE, Reason.FILTER
+_SYNCED: Final = SyncReg.REGS | SyncReg.SREGS
 _VALUE, _DONE, _FAULT = Verdict.VALUE, Verdict.DONE, Verdict.FAULT
 _REASONS: Final = {
     int(MsrExitReason.UNKNOWN): Reason.UNKNOWN,
@@ -116,8 +117,10 @@ class NativeVcpu:
         stop: Stop,
     ) -> None:
         self._vcpu = vcpu
-        page, enter, memory = vcpu.page, backend.loop, guest_memory(handle.slots())
-        self._loop = NativeLoop(vm, side, vcpu.id, vcpu.fd, page, enter, stop, memory)
+        self._loop = NativeLoop(
+            vm, side, vcpu.id, vcpu.fd, vcpu.page, backend.loop, stop, guest_memory(handle.slots()),
+            can_sync=handle.check_extension(Cap.SYNC_REGS) & _SYNCED == _SYNCED,
+        )  # fmt: skip
 
     @property
     def accesses(self) -> int:

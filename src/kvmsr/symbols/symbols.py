@@ -92,6 +92,10 @@ class Symbols:
         self.slide = min(slides, key=abs)
         return len(slides) == 1 and 2 * best >= len(rips)
 
+    def have_helper(self, rips: Iterable[int]) -> bool:
+        """Return whether one of these addresses is in a function for MSRs."""
+        return any(is_helper(self.function(rip)) for rip in rips)
+
     def name(self, rip: int) -> str:
         """Return where *rip* is, such as ``native_write_msr+0x4``; "" if it is in no function."""
         name, offset = self._function(rip - self.slide)

@@ -55,6 +55,8 @@ struct kvmsr_cpu {
 	uint64_t taken_ns; /* when the access was taken from KVM, if that is of interest */
 	struct kvmsr_spin spin;
 	int waits; /* Python has to fill in the outcome */
+	int can_sync; /* KVM can put registers into the page: KVM_CAP_SYNC_REGS */
+	int syncs; /* they were there after the last KVM_RUN */
 	int events; /* another process logs: what is to be logged becomes an event */
 };
 

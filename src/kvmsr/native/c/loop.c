@@ -19,6 +19,10 @@ int kvmsr_run(struct kvmsr_cpu *cpu)
 		kvmsr_answer(cpu);
 	}
 	for (;;) {
+		/* Two ioctls less for each access of the trace, at the price of two copies an exit. */
+		cpu->syncs = cpu->can_sync && cpu->tables->trace_rip;
+		if (cpu->syncs)
+			cpu->run->kvm_valid_regs |= KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS;
 		long result = kvmsr_ioctl(cpu->fd, KVM_RUN, NULL);
 
 		if (result < 0)

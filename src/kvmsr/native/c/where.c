@@ -39,7 +39,8 @@ struct guest {
 	unsigned int word; /* bytes */
 	struct {
 		uint64_t linear, physical;
-	} pages[KEPT]; /* the last ones that were translated */
+		int valid;
+	} pages[KEPT]; /* the last ones that were looked for */
 	unsigned int translated;
 	unsigned int n_words; /* of the stack, that were read */
 	uint64_t words[WORDS], targets[WORDS];
@@ -91,16 +92,17 @@ static int translate(struct guest *g, uint64_t linear, uint64_t *physical)
 	for (unsigned int i = 0; i < KEPT && i < g->translated; i++)
 		if (g->pages[i].linear == page) {
 			*physical = g->pages[i].physical | (linear & (PAGE - 1));
-			return 1;
+			return g->pages[i].valid;
 		}
 	struct kvm_translation t = { .linear_address = page };
+	int valid = kvmsr_ioctl(g->cpu->fd, KVM_TRANSLATE, &t) == 0 && t.valid;
+	unsigned int place = g->translated++ % KEPT;
 
-	if (kvmsr_ioctl(g->cpu->fd, KVM_TRANSLATE, &t) < 0 || !t.valid)
-		return 0;
-	g->pages[g->translated % KEPT].linear = page;
-	g->pages[g->translated++ % KEPT].physical = t.physical_address & ~(uint64_t)(PAGE - 1);
-	*physical = t.physical_address | (linear & (PAGE - 1));
-	return 1;
+	g->pages[place].linear = page;
+	g->pages[place].physical = t.physical_address & ~(uint64_t)(PAGE - 1);
+	g->pages[place].valid = valid;
+	*physical = g->pages[place].physical | (linear & (PAGE - 1));
+	return valid;
 }
 
 /* Copy SIZE bytes at a linear address, which are within one page. Return whether they are there. */
@@ -153,7 +155,7 @@ static enum kind call_before(struct guest *g, uint64_t address, uint64_t *target
 	uint64_t end = (g->code + address) & g->mask;
 	size_t size = end & (PAGE - 1); /* what lies in the last byte's page */
 
-	if (address - g->regs.rip + NEAR >= 2ull * NEAR)
+	if (!address || address - g->regs.rip + NEAR >= 2ull * NEAR)
 		return OTHER;
 	if (!size || size > CALL)
 		size = CALL;
@@ -285,9 +287,13 @@ const struct kvmsr_where *kvmsr_where(struct kvmsr_cpu *cpu, unsigned int most)
 	if (cpu->fd < 0 || (where->known && where->most >= most))
 		return where;
 	*where = (struct kvmsr_where){ .known = 1, .most = most };
-	if (kvmsr_ioctl(cpu->fd, KVM_GET_REGS, &g.regs) < 0 ||
-	    kvmsr_ioctl(cpu->fd, KVM_GET_SREGS, &s) < 0)
+	if (cpu->syncs) {
+		g.regs = cpu->run->s.regs.regs;
+		s = cpu->run->s.regs.sregs;
+	} else if (kvmsr_ioctl(cpu->fd, KVM_GET_REGS, &g.regs) < 0 ||
+		   kvmsr_ioctl(cpu->fd, KVM_GET_SREGS, &s) < 0) {
 		return where;
+	}
 	where->rip = g.regs.rip;
 	where->cpl = s.ss.dpl;
 	g.word = s.cs.l ? 8 : s.cs.db ? 4 : 0;

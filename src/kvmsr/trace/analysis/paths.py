@@ -43,6 +43,8 @@ class Paths:
             for column in (*events["callers"].T[:MAX_CALLERS], events["guesses"]):
                 keys = (keys ^ keys >> _SHIFT) * _FACTOR + column
         numbers = self._numbering.numbers(keys)
+        if len(self._numbering.keys) == len(self.known):
+            return numbers
         new, first = np.unique(numbers, return_index=True)
         for number, place in zip(new.tolist(), first.tolist(), strict=True):
             if len(self.known) <= number < len(self._numbering.keys):
