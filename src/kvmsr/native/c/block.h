@@ -27,7 +27,7 @@
 #include "table.h"
 
 #define KVMSR_BLOCK_MAGIC 0x4b4c42525356u
-#define KVMSR_VERSION 3
+#define KVMSR_VERSION 4
 
 #define KVMSR_TABLE_ROOM (64u << 20)
 #define KVMSR_SHADOW_SLOTS (1u << 17)
@@ -36,6 +36,8 @@
 #define KVMSR_ROW_LIMIT 4096u
 #define KVMSR_EVENTS (1u << 15)
 #define KVMSR_MARKS (1u << 12)
+#define KVMSR_RECENT 64u
+#define KVMSR_WATCHED 4u
 #define KVMSR_MAX_VMS 128u /* at a time */
 #define KVMSR_MAX_COUNTERS 65536u
 #define KVMSR_LATENCIES 32
@@ -84,6 +86,16 @@ struct kvmsr_event {
 	uint8_t pad[9];
 };
 
+/* One of a vCPU's last accesses to an MSR that somebody watches: see recent.c. */
+struct kvmsr_recent {
+	uint64_t time_ns; /* CLOCK_MONOTONIC; 0 while the entry is written */
+	uint64_t value; /* read or written */
+	uint32_t index, name;
+	uint16_t vm, vcpu;
+	uint8_t op, reason, verdict;
+	uint8_t pad;
+};
+
 /* Which accesses are events of the trace: see kvmsr.trace.file.Grade. */
 enum kvmsr_trace { KVMSR_TRACE_COUNT, KVMSR_TRACE_ONCE, KVMSR_TRACE_CHANGE, KVMSR_TRACE_ALL };
 
@@ -118,6 +130,8 @@ struct kvmsr_vcpu {
 	uint64_t tail __attribute__((aligned(64))); /* events read */
 	uint64_t marks[KVMSR_MARKS]; /* what was logged "once"; may forget */
 	struct kvmsr_row others[2]; /* by op: the accesses that found no row */
+	uint64_t n_recent; /* entries of the next ring written so far; the oldest are overwritten */
+	struct kvmsr_recent recent[KVMSR_RECENT];
 	struct kvmsr_row rows[KVMSR_ROW_SLOTS];
 	struct kvmsr_event events[KVMSR_EVENTS];
 };
@@ -162,6 +176,7 @@ struct kvmsr_tables {
 	uint32_t trace_rip; /* whether events have RIP and CPL */
 	uint32_t lossless; /* whether a vCPU waits for room if its trace finds none */
 	uint32_t timed; /* whether latencies are counted */
+	uint64_t watched[KVMSR_WATCHED]; /* MSRs that somebody watches, each plus 1; then a 0 */
 	uint32_t life[16]; /* a lock that the controller holds while it lives: see life.c */
 	char tables[2][KVMSR_TABLE_ROOM] __attribute__((aligned(4096)));
 };
