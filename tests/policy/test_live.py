@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from kvmsr.errors import PolicyError
 from kvmsr.policy import Log, Op, Plain, Policy, Reason, Rule
 from kvmsr.policy.live import changed, live_rules, without_live
+from kvmsr.policy.live import given as given_for
 from kvmsr.policy.plan import KernelFacts, compile_policy
 from kvmsr.policy.plan.segments import cut
 
@@ -87,6 +88,13 @@ def test_what_is_changed_happens(policy, index, change):
             assert {one[2] for one in now} == {change["log"]}
         else:
             assert now == before
+
+
+@given(POLICIES, INDICES, CHANGES)
+def test_how_an_msr_was_changed_is_known(policy, index, change):
+    made = changed(policy, index, **change)
+    assert changed(policy, index, **given_for(made, index)) == made
+    assert given_for(policy, index) == given_for(made, 0x18) == {}
 
 
 def test_logging_what_no_rule_decides_leaves_it_to_kvm_first():

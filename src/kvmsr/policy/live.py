@@ -10,13 +10,13 @@ from dataclasses import replace
 from typing import Any, Final
 
 from kvmsr.policy.access import Op, Reason
-from kvmsr.policy.actions import Action, ActionSpec, Counter, Model, Plain, to_action
+from kvmsr.policy.actions import Action, ActionSpec, Counter, Model, Plain, Value, to_action
 from kvmsr.policy.policy import Policy
 from kvmsr.policy.rule import Place, Rule
 from kvmsr.policy.topology import Scope
 from kvmsr.policy.when import When
 
-__all__ = ("changed", "live_rules", "without_live")
+__all__ = ("changed", "given", "live_rules", "without_live")
 
 _LIVE: Final = Place(key="live")
 _REASONS: Final = (Reason.UNKNOWN, Reason.INVALID)
@@ -61,6 +61,23 @@ def changed(
     others = [rule for rule in live_rules(policy) if rule.msrs != ((index, index),)]
     own = sorted([*others, *added], key=lambda rule: rule.msrs)
     return replace(base, rules=(*own, *base.rules))
+
+
+def given(policy: Policy, index: int) -> dict[str, Any]:
+    """Return how an MSR was changed: what :func:`changed` was called with. Empty if it was not."""
+    rules = [rule for rule in live_rules(policy) if rule.msrs == ((index, index),)]
+    if not rules:
+        return {}
+    base, log = without_live(policy), rules[0].log
+    found: dict[str, Any] = {} if log is None else {"log": str(log)}
+    for op in Op:
+        own = [rule for rule in rules if rule.action(op) is not None]
+        if own and (log is None or own != _logged(base, index, op, str(log))):
+            action = own[0].action(op)
+            found[str(op)] = action.value if isinstance(action, Value) else str(action)
+            if own[0].reset:
+                found["reset"] = own[0].reset
+    return found
 
 
 def _rule(

@@ -15,6 +15,7 @@ from typing import Any, Final
 from kvmsr.native.recent import native_recent, watch_native
 from kvmsr.policy import Op
 from kvmsr.policy.file.toml import action_text
+from kvmsr.policy.live import given
 from kvmsr.session.session import Session
 from kvmsr.trace import MAX_RECENT, Recent, RecentAccesses, Row, Summary
 
@@ -53,15 +54,17 @@ class Watching:
         """
         with self._asking:
             self._serial += 1
-            changed = []
+            changed: list[Row] = []
+            seen: dict[_Key, tuple[int, int]] = {}
             for row in summary:
                 key = (row.index, row.op, row.reason, row.rule)
                 count, serial = self._seen.get(key, (-1, 0))
                 if row.count != count:
                     serial = self._serial
-                    self._seen[key] = row.count, serial
+                seen[key] = row.count, serial
                 if serial > since:
                     changed.append(row)
+            self._seen = seen
             return self._serial, changed
 
     def msr(self, index: int) -> dict[str, Any]:
@@ -71,7 +74,7 @@ class Watching:
         They are kept from now on, for 5 seconds after the last call.
         """
         plan = self._session.plan
-        said: dict[str, Any] = {}
+        said: dict[str, Any] = {"index": index, "given": given(plan.policy, index)}
         for op, table in ((Op.READ, plan.reads), (Op.WRITE, plan.writes)):
             rules = table.find(index).rules
             said[str(op)] = [
