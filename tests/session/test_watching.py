@@ -49,7 +49,7 @@ def test_the_last_accesses_to_an_msr_are_kept_while_somebody_asks(pid):
     assert watch(pid, 0, MSR + 1)["msr"]["recent"] == []
     says = watch(pid, 0, MSR)["msr"]
     rule = {"rule": "letters.toml:2", "when": False}
-    assert says["read"] == [{**rule, "action": "{ value = 0x61 }"}]
+    assert says["read"] == [{**rule, "action": "value 0x61"}]
     assert says["write"] == [{**rule, "action": "ignore"}]
 
 

@@ -256,6 +256,7 @@ def run_guest(
         result = guest.run(timeout)
         unsaved = None if state is None else _save(guest, state)
         witness.end()
+        view.leave(_end_of(result))  # while kvmsr run can still be asked
     notes = [*server.notes, *([note] if note else [])]
     if notes:
         result = replace(result, notes=(*notes, *result.notes))
@@ -276,7 +277,7 @@ def _save(guest: Machine, file: Path) -> KvmsrError | None:
 
 
 def _print(result: RunResult, *, as_json: bool, view: View) -> None:
-    view.leave(f"{result.end.kind}: {result.end.detail}" if result.end.detail else result.end.kind)
+    view.leave(_end_of(result))
     if as_json:
         print_json(result.as_dict())
     else:
@@ -284,6 +285,10 @@ def _print(result: RunResult, *, as_json: bool, view: View) -> None:
 
         sys.stdout.flush()
         print_result(result)
+
+
+def _end_of(result: RunResult) -> str:
+    return ": ".join(filter(None, (str(result.end.kind), result.end.detail)))
 
 
 @contextmanager

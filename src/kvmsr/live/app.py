@@ -36,7 +36,6 @@ from kvmsr.text import counted
 
 __all__ = ("LiveApp",)
 
-_ORDER_S: Final = 1.0
 _TICK_S: Final = 0.2
 _LOW, _NARROW = 18, 90  # rows and columns below which there is only the table, and no second pane
 _BRIGHT: Final = {"7", "15"}
@@ -68,6 +67,7 @@ class LiveApp(ChangingApp):
 
     CSS = """
     #head { height: 2; padding: 0 1; background: $boost; }
+    #head { text-wrap: nowrap; text-overflow: ellipsis; }
     #filter { display: none; }
     .narrow #recent { display: none; }
     .low Detail, .low Console, .low Footer { display: none; }
@@ -103,7 +103,6 @@ class LiveApp(ChangingApp):
         self._how_ended = ended
         self._sort, self._words = Sort.RATE, ""
         self._trouble = ""
-        self._ordered = 0.0
         self.theme = _LIGHT if os.environ.get("COLORFGBG", "").split(";")[-1] in _BRIGHT else _DARK
 
     def compose(self) -> ComposeResult:
@@ -165,9 +164,13 @@ class LiveApp(ChangingApp):
         if not self._is_shown:
             return
         now = time.monotonic()
-        self.answer, self._trouble = message.answer, ""
+        self.answer = message.answer
+        if not self.ended:
+            self._trouble = ""
+        elif self.poller is not None:
+            self.poller.close()  # these are the last numbers
         self.board.take(message.answer["rows"], now)
-        self._show(now, in_order=now - self._ordered >= _ORDER_S)
+        self._show(now)
 
     def on__failed(self, message: _Failed) -> None:
         """Show that there is no answer."""
@@ -187,16 +190,12 @@ class LiveApp(ChangingApp):
     def _end(self, how: str) -> None:
         self.ended = how
         self._trouble = f"ended: {how}"
-        self._show(time.monotonic(), in_order=True)
+        self._show(time.monotonic())
 
-    def _show(self, now: float, *, in_order: bool) -> None:
-        table = self._table
-        lines = table.lines
-        if in_order or not lines:
-            self._ordered = now
-            lines = self.board.sorted(self._sort, self._words, now)
+    def _show(self, now: float) -> None:
+        lines = self.board.sorted(self._sort, self._words, now)
         changed = frozenset(self.answer["changed"]) if self.answer else frozenset()
-        table.show(lines, self._sort, changed, now)
+        self._table.show(lines, self._sort, changed, now)
         self._show_head(now)
         self._show_detail()
 
@@ -273,7 +272,7 @@ class LiveApp(ChangingApp):
 
     def _sort_by(self, sort: Sort) -> None:
         self._sort = sort
-        self._show(time.monotonic(), in_order=True)
+        self._show(time.monotonic())
 
     def action_filter(self) -> None:
         """Ask for words to filter by."""
@@ -285,7 +284,7 @@ class LiveApp(ChangingApp):
         """Filter while words are typed."""
         if event.input.id == "filter":
             self._words = event.value
-            self._show(time.monotonic(), in_order=True)
+            self._show(time.monotonic())
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Go back to the table."""

@@ -47,6 +47,7 @@ class ChangingApp(App[None]):
         self.answer: dict[str, Any] | None = None
         self.ended = ""
         self._changing = threading.Lock()
+        self._policy_text = ""  # as of the last change made here
 
     @property
     def selected(self) -> Line | None:
@@ -58,10 +59,16 @@ class ChangingApp(App[None]):
         line, said = self.selected, self.answer and self.answer["msr"]
         return said if said and line is not None and said["index"] == line.index else None
 
-    def _do(self, what: Callable[[WatchedRun], Sequence[str]], done: str) -> None:
+    def _do(
+        self,
+        what: Callable[[WatchedRun], Sequence[str]],
+        done: str,
+        *,
+        even_if_ended: bool = False,
+    ) -> None:
         """Have the run do something in a thread, and say how that went."""
         run = self.run_watched
-        if run is None or self.ended:
+        if run is None or (self.ended and not even_if_ended):
             self.notify("the run has ended", severity="warning", markup=False)
             return
 
@@ -88,7 +95,7 @@ class ChangingApp(App[None]):
 
     def _change(self, index: int, name: str, change: dict[str, Any] | None) -> None:
         if change is not None:
-            self._do(lambda run: run.change(index, change), f"{name} was changed; u undoes it")
+            self._do(self._keeping(lambda run: run.change(index, change)), f"{name} was changed")
 
     def action_change(self) -> None:
         """Ask what is to happen to the MSR that is selected."""
@@ -111,7 +118,19 @@ class ChangingApp(App[None]):
 
     def action_undo(self) -> None:
         """Undo the last change."""
-        self._do(lambda run: run.undo(), "undone")
+        self._do(self._keeping(lambda run: run.undo()), "undone")
+
+    def _keeping(
+        self, change: Callable[[WatchedRun], list[str]]
+    ) -> Callable[[WatchedRun], list[str]]:
+        """Return *change*, after which the policy is kept: the run may end before it is written."""
+
+        def changed(run: WatchedRun) -> list[str]:
+            warnings = change(run)
+            self._policy_text = run.policy_text()
+            return warnings
+
+        return changed
 
     def action_stop(self) -> None:
         """Ask whether to end the run, and do so."""
@@ -131,7 +150,7 @@ class ChangingApp(App[None]):
 
     def action_write(self) -> None:
         """Ask for a file, and write the policy in force."""
-        if self.answer is None or self.ended:
+        if self.answer is None:
             return
         name = self.answer["name"] or Path(str(self.answer["command"]).split()[0]).stem
         self.push_screen(SaveAs(f"{name}-live.toml"), self._write)
@@ -152,7 +171,13 @@ class ChangingApp(App[None]):
 
     def _do_write(self, file: Path, *, replace: bool) -> None:
         def write(run: WatchedRun) -> Sequence[str]:
-            write_policy(file, run.policy_text(), replace=replace)
+            try:
+                text = run.policy_text()
+            except Ended:
+                text = self._policy_text
+                if not text:
+                    raise
+            write_policy(file, text, replace=replace)
             return ()
 
-        self._do(write, f"written to {file}")
+        self._do(write, f"written to {file}", even_if_ended=True)

@@ -70,7 +70,7 @@ def short(number: float) -> str:
     for size, unit in _UNITS:
         if number >= size * 0.9995:
             scaled = number / size
-            return f"{scaled:.4g}{unit}" if scaled < 999.95 else f"{scaled:.0f}{unit}"
+            return f"{scaled:.3g}{unit}" if scaled < 999.5 else f"{scaled:.0f}{unit}"
     if number == int(number) or number >= 99.95:
         return f"{number:.0f}"
     return f"{number:.1f}"

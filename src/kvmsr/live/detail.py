@@ -7,11 +7,10 @@ What is said about the MSR that is selected. The texts come from guests and poli
 made safe, and never read as markup.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from rich.table import Table
 from rich.text import Text
 
 from kvmsr.live.board import Line
@@ -24,17 +23,17 @@ _BITS: Final = 64
 _MOST_BITS: Final = 8
 _TITLES: Final = ("time", "vCPU", "op", "value", "outcome", "rule")
 _RIGHT: Final = (1, 3)
-_FAULT: Final = "fault"
+_BAD: Final = ("fault", "stop")
+"""The outcomes that are said; a read that returned a value, and a write that was done, are not."""
 
 
 def heading(line: Line) -> Text:
     """Return the name of an MSR, and what it is."""
     entry = catalog().get(line.index)
-    text = Text(f"{line.index:#x}", "bold")
     if entry is None:
-        return text.append("  not in the catalog", "dim")
-    text.append(f" {entry.name}")
-    return text.append(f"  {entry.about}", "dim")
+        return Text().append(f"{line.index:#x}", "bold").append("  not in the catalog", "dim")
+    text = Text().append(f"{line.index:#x} {entry.name}", "bold")
+    return text.append(f"  {entry.about.partition('. ')[0].rstrip('.')}", "dim")
 
 
 def about(line: Line, msr: Mapping[str, Any] | None) -> Text:
@@ -67,32 +66,56 @@ def _says(msr: Mapping[str, Any] | None, op: str) -> Text:
     return text
 
 
-def fields(line: Line) -> Table | Text:
-    """Return the fields of the value that an MSR had last, the highest first."""
+def fields(line: Line, *, briefly: bool) -> Text:
+    """
+    Return the fields of the value that an MSR had last, the highest first.
+
+    :param briefly: whether to leave out what each field is about.
+    """
     entry, value = catalog().get(line.index), line.last_value
     if value is None:
         return Text("no value yet", "dim")
     if entry is None or not entry.fields:
         return Text(_bits(value), "dim")
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", pad_edge=False)
-    table.add_column("bits", justify="right", no_wrap=True)
-    table.add_column("field", no_wrap=True)
-    table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("meaning")
-    for cells, is_set in _fields(entry, value):
-        table.add_row(*map(Text, cells), style="" if is_set else "dim")
-    return table
+    rows = [*_fields(entry, value, briefly)]
+    return _grid([("bits", "field", "value", ""), *rows], right=(0, 2), is_dim=_is_zero)
 
 
-def _fields(entry: Msr, value: int) -> Iterator[tuple[tuple[str, ...], bool]]:
+def _fields(entry: Msr, value: int, briefly: bool) -> Iterator[tuple[str, ...]]:
     decoded = decode(entry, value)
     for field, number, meaning in reversed(decoded.fields):
         shown = f"{number:#x}" if number > 9 else f"{number}"
-        said = " = ".join(part for part in (field.about, meaning) if part)
-        yield (field.span, field.name, shown, said), bool(number)
+        parts = (meaning,) if briefly else (field.about, meaning)
+        yield field.span, field.name, shown, " = ".join(part for part in parts if part)
     for bits, what in ((decoded.reserved, "reserved"), (decoded.unknown, "not in the catalog")):
         if bits:
-            yield ("", "…", f"{bits:#x}", f"set, but {what}"), True
+            yield "", what, f"{bits:#x}", ""
+
+
+def _is_zero(row: tuple[str, ...]) -> bool:
+    return row[2] == "0"
+
+
+def _grid(
+    rows: Sequence[tuple[str, ...]], right: Sequence[int], is_dim: Callable[[tuple[str, ...]], bool]
+) -> Text:
+    """
+    Return rows of cells, titles first, in columns; those without any content are left out.
+
+    :param right: the columns that are aligned on the right.
+    """
+    columns = list(zip(*rows[1:], strict=True))
+    shown = [place for place, column in enumerate(columns) if any(column)]
+    widths = {place: max(len(row[place]) for row in rows) for place in shown}
+    text = Text()
+    for number, row in enumerate(rows):
+        quiet = "dim" if not number or is_dim(row) else ""
+        for place in shown:
+            cell, width = row[place], widths[place]
+            fitted = cell.rjust(width) if place in right else cell.ljust(width)
+            text.append(f"{fitted} ", "red" if cell in _BAD else quiet)
+        text.append("\n")
+    return text
 
 
 def _bits(value: int) -> str:
@@ -113,19 +136,12 @@ def recent(msr: Mapping[str, Any] | None, *, several_vms: bool) -> Text:
     """
     if msr is None or not msr["recent"]:
         return Text("no access since it was selected", "dim")
-    rows = [_TITLES, *(_cells(one, several_vms) for one in reversed(msr["recent"]))]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    text = Text(no_wrap=True, overflow="ellipsis")
-    for number, row in enumerate(rows):
-        for place, (cell, width) in enumerate(zip(row, widths, strict=True)):
-            fitted = cell.rjust(width) if place in _RIGHT else cell.ljust(width)
-            style = "dim" if not number else "red" if cell == _FAULT else ""
-            text.append(f"{fitted} ", style)
-        text.append("\n")
-    return text
+    rows = [_cells(one, several_vms) for one in reversed(msr["recent"])]
+    return _grid([_TITLES, *rows], right=_RIGHT, is_dim=lambda row: False)
 
 
 def _cells(one: Mapping[str, Any], several_vms: bool) -> tuple[str, ...]:
     vcpu = f"{one['vm']}.{one['vcpu']}" if several_vms else str(one["vcpu"])
     when = datetime.fromtimestamp(one["time"]).strftime("%H:%M:%S.%f")[:-3]
-    return when, vcpu, one["op"], one["value"] or "", one["outcome"], one_line(one["rule"])
+    outcome = one["outcome"] if one["outcome"] in _BAD else ""
+    return when, vcpu, one["op"], one["value"] or "", outcome, one_line(one["rule"])

@@ -59,8 +59,8 @@ def head(answer: Mapping[str, Any], rate: float, shown: str, trouble: str, width
 def _around(before: str, style: str, text: str, after: Text, width: int) -> Text:
     """Return a line with *text* in the middle, as much of its end as there is room for."""
     text, room = one_line(text), max(width - len(before) - len(after), _LEAST)
-    line = Text(before, style, no_wrap=True, overflow="ellipsis")
-    line.append(text if len(text) <= room else f"…{text[1 - room :]}", "not bold not dim")
+    line = Text().append(before, style)
+    line.append(text if len(text) <= room else f"…{text[1 - room :]}")
     return line.append_text(after)
 
 

@@ -23,6 +23,7 @@ __all__ = ("Console", "Detail")
 
 _TICK_S: Final = 0.1
 _LINES: Final = 5000
+_WIDE: Final = 130
 
 
 class Detail(Vertical):
@@ -32,6 +33,7 @@ class Detail(Vertical):
     Detail { height: 12; border-top: solid $primary-muted; padding: 0 1; }
     Detail #heading { height: 1; }
     Detail #about { height: 3; }
+    Detail Static { text-wrap: nowrap; text-overflow: ellipsis; }
     Detail #fields { width: 1fr; scrollbar-size: 1 1; }
     Detail #recent { width: 60; max-width: 60%; padding-left: 2; scrollbar-size: 1 1; }
     """
@@ -39,7 +41,7 @@ class Detail(Vertical):
     def __init__(self) -> None:
         super().__init__()
         self._shown: dict[str, Text] = {}  # rendering takes longer than comparing
-        self._value: tuple[int, int | None] | None = None
+        self._value: tuple[int, int | None, int] | None = None
 
     def compose(self) -> ComposeResult:
         """Return the widgets."""
@@ -64,10 +66,12 @@ class Detail(Vertical):
             if text != self._shown.get(name):
                 self._shown[name] = text
                 self.query_one(f"#{name}", Static).update(text, layout=name == "accesses")
-        value = line.index, line.last_value
+        value = line.index, line.last_value, self.size.width
         if value != self._value:
             self._value = value
-            self.query_one("#of_value", Static).update(fields(line))
+            self.query_one("#of_value", Static).update(
+                fields(line, briefly=self.size.width < _WIDE)
+            )
 
 
 class Console(Log):

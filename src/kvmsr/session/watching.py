@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from kvmsr.native.recent import native_recent, watch_native
 from kvmsr.policy import Op
-from kvmsr.policy.file.toml import action_text
 from kvmsr.policy.live import given
 from kvmsr.session.session import Session
 from kvmsr.trace import MAX_RECENT, Recent, RecentAccesses, Row, Summary
@@ -80,7 +79,7 @@ class Watching:
             said[str(op)] = [
                 {
                     "rule": rule.where,
-                    "action": action_text(rule.action(op)),
+                    "action": str(rule.action(op)),
                     "when": bool(rule.when),
                 }
                 for rule in rules
