@@ -53,6 +53,19 @@ def test_the_last_accesses_to_an_msr_are_kept_while_somebody_asks(pid):
     assert says["write"] == [{**rule, "action": "ignore"}]
 
 
+def test_a_busy_msr_leaves_room_for_another_one(tmp_path, backend):
+    with machine_with(tmp_path, BUSY, Policy(), backend) as machine:
+        asked = watching.Watching(machine.session)
+        asked.msr(0x1000)
+        asked.msr(0x2000)
+        machine.run(30)
+        found = asked.msr(0x2000)["recent"]
+        assert [(one["op"], one["value"], one["outcome"]) for one in found] == [
+            ("write", "0x7", "fault")
+        ]
+        assert len(asked.msr(0x1000)["recent"]) == 64
+
+
 def test_accesses_cost_nothing_more_when_nobody_asks_any_more(tmp_path, monkeypatch, backend):
     monkeypatch.setattr(watching, "_LEASE", 0.1)
     with machine_with(tmp_path, LETTERS, Policy(), backend) as machine:
@@ -85,6 +98,18 @@ def test_the_guest_sees_a_change_and_its_undoing(tmp_path, pid):
     says(tmp_path, "a")
     assert ask(pid, {"do": "changes"})["count"] == 0
 
+
+# Writes 7 to MSR 0x2000 once, and then reads 0x1000 two hundred times. All of them fault; the
+# handler steps over them.
+BUSY = bytes.fromhex(
+    "31c0 8ed8 8ed0 bc0070"  # xor ax, ax; mov ds, ax; mov ss, ax; mov sp, 0x7000
+    "c7063400 367c c70636000000"  # the vector of #GP
+    "66b807000000 6631d2 66b900200000 0f30"  # mov eax, 7; xor edx, edx; mov ecx, 0x2000; wrmsr
+    "66b900100000 bbc800"  # mov ecx, 0x1000; mov bx, 200
+    "0f32 4b 75fb"  # again: rdmsr; dec bx; jnz again
+    "fa f4"  # cli; hlt
+    "5589e5 83460202 5d cf"  # the handler
+)
 
 WRONG = [
     {"msr": MSR, "read": "ignroe"},

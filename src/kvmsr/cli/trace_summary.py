@@ -165,9 +165,11 @@ def _outcomes(row: "TraceRow") -> str:
 
 
 def _latency(row: "TraceRow") -> str:
-    return (
-        "" if row.latency is None else ", ".join(f"{ns / 1e3:.3g}" for ns in row.latency.values())
-    )
+    return "" if row.latency is None else ", ".join(_micros(ns) for ns in row.latency.values())
+
+
+def _micros(ns: float) -> str:
+    return f"{ns / 1e3:.3g}" if ns < 999.5e3 else f"{ns / 1e3:.0f}"
 
 
 def _rips(row: "TraceRow", functions: "Symbols | None") -> str:

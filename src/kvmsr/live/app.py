@@ -239,8 +239,8 @@ class LiveApp(ChangingApp):
         if line is None:
             return
         msr = self.said_of_selected()
-        several = bool(self.answer and self.answer["vms"] > 1)
-        self._base.query_one(Detail).show(line, msr, several_vms=several)
+        vms, vcpus = (self.answer["vms"], self.answer["vcpus"]) if self.answer else (1, 1)
+        self._base.query_one(Detail).show(line, msr, vms=vms, vcpus=vcpus)
 
     def on_msr_table_selected(self) -> None:
         """Ask about the MSR that is selected now."""

@@ -112,8 +112,11 @@ def _grid(
         quiet = "dim" if not number or is_dim(row) else ""
         for place in shown:
             cell, width = row[place], widths[place]
-            fitted = cell.rjust(width) if place in right else cell.ljust(width)
-            text.append(f"{fitted} ", "red" if cell in _BAD else quiet)
+            if place in right:
+                cell = cell.rjust(width)
+            text.append(cell, "red" if cell in _BAD else quiet)
+            if place != shown[-1]:
+                text.append(" " * (width - len(cell) + 1))
         text.append("\n")
     return text
 
@@ -127,21 +130,22 @@ def _bits(value: int) -> str:
     return f"{value:#x}: bits {', '.join(found[:_MOST_BITS])}{more} are set"
 
 
-def recent(msr: Mapping[str, Any] | None, *, several_vms: bool) -> Text:
+def recent(msr: Mapping[str, Any] | None, *, vms: int, vcpus: int) -> Text:
     """
     Return the last accesses, the latest first.
 
     :param msr: what the run said about the MSR; None if it has not said anything yet.
-    :param several_vms: whether to say which VM it was.
+    :param vms: the number of VMs. Which one it was is said if there are several.
+    :param vcpus: the number of vCPUs, likewise.
     """
     if msr is None or not msr["recent"]:
         return Text("no access since it was selected", "dim")
-    rows = [_cells(one, several_vms) for one in reversed(msr["recent"])]
+    rows = [_cells(one, vms, vcpus) for one in reversed(msr["recent"])]
     return _grid([_TITLES, *rows], right=_RIGHT, is_dim=lambda row: False)
 
 
-def _cells(one: Mapping[str, Any], several_vms: bool) -> tuple[str, ...]:
-    vcpu = f"{one['vm']}.{one['vcpu']}" if several_vms else str(one["vcpu"])
+def _cells(one: Mapping[str, Any], vms: int, vcpus: int) -> tuple[str, ...]:
+    vcpu = f"{one['vm']}.{one['vcpu']}" if vms > 1 else str(one["vcpu"]) if vcpus > 1 else ""
     when = datetime.fromtimestamp(one["time"]).strftime("%H:%M:%S.%f")[:-3]
     outcome = one["outcome"] if one["outcome"] in _BAD else ""
     return when, vcpu, one["op"], one["value"] or "", outcome, one_line(one["rule"])

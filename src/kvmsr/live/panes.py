@@ -35,7 +35,7 @@ class Detail(Vertical):
     Detail #about { height: 3; }
     Detail Static { text-wrap: nowrap; text-overflow: ellipsis; }
     Detail #fields { width: 1fr; scrollbar-size: 1 1; }
-    Detail #recent { width: 60; max-width: 60%; padding-left: 2; scrollbar-size: 1 1; }
+    Detail #recent { width: 45%; min-width: 56; padding-left: 2; scrollbar-size: 1 1; }
     """
 
     def __init__(self) -> None:
@@ -51,16 +51,17 @@ class Detail(Vertical):
             yield VerticalScroll(Static(id="of_value"), id="fields")
             yield VerticalScroll(Static(id="accesses"), id="recent")
 
-    def show(self, line: Line, msr: Mapping[str, Any] | None, *, several_vms: bool) -> None:
+    def show(self, line: Line, msr: Mapping[str, Any] | None, *, vms: int, vcpus: int) -> None:
         """
         Show an MSR.
 
         :param msr: what the run said about it; None if it has not said anything yet.
+        :param vms: the number of VMs; so is *vcpus* that of vCPUs.
         """
         texts = {
             "heading": heading(line),
             "about": about(line, msr),
-            "accesses": recent(msr, several_vms=several_vms),
+            "accesses": recent(msr, vms=vms, vcpus=vcpus),
         }
         for name, text in texts.items():
             if text != self._shown.get(name):

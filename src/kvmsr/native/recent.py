@@ -25,10 +25,15 @@ _NS: Final = 1e9
 
 def watch_native(block: Block, indices: Collection[int]) -> None:
     """Have C note the accesses to these MSRs, and to no others. More than it can note are left."""
-    most = int(lib.KVMSR_WATCHED)
-    wanted = [index + 1 for index in indices][:most]
-    for place, number in enumerate([*wanted, *[0] * (most - len(wanted))]):
-        block.tables.watched[place] = number
+    watched = block.tables.watched
+    wanted = {index + 1 for index in indices}
+    for place, number in enumerate(watched):  # those that stay keep their rings
+        if number not in wanted:
+            watched[place] = 0
+    free = [place for place, number in enumerate(watched) if not number]
+    for place, number in zip(free, sorted(wanted - set(watched)), strict=False):
+        watched[place] = number
+    block.tables.watching = bool(wanted)
 
 
 def native_recent(block: Block, names: Names) -> list[Recent]:
@@ -37,7 +42,7 @@ def native_recent(block: Block, names: Names) -> list[Recent]:
     raw = ffi.new("struct kvmsr_recent *")
     to_epoch = time.time_ns() - time.monotonic_ns()
     for vcpu in block.vcpus():
-        for number in range(int(lib.KVMSR_RECENT) if vcpu.n_recent else 0):
+        for number in range(int(lib.KVMSR_ALL_RECENT) if any(vcpu.n_recent) else 0):
             if lib.kvmsr_read_recent(vcpu, number, raw) and _is_sound(raw):
                 found.append(_recent(raw, names, to_epoch))
     return found

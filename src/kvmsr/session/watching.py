@@ -86,15 +86,16 @@ class Watching:
             ]
         with self._asking:
             self._watch(index)
-        recent = [one for one in self._recent() if one.index == index]
+        recent = self._recent(index)
         recent.sort(key=lambda one: one.time)
         said["recent"] = [one.as_dict() for one in recent[-MAX_RECENT:]]
         return said
 
-    def _recent(self) -> list[Recent]:
-        found = [one for _, kept in self._kept for one in kept]
+    def _recent(self, index: int) -> list[Recent]:
+        found = [one for _, kept in self._kept for one in kept.of(index)]
         if self._session.shared is not None:
-            found += native_recent(*self._session.shared)
+            noted = native_recent(*self._session.shared)
+            found += [one for one in noted if one.index == index]
         return found
 
     def _watch(self, index: int) -> None:
@@ -110,7 +111,7 @@ class Watching:
         """Have the accesses to all MSRs with a lease kept."""
         wanted = frozenset(self._leases)
         for vcpu, kept in self._kept:
-            kept.wanted = wanted
+            kept.want(wanted)
             vcpu.give_also_to(kept if wanted else None)
         if self._session.shared is not None:
             watch_native(self._session.shared.block, wanted)

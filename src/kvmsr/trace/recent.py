@@ -68,23 +68,28 @@ class RecentAccesses:
     The vCPU's thread adds them; any other may look at them, and say which MSRs are wanted.
 
     :param vm: the VM's number.
-    :ivar wanted: the MSRs.
     """
 
     def __init__(self, vm: int) -> None:
-        self.wanted: Collection[int] = frozenset()
         self._vm = vm
-        self._kept: deque[Recent] = deque(maxlen=MAX_RECENT)
+        self._kept: dict[int, deque[Recent]] = {}
+
+    def want(self, indices: Collection[int]) -> None:
+        """Keep the accesses to these MSRs from now on, and to no others."""
+        kept = self._kept
+        self._kept = {index: kept.get(index) or deque(maxlen=MAX_RECENT) for index in indices}
 
     def add(self, access: Access, outcome: Outcome, began_ns: int) -> None:
         """Keep an access that is answered now, if its MSR is wanted."""
         vcpu, op, index, value, reason = access
-        if index in self.wanted:
+        kept = self._kept.get(index)
+        if kept is not None:
             verdict, rule, answer = outcome
             value = answer if verdict is Verdict.VALUE else value
-            self._kept.append(
+            kept.append(
                 Recent.of(time.time(), self._vm, vcpu, op, index, value, reason, verdict, rule)
             )
 
-    def __iter__(self) -> Any:
-        return iter(self._kept.copy())
+    def of(self, index: int) -> list[Recent]:
+        """Return the accesses to an MSR, in order."""
+        return list(self._kept.get(index, deque()).copy())

@@ -36,8 +36,9 @@
 #define KVMSR_ROW_LIMIT 4096u
 #define KVMSR_EVENTS (1u << 15)
 #define KVMSR_MARKS (1u << 12)
-#define KVMSR_RECENT 64u
 #define KVMSR_WATCHED 4u
+#define KVMSR_RECENT 64u /* of each MSR that is watched */
+#define KVMSR_ALL_RECENT (KVMSR_WATCHED * KVMSR_RECENT)
 #define KVMSR_MAX_VMS 128u /* at a time */
 #define KVMSR_MAX_COUNTERS 65536u
 #define KVMSR_LATENCIES 32
@@ -130,8 +131,8 @@ struct kvmsr_vcpu {
 	uint64_t tail __attribute__((aligned(64))); /* events read */
 	uint64_t marks[KVMSR_MARKS]; /* what was logged "once"; may forget */
 	struct kvmsr_row others[2]; /* by op: the accesses that found no row */
-	uint64_t n_recent; /* entries of the next ring written so far; the oldest are overwritten */
-	struct kvmsr_recent recent[KVMSR_RECENT];
+	uint32_t n_recent[KVMSR_WATCHED]; /* entries written so far, of rings one after the other */
+	struct kvmsr_recent recent[KVMSR_ALL_RECENT];
 	struct kvmsr_row rows[KVMSR_ROW_SLOTS];
 	struct kvmsr_event events[KVMSR_EVENTS];
 };
@@ -176,7 +177,8 @@ struct kvmsr_tables {
 	uint32_t trace_rip; /* whether events have RIP and CPL */
 	uint32_t lossless; /* whether a vCPU waits for room if its trace finds none */
 	uint32_t timed; /* whether latencies are counted */
-	uint64_t watched[KVMSR_WATCHED]; /* MSRs that somebody watches, each plus 1; then a 0 */
+	uint32_t watching; /* whether there are MSRs that somebody watches */
+	uint64_t watched[KVMSR_WATCHED]; /* these, each plus 1; 0: none */
 	uint32_t life[16]; /* a lock that the controller holds while it lives: see life.c */
 	char tables[2][KVMSR_TABLE_ROOM] __attribute__((aligned(4096)));
 };
