@@ -24,7 +24,7 @@ from pathlib import Path
 
 SIZE = (100, 30)
 WATCHED_S = 64  # a little more than the minute that the view shows
-WIDTH = 198  # of the table of a summary, in characters
+WIDTH = 188  # of the table of a summary, in characters
 
 KVMSR = [sys.executable, "-m", "kvmsr"]
 TEMPERATURE, BIAS = 0x19C, 0x1B0

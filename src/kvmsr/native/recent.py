@@ -40,11 +40,12 @@ def native_recent(block: Block, names: Names) -> list[Recent]:
     """Return the accesses that C has noted, each vCPU's by itself, in no particular order."""
     found: list[Recent] = []
     raw = ffi.new("struct kvmsr_recent *")
-    to_epoch = time.time_ns() - time.monotonic_ns()
+    now = time.monotonic_ns()
+    to_epoch = time.time_ns() - now
     for vcpu in block.vcpus():
         for number in range(int(lib.KVMSR_ALL_RECENT) if any(vcpu.n_recent) else 0):
             if lib.kvmsr_read_recent(vcpu, number, raw) and _is_sound(raw):
-                found.append(_recent(raw, names, to_epoch))
+                found.append(_recent(raw, names, min(raw.time_ns, now) + to_epoch))
     return found
 
 
@@ -52,9 +53,9 @@ def _is_sound(raw: Any) -> bool:
     return bool(raw.op < len(_OPS) and raw.reason < len(_REASONS) and raw.verdict < len(_VERDICTS))
 
 
-def _recent(raw: Any, names: Names, to_epoch: int) -> Recent:
+def _recent(raw: Any, names: Names, when_ns: int) -> Recent:
     return Recent.of(
-        (raw.time_ns + to_epoch) / _NS,
+        when_ns / _NS,
         raw.vm,
         raw.vcpu,
         _OPS[raw.op],
