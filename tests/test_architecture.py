@@ -11,7 +11,7 @@ import kvmsr
 from tests.conftest import PACKAGE, ROOT
 
 # Each room and the rooms below it. Two towers, mechanics and knowledge, meet in `session`; on it
-# `machine` and `attach` stand side by side; `cli` is the roof.
+# `machine`, `attach` and `live` stand side by side; `cli` is the roof.
 GROUND = {"decompress", "errors", "files", "symbols", "text"}
 MECHANICS = {"abi", "backend", "kvm", *GROUND}
 KNOWLEDGE = {"msr", "policy", "policy.file", "policy.plan", "dispatch", "trace", "native", *GROUND}
@@ -37,7 +37,11 @@ BELOW = {
     "session": {*MECHANICS, *KNOWLEDGE, "_version"},
     "machine": {"session", *MECHANICS, *KNOWLEDGE},
     "attach": {"session", *MECHANICS, *KNOWLEDGE},
-    "cli": {"machine", "attach", "session", "trace.report", *MECHANICS, *KNOWLEDGE, "_version"},
+    "live": {"session", *MECHANICS, *KNOWLEDGE},
+    "cli": {"machine", "attach", "live", "session", "trace.report"}
+    | MECHANICS
+    | KNOWLEDGE
+    | {"_version"},
 }
 
 RAW = {"ctypes", "mmap"}

@@ -20,6 +20,7 @@ from kvmsr.errors import PolicyError
 from kvmsr.kvm import Kvm
 from kvmsr.native import ffi, lib
 from kvmsr.session import End, EndKind, Session
+from kvmsr.session.watching import Watching
 
 ASKED = []
 NUMBERS = (0, 1, 2, 3, 4, 7, 8, 0x35, 0x7F, 0x80, 0xFF, 1 << 12, 1 << 16, 1 << 31, (1 << 32) - 1)
@@ -61,6 +62,7 @@ class Fuzzer:
                 self.block.new_cpu(vm, vcpu)
         self.questions = Questions(self.session, self.block, lambda *_: None, lambda: None)
         self.vms = Vms(self.block)
+        self.watching = Watching(self.session)
         raw = self.block.raw
         whole = [*(self.block.vm(vm) for vm in (0, 1, 127)), *map(self.block.vcpu, range(4))]
         heads = [ffi.cast("uint32_t *", one) for one in (raw, *whole)]
@@ -69,6 +71,8 @@ class Fuzzer:
             self.places.append((ffi.cast("uint32_t *", ffi.addressof(vcpu, "upcall")), 32))
             self.places.append((ffi.cast("uint32_t *", vcpu.rows), 256))
             self.places.append((ffi.cast("uint32_t *", vcpu.events), 256))
+            self.places.append((ffi.cast("uint32_t *", vcpu.n_recent), lib.KVMSR_WATCHED))
+            self.places.append((ffi.cast("uint32_t *", vcpu.recent), 256))
             self.places.append((ffi.cast("uint32_t *", ffi.addressof(vcpu, "head")), 32))
         for vm in (0, 1):
             shadows = ffi.cast("uint32_t *", self.block.vm(vm).shadows)
@@ -80,6 +84,7 @@ class Fuzzer:
             (self.questions.serve, 4000),
             (self.vms.look, 1000),
             (self.report, 1),
+            (self.watch, 1),
             (self.keep, 1),
             (self.restore, 1),
             (self.session.reset, 1),
@@ -94,6 +99,12 @@ class Fuzzer:
         end = End(EndKind.VMM)
         result = self.session.result("", end, 1.0, vms=self.vms.reports(), losses=self.losses())
         json.dumps(result.as_dict())
+
+    def watch(self):
+        """Tell what kvmsr top asks for."""
+        _, rows = self.watching.rows(self.session.summary(), 0)
+        json.dumps([row.as_dict() for row in rows])
+        json.dumps(self.watching.msr(self.chance.choice(NUMBERS)))
 
     def losses(self):
         return list(self.vms.losses())

@@ -9,7 +9,7 @@ HEAVY = {
     "kvmsr.attach", "kvmsr.backend", "kvmsr.dispatch", "kvmsr.kvm", "kvmsr.machine",
     "kvmsr.native", "kvmsr.policy", "kvmsr.session", "kvmsr.trace",
     "capstone", "cffi", "elftools", "importlib.resources", "lazy_loader", "logging", "lz4",
-    "rich", "unicorn", "zstandard",
+    "rich", "textual", "unicorn", "zstandard",
 }  # fmt: skip
 CATALOG = {"kvmsr.msr", "msgspec"}
 
@@ -53,8 +53,10 @@ def test_a_look_up_needs_the_catalog_only(words):
     assert not found & HEAVY
 
 
-@pytest.mark.parametrize("words", [["ctl", "--help"], ["ctl", "1", "policy", "--help"]])
-def test_help_of_ctl_needs_no_session(words):
+@pytest.mark.parametrize(
+    "words", [["ctl", "--help"], ["ctl", "1", "policy", "--help"], ["top", "--help"]]
+)
+def test_help_of_ctl_and_top_needs_no_session(words):
     assert not imported(words) & HEAVY
 
 

@@ -5,7 +5,10 @@ import struct
 import pytest
 
 from kvmsr import native
+from tests.cli.conftest import backend
 from tests.conftest import GUESTS, kvm_missing
+
+__all__ = ("backend",)
 
 COUNT_AT = 4
 

@@ -25,6 +25,7 @@ _COMMANDS: Final = {
     "run": "Run a guest and show every MSR that it accessed.",
     "exec": "Run QEMU, or another VMM, with its guests under a policy.",
     "ctl": "Control what runs: replace its policy, save and restore registers, stop it.",
+    "top": "Watch a run, and change what happens to its MSRs.",
     "wrap": "Write a script that starts a VMM under a policy, for libvirt.",
     "trace": "Summarise, show, compare, convert and replay traces, and learn policies.",
     "policy": "Check, show, explain, import and export policies.",

@@ -31,6 +31,7 @@ __all__ = (
     "Preset",
     "RunName",
     "Selection",
+    "Target",
 )  # fmt: skip
 
 
@@ -137,6 +138,25 @@ CTL_COMMANDS: Final = (
     "load", "policy", "reset", "save", "show", "status", "stop", "summary", "undo",
 )  # fmt: skip
 """The commands of kvmsr ctl, which no run may have as its name."""
+
+
+class Target(click.ParamType[str]):
+    """A run, by its name or process ID."""
+
+    name = "PID|NAME"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Complete names and process IDs of this user's runs."""
+        from kvmsr.session.control import runs
+
+        found = [(word, one) for one in runs() for word in (one["name"], str(one["pid"])) if word]
+        return [
+            CompletionItem(word, help=one["command"])
+            for word, one in found
+            if word.startswith(incomplete)
+        ]
 
 
 class RunName(click.ParamType[str]):

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from kvmsr.cli._output import echo, print_json
-from kvmsr.cli._parameters import CTL_COMMANDS, PolicyFile
+from kvmsr.cli._parameters import CTL_COMMANDS, PolicyFile, Target
 from kvmsr.errors import UsageError
 from kvmsr.text import counted
 
@@ -33,10 +32,8 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print it as JSON."
 _STATE = click.Path(path_type=Path, dir_okay=False)
 
 
-class Target(click.ParamType[str]):
-    """A run, by its name or process ID."""
-
-    name = "PID|NAME"
+class _Target(Target):
+    """A run, if it was not forgotten."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return *value*, unless it is a command, and the run was forgotten."""
@@ -44,22 +41,9 @@ class Target(click.ParamType[str]):
             raise UsageError(f"ctl {value}: of which run? Write kvmsr ctl PID {value}, or its name")
         return str(value)
 
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        """Complete names and process IDs of this user's runs."""
-        from kvmsr.session.control import runs
-
-        found = [(word, one) for one in runs() for word in (one["name"], str(one["pid"])) if word]
-        return [
-            CompletionItem(word, help=one["command"])
-            for word, one in found
-            if word.startswith(incomplete)
-        ]
-
 
 @click.group("ctl", epilog=_EXAMPLES, invoke_without_command=True)
-@click.argument("target", type=Target(), metavar="[PID|NAME]", required=False)
+@click.argument("target", type=_Target(), metavar="[PID|NAME]", required=False)
 @_JSON
 @click.pass_context
 def command(ctx: click.Context, target: str | None, as_json: bool) -> None:

@@ -26,6 +26,7 @@ from kvmsr.cli._parameters import LOG, NAME, OBSERVE, POLICY, STATE, MemorySize
 from kvmsr.cli._progress import progress
 from kvmsr.cli._reload import RELOAD, expect_hangup, reloading, terminal_is_there
 from kvmsr.cli._tracing import served, trace_options, traced
+from kvmsr.cli._view import View, shown_live
 from kvmsr.errors import KvmsrError, UsageError
 from kvmsr.machine import Boot, Feature, Machine, MachineDriver, find_feature
 from kvmsr.machine.arguments import to_seconds
@@ -49,6 +50,7 @@ Examples:
   kvmsr run --bios bios.bin --timeout 20
   kvmsr run code.bin --mode 16 --json --serial guest.log
   kvmsr run vmlinuz --trace boot.arrows --trace-callers 4
+  kvmsr run vmlinuz --append console=ttyS0 --live
 """
 
 
@@ -113,6 +115,7 @@ Examples:
 @RELOAD
 @NAME
 @click.option("--timeout", type=float, metavar="S", help="End the run after S seconds.")
+@click.option("--live", is_flag=True, help="Watch the run meanwhile, as kvmsr top does.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def command(
     image: Path | None,
@@ -141,6 +144,7 @@ def command(
     reload: bool,
     name: str,
     timeout: float | None,
+    live: bool,
     as_json: bool,
 ) -> int:
     """
@@ -150,34 +154,39 @@ def command(
     (--mode). The guest's serial line is connected to the terminal; Ctrl-C ends the run. At the end,
     a table shows the MSR accesses that reached user space, and how the run ended.
     """
+    if live and as_json:
+        raise UsageError("--live shows a table at the end, and --json is no table: leave one out")
     timeout = to_seconds(timeout, "--timeout")
     recorded = trace_options(trace, trace_grade, trace_rip, trace_callers, lossless)
     boot = Boot(image, append, initrd, bios, None if mode is None else int(mode))
     expect_hangup(reload)
     rules = (load_policy(policy) if policy else Policy()).observing(observe)
     hidden = [_feature(word) for word in cpu_features]
-    witness = supervise(rules, partial(_print, as_json=as_json), reloads=reload)
-    chosen, why_soft = choose_backend(backend, profile=soft_profile, real_time=real_time)
-    result = run_guest(
-        boot,
-        rules,
-        observe=observe,
-        serial=serial,
-        log=log,
-        state=state,
-        reload=reload,
-        name=name,
-        timeout=timeout,
-        as_json=as_json,
-        note=f"on the soft backend: {why_soft}" if why_soft else "",
-        witness=witness,
-        backend=chosen,
-        cpus=cpus,
-        memory=memory,
-        hidden=hidden,
-        trace=recorded,
-        metrics=metrics,
-    )
+    with shown_live(live) as view:
+        report = partial(_print, as_json=as_json, view=view)
+        witness = supervise(rules, report, reloads=reload)
+        chosen, why_soft = choose_backend(backend, profile=soft_profile, real_time=real_time)
+        result = run_guest(
+            boot,
+            rules,
+            observe=observe,
+            serial=serial,
+            log=log,
+            state=state,
+            reload=reload,
+            name=name,
+            timeout=timeout,
+            as_json=as_json,
+            note=f"on the soft backend: {why_soft}" if why_soft else "",
+            witness=witness,
+            view=view,
+            backend=chosen,
+            cpus=cpus,
+            memory=memory,
+            hidden=hidden,
+            trace=recorded,
+            metrics=metrics,
+        )
     return result.exit_status
 
 
@@ -207,6 +216,7 @@ def run_guest(
     note: str = "",
     metrics: str | None = None,
     witness: Witness | None = None,
+    view: View | None = None,
     **machine: Any,
 ) -> RunResult:
     """
@@ -221,11 +231,13 @@ def run_guest(
     :param note: a line for the notes of the result; on a terminal it is also shown at once.
     :param metrics: where to serve metrics; None if nobody wants them.
     :param witness: the connection to the supervisor.
+    :param view: the connection to the live view.
     :param machine: arguments for :class:`~kvmsr.machine.Machine`.
     """
     kept = None if state is None else kept_state(state)
+    view = view or View()
     with ExitStack() as stack:
-        output = stack.enter_context(guest_output(serial, to_stderr=as_json))
+        output = stack.enter_context(guest_output(serial, to_stderr=as_json or view.is_there))
         output, sink = stack.enter_context(access_log(log, output, shared=serial == "-"))
         guest = stack.enter_context(
             Machine(policy=policy, output=output, log=sink, timed=metrics is not None, **machine)
@@ -247,14 +259,16 @@ def run_guest(
         if note and sys.stderr.isatty() and not as_json:
             echo(f"kvmsr: {note}", err=True)
         witness.begin(guest.session, what, timeout=timeout, state=state)
+        view.begin()
         stack.callback(witness.end)
         result = guest.run(timeout)
         unsaved = None if state is None else _save(guest, state)
         witness.end()
+        view.leave(_end_of(result))  # while kvmsr run can still be asked
     notes = [*server.notes, *([note] if note else [])]
     if notes:
         result = replace(result, notes=(*notes, *result.notes))
-    _print(result, as_json=as_json)
+    _print(result, as_json=as_json, view=view)
     if unsaved is not None:
         raise unsaved
     return result
@@ -270,7 +284,8 @@ def _save(guest: Machine, file: Path) -> KvmsrError | None:
     return None
 
 
-def _print(result: RunResult, *, as_json: bool) -> None:
+def _print(result: RunResult, *, as_json: bool, view: View) -> None:
+    view.leave(_end_of(result))
     if as_json:
         print_json(result.as_dict())
     else:
@@ -278,6 +293,10 @@ def _print(result: RunResult, *, as_json: bool) -> None:
 
         sys.stdout.flush()
         print_result(result)
+
+
+def _end_of(result: RunResult) -> str:
+    return ": ".join(filter(None, (str(result.end.kind), result.end.detail)))
 
 
 @contextmanager

@@ -22,8 +22,8 @@ SOURCES = "src/kvmsr/native/c"
 HEADERS = ("table.h", "block.h", "core.h")
 CFLAGS = ["-std=gnu11", "-O2", "-Wall", "-Wextra"]
 CORE = [
-    "access.c", "block.c", "evaluate.c", "kvm.c", "life.c", "loop.c", "record.c", "shadow.c",
-    "table.c", "upcall.c", "where.c",
+    "access.c", "block.c", "evaluate.c", "kvm.c", "life.c", "loop.c", "recent.c", "record.c",
+    "shadow.c", "table.c", "upcall.c", "where.c",
 ]  # fmt: skip
 SHIM = [
     *(name for name in CORE if name != "loop.c"),

@@ -26,7 +26,7 @@ from typing import Any, Final
 from kvmsr.errors import HostError, KvmsrError, PolicyError, UsageError
 from kvmsr.text import counted, nearest, shown
 
-__all__ = ("ControlServer", "ask", "runs", "wait_for_end")
+__all__ = ("ControlServer", "answers", "ask", "runs", "wait_for_end")
 
 _MAX_MESSAGE: Final = 256 << 20
 _PATIENCE: Final = 30.0
@@ -140,6 +140,15 @@ def ask(target: str, request: dict[str, Any], needs: Collection[str] = ()) -> di
     if not answer.keys() >= set(needs):
         raise UsageError(f"{what}: its answer is not one of this version of kvmsr")
     return answer
+
+
+def answers(pid: int) -> bool:
+    """Return whether there is a run to ask; *pid* is a process ID as :func:`ask` takes it."""
+    try:
+        _connect(pid).close()
+    except UsageError:
+        return False
+    return True
 
 
 def runs() -> Iterator[dict[str, Any]]:

@@ -17,12 +17,15 @@ from kvmsr.errors import UsageError
 from kvmsr.policy import Policy
 from kvmsr.policy.file import load_policy
 from kvmsr.policy.file.toml import as_json, to_toml
+from kvmsr.policy.live import changed, live_rules
 from kvmsr.policy.selector import Ranges
 from kvmsr.session.change import Change
 from kvmsr.session.result import RunResult
 from kvmsr.session.session import Session
 from kvmsr.session.state import parse_state
 from kvmsr.session.supervisor import Witness, runs_code
+from kvmsr.session.watching import Watching
+from kvmsr.trace import Summary
 
 __all__ = ("About", "Driver", "Requests")
 
@@ -88,6 +91,7 @@ class Requests:
         self._observe = observe
         self._change = Change(partial(witness.changes, driver.session), driver.installed)
         self._started = time.time()
+        self._watching: Watching | None = None
 
     def handle(self, request: dict[str, Any]) -> dict[str, Any]:
         """
@@ -106,7 +110,13 @@ class Requests:
                 shown = {"toml": to_toml(policy), "policy": as_json(policy)}
                 return {**self._in_force(), **shown}
             case {"do": "status"}:
-                return self._status()
+                return self._status(self._session.summary())
+            case {"do": "watch", "since": int(since)}:
+                return self._watch(since, request.get("msr"))
+            case {"do": "change", "msr": int(index)}:
+                return {"warnings": self._change_msr(index, request), **self._in_force()}
+            case {"do": "changes"}:
+                return self._changes()
             case {"do": "stop"}:
                 self._driver.stop("stopped by kvmsr ctl")
                 return {"pid": self._witness.front}
@@ -151,7 +161,9 @@ class Requests:
 
         :raises KvmsrError: if that fails. Nothing has changed then.
         """
-        policy = load_policy(file).observing(self._observe)
+        return self._replace(load_policy(file).observing(self._observe))
+
+    def _replace(self, policy: Policy) -> list[str]:
         warnings = self._session.replace(policy, self._change)
         if runs_code(policy) and not self._witness.watched:
             warnings.append(
@@ -159,6 +171,32 @@ class Requests:
                 " any; if a handler holds the interpreter, end the run with kill -9"
             )
         return warnings
+
+    def _change_msr(self, index: int, request: dict[str, Any]) -> list[str]:
+        """Change what happens to one MSR, and return warnings."""
+        keys = ("read", "write", "reset", "log")
+        given = {key: request[key] for key in keys if request.get(key) is not None}
+        return self._replace(changed(self.policy, index, **given))
+
+    def _changes(self) -> dict[str, Any]:
+        from kvmsr.policy.file.changes import changes_toml  # not needed by most runs
+
+        return {"toml": changes_toml(self.policy), "count": len(live_rules(self.policy))}
+
+    def _watch(self, since: int, msr: object) -> dict[str, Any]:
+        """Return what has changed since an answer, and more about one MSR if that is wanted."""
+        if self._watching is None:
+            self._watching = Watching(self._session)
+        summary = self._session.summary()
+        serial, rows = self._watching.rows(summary, since)
+        return {
+            **self._status(summary),
+            "serial": serial,
+            "rows": [row.as_dict() for row in rows],
+            "rest": summary.rest(),
+            "changed": sorted({rule.msrs[0][0] for rule in live_rules(self.policy)}),
+            "msr": self._watching.msr(msr) if isinstance(msr, int) else None,
+        }
 
     def _policy_name(self) -> str:
         policy = self._session.plan.policy
@@ -172,9 +210,9 @@ class Requests:
             "replacements": self._session.replacements,
         }
 
-    def _status(self) -> dict[str, Any]:
+    def _status(self, summary: Summary) -> dict[str, Any]:
         vcpus = self._session.vcpu_counts()
-        totals = self._session.summary().totals()
+        totals = summary.totals()
         return {
             "schema": 1,
             "pid": self._witness.front,
@@ -189,6 +227,8 @@ class Requests:
             "vms": len(vcpus),
             "vcpus": sum(vcpus.values()),
             "accesses": totals["reads"] + totals["writes"],
+            "dropped_events": self._session.dropped_events,
+            "failures": self._session.failure_count,
         }
 
 

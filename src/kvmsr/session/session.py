@@ -60,6 +60,7 @@ class Session:
     :param use_native: let C evaluate the policy on the host's KVM, if the core was built.
     :ivar shared: the memory that C works on; None if Python evaluates the policy.
     :ivar restored: whether a state has been restored.
+    :ivar python_vcpus: the vCPUs whose accesses Python answers, each with its VM's number.
     :raises CapabilityError: if this KVM lacks what policies need.
     :raises HostError: if the host lacks what this policy needs.
     :raises PolicyError: if the policy does not fit this KVM.
@@ -82,7 +83,7 @@ class Session:
         self._kvm = kvm
         self._ignore_msrs = ignore_msrs
         self._log = None if log is None else RunLog(log)
-        self._summaries: list[Summary] = []
+        self.python_vcpus: list[tuple[int, PythonVcpu]] = []
         self._timed, self._latencies = timed, list[Latencies]()
         self._changing = threading.Lock()
         self._devices = HostDevices()
@@ -173,7 +174,7 @@ class Session:
             )
             for vcpu in vcpus
         ]
-        self._summaries += [runner.summary for runner in runners]
+        self.python_vcpus += [(number, runner) for runner in runners]
         return list[GuestVcpu](runners)
 
     def _takers(self, vm: int, vcpu: Vcpu, in_use: InUse) -> list[TakesAccesses]:
@@ -324,7 +325,7 @@ class Session:
 
     def summary(self) -> Summary:
         """Return the summary of all accesses so far."""
-        parts = list(self._summaries)
+        parts = [vcpu.summary for _, vcpu in self.python_vcpus]
         if self.shared is not None:
             parts.append(native_summary(self.shared.block, self.shared.names))
         return Summary.merged(parts)

@@ -162,10 +162,16 @@ class PythonVcpu:
         self._in_use = in_use
         self._stop = stop
         self._locate = locate
+        self._began_ns = 0
+        self._always = takers
+        self.give_also_to(None)
+        self._swallows = in_use.dispatcher.plan.kernel.ignore_msrs
+
+    def give_also_to(self, taker: TakesAccesses | None) -> None:
+        """From now on, give each access to *taker*, too. Any thread may call it."""
+        takers = [*self._always, *([] if taker is None else [taker])]
         self._takers = [taker.add for taker in takers]
         self._record = self._record_more if takers else self.summary.record
-        self._began_ns = 0
-        self._swallows = in_use.dispatcher.plan.kernel.ignore_msrs
 
     def run(self, serve: Serve) -> Exit:
         """Run the guest; see :class:`GuestVcpu`."""

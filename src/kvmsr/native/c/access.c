@@ -78,4 +78,6 @@ void kvmsr_answer(struct kvmsr_cpu *cpu)
 		kvmsr_time(cpu);
 	if (o->log || cpu->tables->trace)
 		kvmsr_event(cpu, row, news);
+	if (__atomic_load_n(&cpu->tables->watching, __ATOMIC_RELAXED))
+		kvmsr_note(cpu);
 }

@@ -36,6 +36,9 @@
 #define KVMSR_ROW_LIMIT 4096u
 #define KVMSR_EVENTS (1u << 15)
 #define KVMSR_MARKS (1u << 12)
+#define KVMSR_WATCHED 4u
+#define KVMSR_RECENT 64u /* of each MSR that is watched */
+#define KVMSR_ALL_RECENT (KVMSR_WATCHED * KVMSR_RECENT)
 #define KVMSR_MAX_VMS 128u /* at a time */
 #define KVMSR_MAX_COUNTERS 65536u
 #define KVMSR_CALLERS 8u
@@ -98,6 +101,16 @@ struct kvmsr_where {
 	uint8_t pad[3];
 };
 
+/* One of a vCPU's last accesses to an MSR that somebody watches: see recent.c. */
+struct kvmsr_recent {
+	uint64_t time_ns; /* CLOCK_MONOTONIC; 0 while the entry is written */
+	uint64_t value; /* read or written */
+	uint32_t index, name;
+	uint16_t vm, vcpu;
+	uint8_t op, reason, verdict;
+	uint8_t pad;
+};
+
 /* Which accesses are events of the trace: see kvmsr.trace.file.Grade. */
 enum kvmsr_trace { KVMSR_TRACE_COUNT, KVMSR_TRACE_ONCE, KVMSR_TRACE_CHANGE, KVMSR_TRACE_ALL };
 
@@ -133,6 +146,8 @@ struct kvmsr_vcpu {
 	uint64_t tail __attribute__((aligned(64))); /* events read */
 	uint64_t marks[KVMSR_MARKS]; /* what was logged "once"; may forget */
 	struct kvmsr_row others[2]; /* by op: the accesses that found no row */
+	uint32_t n_recent[KVMSR_WATCHED]; /* entries written so far, of rings one after the other */
+	struct kvmsr_recent recent[KVMSR_ALL_RECENT];
 	struct kvmsr_row rows[KVMSR_ROW_SLOTS];
 	struct kvmsr_event events[KVMSR_EVENTS];
 	uint64_t callers[KVMSR_EVENTS][KVMSR_CALLERS]; /* of these events */
@@ -180,6 +195,8 @@ struct kvmsr_tables {
 	uint32_t reads; /* whether finding callers may be needed: see where.c and answer.c */
 	uint32_t lossless; /* whether a vCPU waits for room if its trace finds none */
 	uint32_t timed; /* whether latencies are counted */
+	uint32_t watching; /* whether there are MSRs that somebody watches */
+	uint64_t watched[KVMSR_WATCHED]; /* these, each plus 1; 0: none */
 	uint32_t life[16]; /* a lock that the controller holds while it lives: see life.c */
 	char tables[2][KVMSR_TABLE_ROOM] __attribute__((aligned(4096)));
 };

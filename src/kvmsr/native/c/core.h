@@ -5,8 +5,8 @@
  * build.py passes this header, block.h and table.h to cffi, so that Python gets every declaration
  * from here. It describes the few forms that declarations must have.
  *
- * Calls go upwards only, in this order: kvm, table, life; where; block, shadow, upcall; evaluate and
- * record; access; and at the top loop or, beside it, the shim.
+ * Calls go upwards only, in this order: kvm, table, life; where; block, shadow, upcall; evaluate,
+ * record and recent; access; and at the top loop or, beside it, the shim.
  */
 #ifndef KVMSR_CORE_H
 #define KVMSR_CORE_H
@@ -126,6 +126,10 @@ void kvmsr_time(struct kvmsr_cpu *cpu);
 void kvmsr_event(struct kvmsr_cpu *cpu, struct kvmsr_row *row, int news);
 uint32_t kvmsr_take_events(struct kvmsr_vcpu *vcpu, struct kvmsr_event *events, uint64_t *callers,
 			   uint32_t most);
+
+/* recent.c */
+void kvmsr_note(struct kvmsr_cpu *cpu);
+int kvmsr_read_recent(struct kvmsr_vcpu *vcpu, uint32_t number, struct kvmsr_recent *found);
 
 /* kvm.c */
 long kvmsr_ioctl(int fd, unsigned long request, void *argument);

@@ -64,15 +64,23 @@ def read_policy(file: str | Path, *, finder: Finder | None = None) -> Reading:
         return Reading(Policy(), (named,))
 
 
-def parse_policy(text: str, *, source: str = "policy") -> Policy:
+def parse_policy(
+    text: str,
+    *,
+    source: str = "policy",
+    folder: Path = Path(),
+    finder: Finder | None = None,
+) -> Policy:
     """
-    Read a policy from *text*. Files and modules that it names are relative to the working folder.
+    Read a policy from *text*.
 
     :param source: what messages call it.
+    :param folder: what files and modules that it names are relative to.
+    :param finder: as for :func:`load_policy`.
     :raises PolicyError: as :func:`load_policy`.
     """
-    shelf = Shelf(Importer())
-    return _reading(Reader(text, source, Path(), shelf), shelf).usable()
+    shelf = Shelf(finder or Importer())
+    return _reading(Reader(text, source, folder, shelf), shelf).usable()
 
 
 def _reading(reader: Reader, shelf: Shelf) -> Reading:

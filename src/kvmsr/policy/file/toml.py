@@ -22,7 +22,15 @@ from kvmsr.policy.selector import Ranges
 from kvmsr.policy.topology import Scope
 from kvmsr.text import one_line
 
-__all__ = ("action_text", "as_json", "msr_names", "policy_tables", "to_toml")
+__all__ = (
+    "action_text",
+    "as_json",
+    "msr_names",
+    "policy_tables",
+    "rule_toml",
+    "table_toml",
+    "to_toml",
+)
 
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 _HEX_KEYS: Final = ("value", "mask", "reset", "msr", "observe")
@@ -58,12 +66,22 @@ def to_toml(policy: Policy) -> str:
     parts = []
     for name in ("policy", "defaults", "topology"):
         if tables[name]:
-            parts.append("\n".join([f"[{name}]", *_keys(tables[name])]))
-    for rule, table in zip(policy.rules, tables["rule"], strict=True):
+            parts.append(table_toml(name, tables[name]))
+    for rule in policy.rules:
         names = msr_names(rule.msrs)
         comment = one_line(f"# {rule.where}" + (f": {names}" if names else ""))
-        parts.append("\n".join([comment, "[[rule]]", *_keys(table)]))
+        parts.append(f"{comment}\n{rule_toml(rule)}")
     return "\n\n".join(parts) + "\n"
+
+
+def table_toml(name: str, table: Mapping[str, Any]) -> str:
+    """Return a table of a policy file, such as ``policy``, as text."""
+    return "\n".join([f"[{name}]", *_keys(table)])
+
+
+def rule_toml(rule: Rule) -> str:
+    """Return *rule* as a policy file has it, without a comment."""
+    return "\n".join(["[[rule]]", *_keys(_rule(rule))])
 
 
 def as_json(policy: Policy) -> dict[str, Any]:

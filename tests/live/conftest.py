@@ -1,0 +1,5 @@
+"""Each backend that is here."""
+
+from tests.cli.conftest import backend
+
+__all__ = ("backend",)
