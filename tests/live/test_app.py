@@ -215,10 +215,9 @@ def test_another_policy_in_between_is_not_undone(tmp_path, running):
     assert shown["source"] == f"{tmp_path}/other.toml"
 
 
-@pytest.mark.parametrize("how", ["killed", "stopped", "of itself"])
+@pytest.mark.parametrize("how", ["killed", "stopped", "interrupted"])
 def test_a_run_that_ends_is_said_to_have_ended(tmp_path, start, how):
-    options = ["--timeout", "2"] if how == "of itself" else []
-    process = start(run_words(tmp_path, "soft", *options))
+    process = start(run_words(tmp_path, "soft"))
     wait_for_accesses(process.pid)
 
     async def steps(app, pilot):
@@ -226,6 +225,8 @@ def test_a_run_that_ends_is_said_to_have_ended(tmp_path, start, how):
         await asyncio.to_thread(says, tmp_path, "b")
         if how == "killed":
             process.kill()
+        elif how == "interrupted":
+            process.send_signal(signal.SIGINT)
         elif how == "stopped":
             await pilot.press("x")
             await until(pilot, lambda: isinstance(app.screen, Confirm))
