@@ -47,7 +47,10 @@ def test_json_and_trace_say_what_is_not_observed(tmp_path):
     out, _ = kvmsr("trace", "summary", "--json", trace)
     assert json.loads(out)["traces"][0]["not_observed"] == left
     out, _ = kvmsr("trace", "summary", trace)
-    assert "not observed, and so not in the trace: writes of 0x10, 0x11-0x12," in out
+    assert "Not observed, and so not in the trace: writes of 0x10, 0x11-0x12," in out
+    page = tmp_path / "report.html"
+    kvmsr("report", trace, "-o", page)
+    assert "Not observed, and so not in the trace: reads of 0x10, 0x11-0x12," in page.read_text()
     learned, _ = kvmsr("trace", "policy", trace)
     assert "Left to KVM, as in the trace: IA32_BIOS_SIGN_ID (0x8b)" in learned
     assert "[[rule]]" not in learned

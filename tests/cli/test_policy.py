@@ -285,6 +285,8 @@ def test_completion_knows_presets_and_names():
     assert complete(["policy"], "expl") == ["explain"]
     assert "preset:quiet" in complete(["policy", "show"], "preset:q")
     assert "IA32_PAT" in complete(["policy", "explain"], "ia32_pa")
+    assert complete(["run", "--observe"], "al") == ["all"]
+    assert "0x10,IA32_PAT" in complete(["exec", "--observe"], "0x10,ia32_pa")
     assert complete(["policy", "presets"], "w") == ["watch", "windows"]
 
 

@@ -194,6 +194,18 @@ class Selection(click.ParamType[Any]):
         except PolicyError as error:
             raise UsageError(f"--observe {value}: {error}") from None
 
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Complete the last name, or ``all``."""
+        before, comma, last = incomplete.rpartition(",")
+        names = MsrIndex().shell_complete(ctx, param, last)
+        every = ["all"] if not comma and "all".startswith(incomplete) else []
+        return [
+            *map(CompletionItem, every),
+            *(CompletionItem(f"{before}{comma}{one.value}", help=one.help) for one in names),
+        ]
+
 
 OBSERVE: Final = click.option(
     "--observe",

@@ -27,12 +27,10 @@ from kvmsr.text import counted, duration
 if TYPE_CHECKING:
     from kvmsr.symbols import Symbols
     from kvmsr.trace.analysis import TraceRow, TraceSummary
-    from kvmsr.trace.file import Head
 
 __all__ = ("summary",)
 
 _WIDE = 220
-_SAID = 12
 
 _EXAMPLES = """\b
 Examples:
@@ -113,22 +111,10 @@ def _print(path: Path, summary: "TraceSummary", functions: "Symbols | None") -> 
     if latency:
         said = ", ".join(f"p{one} {duration(value)}" for one, value in latency.items())
         say(f"latency of an access in user space: {said}")
-    for line in _not_observed(summary.head):
-        say(line)
+    for line in summary.head.left_out():
+        say(cell(f"{line}; --json has the reasons"))
     if summary.dropped:
         say(f"[red]{dropped_text(summary.dropped)}[/red]")
-
-
-def _not_observed(head: "Head") -> list[str]:
-    """Return lines about what is not in the trace because KVM answered it."""
-    lines = []
-    for op in ("read", "write"):
-        msrs = [cell(msr) for one in head.not_observed if one.op == op for msr in one.msrs]
-        if msrs:
-            more = f", … ({len(msrs)} in all; --json has the reasons)"
-            said = f"{', '.join(msrs[:_SAID])}{more if len(msrs) > _SAID else ''}"
-            lines.append(f"not observed, and so not in the trace: {op}s of {said}")
-    return lines
 
 
 def _table(rows: list["TraceRow"], functions: "Symbols | None") -> Any:

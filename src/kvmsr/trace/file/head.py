@@ -16,6 +16,8 @@ from kvmsr.trace.options import Grade
 
 __all__ = ("KEY", "SCHEMA", "Head", "Unseen")
 
+_SAID: Final = 12
+
 KEY: Final = b"kvmsr"
 SCHEMA: Final = 1
 """The version of the format. It changes when an older kvmsr could not read it any more."""
@@ -66,6 +68,17 @@ class Head:
     grade: Grade = Grade.ALL
     began_ns: int = 0
     cpuid: list[tuple[int, int, int, int, int, int]] = field(default_factory=list)
+
+    def left_out(self) -> list[str]:
+        """Return lines about accesses that are not in the trace, as KVM was left to answer them."""
+        lines = []
+        for op in ("read", "write"):
+            msrs = [msr for one in self.not_observed if one.op == op for msr in one.msrs]
+            more = f", … ({len(msrs):,} in all)" if len(msrs) > _SAID else ""
+            if msrs:
+                said = f"{', '.join(msrs[:_SAID])}{more}"
+                lines.append(f"Not observed, and so not in the trace: {op}s of {said}")
+        return lines
 
     def encoded(self) -> bytes:
         """Return the head as JSON."""

@@ -123,6 +123,7 @@ def notes(trace: Collected) -> list[str]:
             f" {trace.sample.stride:,}, the first of each MSR, and the first faults. The table and"
             " the histogram count all of them."
         )
+    found += [f"{line}. The trace's head has the reasons." for line in trace.head.left_out()]
     if trace.accesses and not trace.has_rip:
         found.append("Who made the accesses was not recorded: --trace-callers 4 records it.")
     return found
