@@ -173,6 +173,14 @@ def test_who_called(called):
     assert "a Parquet file has addresses only" in error
 
 
+def test_a_learned_policy_says_who_asked(called):
+    path, functions = called
+    text, _ = kvmsr("trace", "policy", path, "--symbols", functions)
+    assert ", by init_amd (2), init_intel (1)\n" in text
+    text, _ = kvmsr("trace", "policy", path)
+    assert f", by {BASE + SLIDE + 0x210:#x} (2), {BASE + SLIDE + 0x320:#x} (1)\n" in text
+
+
 def shown(path, *words):
     return [
         json.loads(line)

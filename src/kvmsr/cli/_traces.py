@@ -125,7 +125,7 @@ def place(path: Path, symbols: "Symbols", rips: Iterable[int], head: "Head") -> 
     if not rips or symbols.find_slide(rips):
         return
     # kvmsr run loads a kernel where its symbols say, so there it takes no majority.
-    if head.command == "run" and not symbols.slide and symbols.have_helper(rips):
+    if head.command == "run" and not symbols.slide and symbols.have_msr(rips):
         return
     echo(
         f"kvmsr: {path}: the RIPs do not say where the kernel was: the names of functions may"

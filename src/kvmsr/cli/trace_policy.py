@@ -14,6 +14,7 @@ import click
 
 from kvmsr.cli._guest_options import MOST_SHOWN, GuestOptions, guest_options
 from kvmsr.cli._output import echo
+from kvmsr.cli._traces import SYMBOLS, read_symbols
 from kvmsr.errors import UsageError
 from kvmsr.text import counted
 
@@ -27,6 +28,7 @@ _PATH = click.Path(path_type=Path)
 _EXAMPLES = """\b
 Examples:
   kvmsr trace policy boot.arrows -o boot.toml
+  kvmsr trace policy boot.arrows --symbols vmlinuz
   kvmsr trace policy boot.arrows --verify vmlinuz --append console=ttyS0
 """
 
@@ -34,6 +36,7 @@ Examples:
 @click.command("policy", epilog=_EXAMPLES)
 @click.argument("files", type=_PATH, nargs=-1, required=True, metavar="FILE...")
 @click.option("-o", "output", type=_PATH, metavar="POLICY", help="Write the policy to this file.")
+@SYMBOLS
 @click.option(
     "--verify",
     "image",
@@ -43,14 +46,19 @@ Examples:
 )
 @guest_options
 def policy_(
-    files: tuple[Path, ...], output: Path | None, image: Path | None, **options: Any
+    files: tuple[Path, ...],
+    output: Path | None,
+    symbols: Path | None,
+    image: Path | None,
+    **options: Any,
 ) -> int:
     """
     Learn a policy that reproduces what was recorded.
 
     FILE is a trace of `kvmsr run` or `kvmsr exec`. MSRs whose values never changed become
     constants, those that were written and read back become shadows, those that rise steadily become
-    counters, and what faulted faults. Comments name each MSR and say what was seen of it. Several
+    counters, and what faulted faults. Comments name each MSR and say what was seen of it, and who
+    asked if the trace has that. Several
     traces add up; where they disagree, a line on standard error has both sides.
 
     With --verify the exit status is 1 if an outcome differs. The further options say how to run the
@@ -60,7 +68,7 @@ def policy_(
 
     if image is not None and len(files) > 1:
         raise UsageError("--verify compares a run with one trace: give one FILE")
-    learned = learn(files)
+    learned = learn(files, read_symbols(symbols, files[0]))
     for note in learned.notes:
         echo(f"kvmsr: note: {note}", err=True)
     if output is None:

@@ -7,6 +7,6 @@ The names of a guest kernel's functions, for the addresses in a trace and the co
 policy.
 """
 
-from kvmsr.symbols.symbols import Symbols, is_helper
+from kvmsr.symbols.symbols import Symbols
 
-__all__ = ("Symbols", "is_helper")
+__all__ = ("Symbols",)

@@ -22,7 +22,7 @@ from kvmsr.errors import ImageError, SymbolError
 from kvmsr.files import read_regular
 from kvmsr.text import shown
 
-__all__ = ("Symbols", "is_helper")
+__all__ = ("Symbols",)
 
 _LIMIT: Final = 1 << 30
 _STEP: Final = 1 << 21
@@ -30,6 +30,7 @@ _ENOUGH: Final = 256  # RIPs
 _SLIDES: Final = 1 << 30  # RANDOMIZE_BASE_MAX_OFFSET of arch/x86/Kconfig
 _LINE: Final = re.compile(rb"^([0-9a-f]{16}) ([A-Za-z]) (\S+)(\t\[.*\])?$", re.MULTILINE)
 _CODE: Final = b"tTwW"
+_HELPER: Final = re.compile(r"(rd|wr|read_|write_)msr|(^|_)msr_(read|write|set_bit|clear_bit)")
 _ELF: Final = b"\x7fELF"
 _MAGIC: Final = b"HdrS"  # of a bzImage
 _MAGIC_AT: Final = 0x202
@@ -82,7 +83,7 @@ class Symbols:
         rips = list(dict.fromkeys(rips))[:_ENOUGH]
         scores: dict[int, int] = {}
         for slide in range(-_SLIDES, _SLIDES, _STEP):
-            score = sum(is_helper(self._function(rip - slide)[0]) for rip in rips)
+            score = sum("msr" in self._function(rip - slide)[0] for rip in rips)
             if score:
                 scores[slide] = score
         if not scores:
@@ -92,9 +93,9 @@ class Symbols:
         self.slide = min(slides, key=abs)
         return len(slides) == 1 and 2 * best >= len(rips)
 
-    def have_helper(self, rips: Iterable[int]) -> bool:
+    def have_msr(self, rips: Iterable[int]) -> bool:
         """Return whether one of these addresses is in a function for MSRs."""
-        return any(is_helper(self.function(rip)) for rip in rips)
+        return any("msr" in self.function(rip) for rip in rips)
 
     def name(self, rip: int) -> str:
         """Return where *rip* is, such as ``native_write_msr+0x4``; "" if it is in no function."""
@@ -128,7 +129,7 @@ class Symbols:
         What is in no function is returned as its address; "" if there are only helpers.
         """
         names = [(rip, self.function(rip)), *((one, self.caller(one)) for one in callers)]
-        return next((name or f"{at:#x}" for at, name in names if not is_helper(name)), "")
+        return next((name or f"{at:#x}" for at, name in names if not _is_helper(name)), "")
 
     def range(self, name: str) -> tuple[int, int]:
         """
@@ -159,9 +160,9 @@ class Symbols:
         return self._names[at], address - self._starts[at]
 
 
-def is_helper(function: str) -> bool:
-    """Return whether a function reads or writes MSRs for others, by its name."""
-    return "msr" in function
+def _is_helper(function: str) -> bool:
+    """Return whether a function of Linux reads or writes MSRs for others, by its name."""
+    return _HELPER.search(function) is not None
 
 
 def _of_map(data: bytes) -> list[tuple[int, str]]:

@@ -5,12 +5,14 @@ From traces to a policy
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from kvmsr.errors import PolicyError
 from kvmsr.policy import Defaults, Policy
 from kvmsr.policy.plan import compile_policy
+from kvmsr.symbols import Symbols
 from kvmsr.text import counted
 from kvmsr.trace.learn.check import misses
 from kvmsr.trace.learn.fit import Fit, fit
@@ -38,14 +40,15 @@ class Learned(NamedTuple):
     notes: list[str]
 
 
-def learn(paths: Sequence[Path]) -> Learned:
+def learn(paths: Sequence[Path], functions: Symbols | None = None) -> Learned:
     """
     Learn a policy from traces.
 
+    :param functions: the guest's functions, to say who asked.
     :raises TraceError: if one cannot be read, or nothing can be learned from it.
     """
     material = read_traces(paths)
-    notes = list(material.notes)
+    notes, who = list(material.notes), partial(material.who, functions=functions)
     entries: list[Entry] = []
     accesses = missed = 0
     for index in sorted(material.histories):
@@ -54,7 +57,7 @@ def learn(paths: Sequence[Path]) -> Learned:
         if not streams:
             continue
         found, remarks = _fit(material, history, streams)
-        entries.append(Entry(history, streams, found, remarks))
+        entries.append(Entry(history, streams, found, remarks, who))
         notes += [f"{named(index)}: {line}" for line in remarks]
         if found.missed and not remarks:
             notes.append(f"{named(index)}: {counted(found.missed, 'outcome')} not reproduced")

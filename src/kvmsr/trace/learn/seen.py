@@ -17,7 +17,9 @@ import numpy as np
 
 from kvmsr.errors import TraceError
 from kvmsr.policy import Op, Reason
+from kvmsr.symbols import Symbols
 from kvmsr.text import counted
+from kvmsr.trace.analysis.paths import Paths, asker
 from kvmsr.trace.file import LATENCY, OPS, OUTCOMES, REASONS, Grade, Trace
 from kvmsr.trace.file.columns import RIP
 
@@ -26,7 +28,8 @@ __all__ = ("History", "Material", "Seen", "Stream", "read_traces")
 _MAX_MSRS: Final = 4096
 _MAX_KEPT: Final = 1 << 21
 _MAX_KEPT_OF_ONE: Final = 1 << 16
-_MAX_RIPS: Final = 64
+_MAX_WAYS: Final = 64
+_MAX_PATHS: Final = 1 << 14
 
 _KEPT: Final = np.dtype(
     [
@@ -88,7 +91,8 @@ class History:
     :ivar counts: number of accesses, by direction.
     :ivar faults: number of accesses that faulted.
     :ivar vcpus: the vCPUs that accessed it.
-    :ivar rips: how often each address of the guest's code accessed it, if that was recorded.
+    :ivar ways: how often the guest came on each path to it, by the path's number, if that was
+        recorded.
     :ivar left: number of accesses that were counted only, and of which nothing can be learned.
     :ivar passed: number of accesses that were passed on to KVM.
     """
@@ -97,23 +101,27 @@ class History:
     counts: dict[Op, int] = field(default_factory=lambda: dict.fromkeys(Op, 0))
     faults: int = 0
     vcpus: set[int] = field(default_factory=set)
-    rips: Counter[int] = field(default_factory=Counter)
+    ways: Counter[int] = field(default_factory=Counter)
     left: int = 0
     passed: int = 0
     _parts: dict[_Vm, list[_Array]] = field(default_factory=dict)
     _kept: int = 0
 
-    def add(self, vm: _Vm, rows: _Array, room: int) -> int:
-        """Add rows of a trace, of which *room* at most may be kept. Return how many were kept."""
+    def add(self, vm: _Vm, rows: _Array, room: int, ways: _Array) -> int:
+        """
+        Add rows of a trace, and return how many were kept.
+
+        :param room: how many may be kept.
+        :param ways: the numbers of their paths, for those that have one.
+        """
         counts = rows["count"].astype(np.int64)
         for number, op in enumerate(_OPS):
             self.counts[op] += int(counts[rows["op"] == number].sum())
         self.faults += int(counts[rows["outcome"] == OUTCOMES.index("fault")].sum())
         self.vcpus.update(map(int, np.unique(rows["vcpu"])))
-        has_rip = rows["has"] & RIP != 0
-        for rip, count in zip(*np.unique(rows["rip"][has_rip], return_counts=True), strict=True):
-            if rip in self.rips or len(self.rips) < _MAX_RIPS:
-                self.rips[int(rip)] += int(count)
+        for way, count in zip(*np.unique(ways, return_counts=True), strict=True):
+            if way in self.ways or len(self.ways) < _MAX_WAYS:
+                self.ways[int(way)] += int(count)
         exact = rows[rows["has"] & LATENCY != 0]
         kept = exact[: max(min(room, _MAX_KEPT_OF_ONE - self._kept), 0)]
         self.left += int(counts.sum()) - len(kept)
@@ -149,6 +157,7 @@ class Material:
 
     :ivar paths: the traces' files.
     :ivar heads: a line about each trace.
+    :ivar paths_taken: the paths on which guests came to their accesses.
     :ivar histories: by MSR.
     :ivar exact: whether the traces have every access.
     :ivar defaults: what the policy's defaults did, by their names.
@@ -157,6 +166,7 @@ class Material:
 
     paths: list[Path]
     heads: list[str] = field(default_factory=list)
+    paths_taken: Paths = field(default_factory=lambda: Paths(_MAX_PATHS))
     histories: dict[int, History] = field(default_factory=dict)
     exact: bool = True
     defaults: dict[str, str] = field(default_factory=dict)
@@ -230,7 +240,19 @@ class Material:
         vms = rows["pid"].astype(np.uint64) << np.uint64(16) | rows["vm"]
         for vm in np.unique(vms):
             key = (number, int(vm) >> 16, int(vm) & 0xFFFF)
-            self._kept += history.add(key, rows[vms == vm], _MAX_KEPT - self._kept)
+            mine = rows[vms == vm]
+            ways = self.paths_taken.numbers(mine[mine["has"] & RIP != 0])
+            self._kept += history.add(key, mine, _MAX_KEPT - self._kept, ways)
+
+    def who(self, way: int, functions: Symbols | None) -> str:
+        """Return who came on a path: the function that asked, or else the address of the access."""
+        known = self.paths_taken.known
+        if way >= len(known):
+            return "others"
+        where = known[way]
+        if functions is None:
+            return asker(where, None) or f"{where.rip:#x}"
+        return functions.asker(where.rip, where.callers) or functions.chain(where.rip)
 
     def end(self) -> None:
         """Say what found no room."""

@@ -7,8 +7,9 @@ Writes a policy file as a person would: MSRs that behave in the same way share a
 are ranges, and the others have their names. A comment says what was seen of each.
 """
 
+import collections
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from kvmsr.msr import catalog
@@ -23,7 +24,7 @@ __all__ = ("Entry", "described", "named", "policy_text")
 _WIDTH: Final = 100
 _SHORTEST_RANGE: Final = 3
 _MOST_VALUES: Final = 3
-_MOST_RIPS: Final = 3
+_MOST_SHOWN: Final = 3
 _HEX: Final = ("value", "mask")
 
 
@@ -65,19 +66,25 @@ class Entry:
     :param history: what was seen of it.
     :param fit: its rules.
     :param remarks: further lines for its comment.
+    :param who: says who came on a path, by its number.
     """
 
     def __init__(
-        self, history: History, streams: Sequence[Stream], fit: Fit, remarks: Sequence[str] = ()
+        self,
+        history: History,
+        streams: Sequence[Stream],
+        fit: Fit,
+        remarks: Sequence[str] = (),
+        who: Callable[[int], str] = str,
     ) -> None:
         self.index = history.index
         self.fit = fit
         self.key = described(fit.rules)
-        self.lines = [f"{named(self.index)}: {_accesses(history, streams)}"]
+        self.lines = [f"{named(self.index)}: {_accesses(history, streams, who)}"]
         self.lines += [f"  {line}" for line in (*_extra(history, fit), *remarks)]
 
 
-def _accesses(history: History, streams: Sequence[Stream]) -> str:
+def _accesses(history: History, streams: Sequence[Stream], who: Callable[[int], str]) -> str:
     seen = [one for stream in streams for one in stream.seen]
     parts = []
     for op in Op:
@@ -90,13 +97,16 @@ def _accesses(history: History, streams: Sequence[Stream]) -> str:
     text = ", ".join(parts)
     if len(history.vcpus) > 1:
         text += f", on {len(history.vcpus)} vCPUs"
-    if history.rips:
-        rips = [
-            f"{rip:#x}" + (f" ({count:,})" if len(history.rips) > 1 else "")
-            for rip, count in history.rips.most_common(_MOST_RIPS)
+    by = collections.Counter[str]()
+    for way, count in history.ways.items():
+        by[who(way)] += count
+    if by:
+        shown = [
+            one_line(one) + (f" ({count:,})" if len(by) > 1 else "")
+            for one, count in by.most_common(_MOST_SHOWN)
         ]
-        more = len(history.rips) - len(rips)
-        text += f", by {', '.join(rips)}{f' and {more} more' if more else ''}"
+        more = len(by) - len(shown)
+        text += f", by {', '.join(shown)}{f' and {more} more' if more else ''}"
     return text
 
 
