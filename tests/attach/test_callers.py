@@ -2,10 +2,12 @@
 
 import json
 import subprocess
+import sys
 
 import pytest
 
 from kvmsr import native
+from kvmsr.attach.processes import is_unconfined
 from tests.attach.test_trace import traced
 from tests.session.calls import POLICY, A, build, check
 from tests.session.test_recording import read
@@ -72,3 +74,12 @@ def test_a_handler_and_the_log(tmp_path, vmm, calls):
     assert (
         f" at {int(rows['rip'][rows['index'] == A + 3][0]):#x} ← {place:#x} ← " in log.read_text()
     )
+
+
+def test_a_thread_that_ends_and_a_process_that_cannot_be_seen():
+    program = "import threading, time\nthreading.Thread(target=time.sleep, args=(9,)).start()\n"
+    with subprocess.Popen([sys.executable, "-c", program + "time.sleep(9)"]) as child:
+        assert is_unconfined(child.pid)
+        child.kill()
+    assert not is_unconfined(child.pid)
+    assert not is_unconfined(0)

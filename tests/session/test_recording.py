@@ -240,7 +240,9 @@ def test_kill_9_loses_the_last_second_at_most(policy, loop, start):
     assert killed - 1 < int(rows["time_ns"][-1]) / 1e9 < killed + 0.1
 
 
-@pytest.mark.parametrize("option", ["--trace-rip", "--lossless", "--trace-grade=once"])
+@pytest.mark.parametrize(
+    "option", ["--trace-rip", "--trace-callers=3", "--lossless", "--trace-grade=once"]
+)
 def test_how_to_record_without_where(option, policy):
     done = call("run", "--bios", "none", option)
     assert done.returncode == 2

@@ -147,7 +147,7 @@ void kvmsr_event(struct kvmsr_cpu *cpu, struct kvmsr_row *row, int news)
 		return;
 	}
 	uint64_t now = kvmsr_now_ns(), took = traced ? now - cpu->taken_ns : 0;
-	struct kvmsr_where none = { 0 };
+	static const struct kvmsr_where none;
 	const struct kvmsr_where *where = &none;
 	uint64_t *callers = vcpu->callers[vcpu->head % KVMSR_EVENTS];
 
