@@ -86,6 +86,7 @@ class LiveApp(ChangingApp):
         Binding("x", "stop", "Stop guest"),
         Binding("t", "theme", "Theme"),
         Binding("escape", "unfilter", show=False),
+        Binding("ctrl+c", "quit", show=False),
     ]
 
     def __init__(
