@@ -84,7 +84,7 @@ class Console(Log):
 
     DEFAULT_CSS = """
     Console { height: 25%; min-height: 4; border-top: solid $primary-muted; padding: 0 1; }
-    Console { scrollbar-size: 1 1; }
+    Console { scrollbar-size: 1 1; overflow-x: hidden; scrollbar-gutter: stable; }
     """
 
     def __init__(self, tail: Tail) -> None:
