@@ -1,5 +1,7 @@
 """Rates, histories and lines from what a run answers again and again."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from kvmsr.live.board import Board, Sort
 from kvmsr.live.columns import columns, short
 from kvmsr.live.history import MINUTE, History, sparkline
+from kvmsr.live.poller import Poller
 
 ADDED = st.lists(
     st.tuples(st.floats(0, 5), st.integers(0, 1_000_000)), max_size=60
@@ -59,6 +62,25 @@ def test_it_does_not_matter_how_often_a_run_is_asked(counts, data):
         other.add(second + 0.9, count - part)
     now = len(counts)
     assert one.bars(now, 20) == other.bars(now, 20)
+
+
+def test_a_run_that_takes_long_to_answer_is_left_alone():
+    asked = []
+
+    class Slow:
+        def watch(self, msr):
+            asked.append((time.monotonic(), msr))
+            time.sleep(0.1)
+            return {}
+
+    poller = Poller(Slow(), lambda answer: None, lambda why: None)
+    time.sleep(1.0)
+    assert len(asked) == 1  # ten times as long as that took
+    poller.msr = 5
+    poller.wake()
+    time.sleep(0.1)
+    poller.close()
+    assert [msr for _, msr in asked] == [None, 5]
 
 
 def test_a_sparkline():

@@ -5,7 +5,7 @@ import os
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmsr.live.console import Cleaner, Tail
+from kvmsr.live.console import Cleaner, Tail, Wrapper
 
 
 def cleaned(*parts):
@@ -29,6 +29,17 @@ def test_it_does_not_matter_where_what_is_sent_is_cut(texts, data):
 def test_nothing_moves_the_cursor(sent):
     for line in cleaned(sent).split("\n"):
         assert line.isprintable()
+
+
+@given(st.text(alphabet="ab\n"), st.integers(1, 9), st.data())
+def test_lines_are_cut_to_fit_wherever_they_are_cut_before(text, width, data):
+    at = data.draw(st.integers(0, len(text)))
+    wrapper = Wrapper()
+    wrapped = wrapper.wrap(text[:at], width) + wrapper.wrap(text[at:], width)
+    assert wrapped == Wrapper().wrap(text, width)
+    assert all(len(line) <= width for line in wrapped.split("\n"))
+    assert wrapped.replace("\n", "") == text.replace("\n", "")
+    assert Wrapper().wrap(text, 1000) == text
 
 
 def test_whoever_writes_does_not_wait_and_the_end_is_kept():

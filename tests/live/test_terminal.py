@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -99,8 +100,22 @@ def test_a_run_is_watched_and_stopped_and_then_its_table_is_there(tmp_path, term
     view("resize-window", "-x", 70, "-y", 20)
     view.shows("IA32_ENERGY_PERF_BIAS")
     view("resize-window", "-x", 100, "-y", 40)
+    view.press("Enter")
+    view.shows("as the policy says")
+    view.press("Enter")
+    view.shows("kernel")
+    view.press("Down", "Enter")
+    wait_until(lambda: "kernel" not in view.screen())
+    view.shows("Reads                   value")
+    time.sleep(0.5)  # as slowly as a person
+    view.press("-l", "0x62")
+    view.shows("Value, or initial value 0x62")
+    view.press("Enter")
+    view.shows("bbbbbbbbbb")
+    view.press("u")
+    view.shows("undone")
     view.press("o")
-    wait_until(lambda: "aaaaaaaaaa" not in view.screen())
+    wait_until(lambda: "bbbbbbbbbb" not in view.screen())
     view.press("x")
     view.shows("Stop (y)")
     view.press("y")
@@ -117,7 +132,7 @@ def test_leaving_a_tiny_and_dumb_terminal_ends_the_run_as_ctrl_c_does(tmp_path, 
     view = terminal(20, 5)
     view.enter(*live(tmp_path), TERM="dumb")
     view.shows("0x1b0")
-    view.press("q")
+    view.press("C-c")
     view.shows("Leave")
     view.press("y")
     view.shows("status=130")

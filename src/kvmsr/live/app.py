@@ -37,7 +37,9 @@ from kvmsr.text import counted
 __all__ = ("LiveApp",)
 
 _TICK_S: Final = 0.2
-_LOW, _NARROW = 18, 90  # rows and columns below which there is only the table, and no second pane
+_LOW: Final = 18  # rows, below which there is only the table
+_SHORT: Final = 28  # rows, below which the guest's output leaves no room for details
+_NARROW: Final = 90  # columns, below which the last accesses are left out
 _BRIGHT: Final = {"7", "15"}
 _DARK, _LIGHT = "textual-dark", "textual-light"
 
@@ -70,7 +72,7 @@ class LiveApp(ChangingApp):
     #head { text-wrap: nowrap; text-overflow: ellipsis; }
     #filter { display: none; }
     .narrow #recent { display: none; }
-    .low Detail, .low Console, .low Footer { display: none; }
+    .low Detail, .low Console, .low Footer, .short Detail { display: none; }
     """
     ENABLE_COMMAND_PALETTE = False
     TITLE = "kvmsr"
@@ -86,6 +88,7 @@ class LiveApp(ChangingApp):
         Binding("x", "stop", "Stop guest"),
         Binding("t", "theme", "Theme"),
         Binding("escape", "unfilter", show=False),
+        Binding("ctrl+c", "quit", show=False),
     ]
 
     def __init__(
@@ -154,7 +157,9 @@ class LiveApp(ChangingApp):
 
     def on_resize(self, event: events.Resize) -> None:
         """Leave out what there is no room for."""
-        self._base.set_class(event.size.height < _LOW, "low")
+        height = event.size.height
+        self._base.set_class(height < _LOW, "low")
+        self._base.set_class(self._console is not None and height < _SHORT, "short")
         self._base.set_class(event.size.width < _NARROW, "narrow")
 
     # What the run says

@@ -14,7 +14,7 @@ from typing import Final
 
 from kvmsr.text import one_line
 
-__all__ = ("Cleaner", "Tail")
+__all__ = ("Cleaner", "Tail", "Wrapper")
 
 _ROOM: Final = 1 << 18
 _PART: Final = 1 << 16
@@ -42,6 +42,29 @@ class Cleaner:
             text, self._begun = text[:at], text[at:]
         text = _ESCAPES.sub("", text).replace("\r", "").replace("\t", "    ")
         return "\n".join(one_line(line) for line in text.split("\n"))
+
+
+class Wrapper:
+    """Cuts lines that are too long for the screen, also those that come in parts."""
+
+    def __init__(self) -> None:
+        self._column = 0
+
+    def wrap(self, text: str, width: int) -> str:
+        """Return some more text in lines of *width* characters at most, 1 or more."""
+        parts = []
+        for number, line in enumerate(text.split("\n")):
+            if number:
+                parts.append("\n")
+                self._column = 0
+            while self._column + len(line) > width:
+                room = max(width - self._column, 0)
+                parts.append(f"{line[:room]}\n")
+                line = line[room:]
+                self._column = 0
+            parts.append(line)
+            self._column += len(line)
+        return "".join(parts)
 
 
 class Tail:

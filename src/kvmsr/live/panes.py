@@ -15,7 +15,7 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Log, Static
 
 from kvmsr.live.board import Line
-from kvmsr.live.console import Cleaner, Tail
+from kvmsr.live.console import Cleaner, Tail, Wrapper
 from kvmsr.live.detail import about, fields, heading, recent
 from kvmsr.text import counted
 
@@ -83,12 +83,13 @@ class Console(Log):
     """
 
     DEFAULT_CSS = """
-    Console { height: 10; border-top: solid $primary-muted; padding: 0 1; scrollbar-size: 1 1; }
+    Console { height: 25%; min-height: 4; border-top: solid $primary-muted; padding: 0 1; }
+    Console { scrollbar-size: 1 1; overflow-x: hidden; scrollbar-gutter: stable; }
     """
 
     def __init__(self, tail: Tail) -> None:
         super().__init__(max_lines=_LINES)
-        self._tail, self._cleaner = tail, Cleaner()
+        self._tail, self._cleaner, self._wrapper = tail, Cleaner(), Wrapper()
 
     def on_mount(self) -> None:
         """Begin to take what comes."""
@@ -97,6 +98,7 @@ class Console(Log):
     def _take(self) -> None:
         data, lost = self._tail.take()
         if lost:
-            self.write(f"\n… {counted(lost, 'byte')} left out …\n")
+            data = f"\n… {counted(lost, 'byte')} left out …\n".encode() + data
         if data:
-            self.write(self._cleaner.clean(data))
+            width = max(self.scrollable_content_region.width, 1)
+            self.write(self._wrapper.wrap(self._cleaner.clean(data), width))

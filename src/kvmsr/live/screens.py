@@ -37,8 +37,9 @@ _CSS: Final = """
 %(name)s Button { margin-left: 2; }
 """
 _NUMBER: Final = "value"
-_READS: Final = (_NUMBER, "ignore", "fault", "kernel", "shadow")
-_WRITES: Final = ("ignore", "fault", "kernel", "shadow")
+_SHADOW: Final = "shadow"
+_WRITES: Final = ("ignore", "fault", "kernel", _SHADOW)
+_READS: Final = (_NUMBER, *_WRITES)
 _KEPT: Final = "as the policy says"
 _CANCEL: Final[list[BindingType]] = [Binding("escape", "cancel", "Cancel")]
 _MAX: Final = 1 << 64
@@ -198,6 +199,11 @@ class Change(_Question):
         """Answer."""
         self.action_apply()
 
+    def on_select_changed(self, event: Select.Changed) -> None:
+        """Go on to the value where one is needed."""
+        if event.value in (_NUMBER, _SHADOW) and event.select.has_focus_within:
+            self.query_one("#value").focus()
+
     def action_apply(self) -> None:
         """Answer, if everything is right."""
         change: dict[str, str | int | None] = {
@@ -206,14 +212,14 @@ class Change(_Question):
             if isinstance((select := self.query_one(f"#{key}", Select)).value, str)
         }
         number, text = None, self.query_one("#value", Input).value.strip()
-        if _NUMBER in change.values() or "shadow" in change.values():
+        if _NUMBER in change.values() or _SHADOW in change.values():
             number = _number(text)
             if number is None:
                 self._refuse(f"{text or 'nothing'} is not a value: write 0x35 or 53")
                 return
         if change.get("read") == _NUMBER:
             change["read"] = number
-        if "shadow" in (change.get("read"), change.get("write")):
+        if _SHADOW in (change.get("read"), change.get("write")):
             change["reset"] = number
         self.dismiss(change)
 
