@@ -41,6 +41,24 @@ def test_the_script_runs_the_vmm_under_the_policy(tmp_path, vmm):
     assert json.loads(summary.read_text())["accesses"][0]["count"] == COUNT
 
 
+@pytest.mark.kvm
+def test_the_script_records_and_observes(tmp_path, vmm):
+    (tmp_path / "policy.toml").write_text(CONSTANT)
+    program, image = vmm
+    script, trace = tmp_path / "wrapped", tmp_path / "a trace"
+    done = wrap(
+        program, "-o", script, "--policy", tmp_path / "policy.toml", "--observe", "IA32_PAT,0x200",
+        "--trace", trace, "--trace-callers", 2, "--trace-grade", "once",
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert run(script, image, COUNT).returncode == 7
+    (read,) = json.loads(call("trace", "summary", "--json", trace).stdout)["traces"]
+    assert (read["grade"], read["totals"]["reads"], read["events"]) == ("once", COUNT, 2)
+    assert "--observe 0x200-0x200,0x277-0x277" in script.read_text()
+    refused = wrap(program, "-o", script, "--trace-rip")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+
+
 def test_queries_are_the_vmms_own_to_answer(tmp_path):
     script, summary = tmp_path / "wrapped", tmp_path / "summary"
     assert wrap("/bin/echo", "-o", script, "--summary", summary).returncode == 0

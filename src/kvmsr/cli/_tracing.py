@@ -18,7 +18,7 @@ from kvmsr.errors import UsageError
 from kvmsr.session import Session
 from kvmsr.trace import Grade, TraceOptions
 
-__all__ = ("served", "trace_options", "traced")
+__all__ = ("served", "trace_options", "trace_words", "traced")
 
 _OPTIONS: Final = (
     click.option(
@@ -80,6 +80,15 @@ def trace_options(
         if given:
             raise UsageError(f"{option} is about a trace, and there is none: add --trace FILE")
     return None
+
+
+def trace_words(options: TraceOptions) -> list[str]:
+    """Return the words that say on a command line how to record, but not where."""
+    words = ["--trace-grade", str(options.grade)] if options.grade is not Grade.ALL else []
+    words += ["--trace-callers", str(options.callers)] if options.callers else []
+    words += ["--trace-rip"] * options.rip
+    words += ["--lossless"] * options.lossless
+    return words
 
 
 @contextmanager

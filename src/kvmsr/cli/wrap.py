@@ -14,11 +14,13 @@ from pathlib import Path
 import click
 
 from kvmsr.attach import find_vmm
-from kvmsr.cli._parameters import NAME, POLICY
+from kvmsr.cli._parameters import NAME, OBSERVE, POLICY
 from kvmsr.cli._reload import RELOAD
+from kvmsr.cli._tracing import trace_options, trace_words, traced
 from kvmsr.errors import UsageError
 from kvmsr.files import read_regular
 from kvmsr.policy.file import load_policy
+from kvmsr.policy.selector import Ranges
 from kvmsr.session import kept_state
 
 __all__ = ("command",)
@@ -62,9 +64,11 @@ Example:
 @click.argument("vmm", metavar="VMM")
 @click.option("-o", "--output", metavar="FILE", required=True, help="The script to write.")
 @POLICY
+@OBSERVE
 @click.option("--log", metavar="FILE", help="As for kvmsr exec.")
 @click.option("--summary", metavar="FILE", help="As for kvmsr exec.")
 @click.option("--state", metavar="FILE", help="As for kvmsr exec.")
+@traced
 @click.option("--require", is_flag=True, help="As for kvmsr exec.")
 @RELOAD
 @NAME
@@ -73,9 +77,16 @@ def command(
     vmm: str,
     output: str,
     policy: str | None,
+    observe: Ranges,
     log: str | None,
     summary: str | None,
     state: str | None,
+    trace: Path | None,
+    trace_grade: str | None,
+    trace_rip: bool,
+    trace_callers: int | None,
+    lossless: bool,
+    metrics: str | None,
     require: bool,
     reload: bool,
     name: str,
@@ -98,6 +109,12 @@ def command(
     for option, file in (("--log", log), ("--summary", summary), ("--state", state)):
         if file is not None:
             options += [option, _absolute(option, file)]
+    recorded = trace_options(trace, trace_grade, trace_rip, trace_callers, lossless)
+    if recorded is not None:
+        options += ["--trace", _absolute("--trace", str(trace)), *trace_words(recorded)]
+    if observe:
+        options += ["--observe", ",".join(f"{first:#x}-{last:#x}" for first, last in observe)]
+    options += ["--metrics", metrics] if metrics else []
     options += ["--name", name] if name else []
     options += ["--require"] * require + ["--reload"] * reload + ["--json"] * as_json
     script = _SCRIPT.format(
