@@ -3,7 +3,7 @@
 Makes the pictures of terminals in docs/, of real runs:
 
     python tools/pictures.py live docs/live                   # live-dark.svg and live-light.svg
-    python tools/pictures.py summary boot.arrows docs/trace-summary.svg
+    python tools/pictures.py summary boot.arrows vmlinuz docs/trace-summary.svg
 
 The guest of the first is a power meter, under preset:power-meter, on the soft backend.
 """
@@ -24,7 +24,7 @@ from pathlib import Path
 
 SIZE = (100, 30)
 WATCHED_S = 64  # a little more than the minute that the view shows
-WIDTH = 188  # of the table of a summary, in characters
+WIDTH = 196  # of the table of a summary, in characters
 
 KVMSR = [sys.executable, "-m", "kvmsr"]
 TEMPERATURE, BIAS = 0x19C, 0x1B0
@@ -117,12 +117,12 @@ async def watch(output):
             Path(f"{output}-{theme}.svg").write_text(plain(svg))
 
 
-def picture_summary(trace, output):
+def picture_summary(trace, symbols, output):
     from rich.console import Console
     from rich.text import Text
 
-    # Its name is what the user would write.
-    words = [*KVMSR, "trace", "summary", Path(trace).name]
+    # The names, of files in one folder, are what the user would write.
+    words = [*KVMSR, "trace", "summary", Path(trace).name, "--symbols", Path(symbols).name]
     console = Console(record=True, width=WIDTH, file=StringIO())
     console.print(Text(f"$ kvmsr {' '.join(words[3:])}", "bold"))
     console.print(Text.from_ansi(on_terminal(words, Path(trace).parent)))

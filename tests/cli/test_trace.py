@@ -139,7 +139,7 @@ def test_rows_are_split_by_who_asked(called):
     callers = one["accesses"][0]["rips"][0]["callers"]
     assert [caller["symbol"] for caller in callers] in (["wrmsr_it", "init_amd"], ["init_amd", ""])
     out, _ = kvmsr(*words)
-    assert re.search("│ init_amd +│ native_read_msr", out)
+    assert re.search("│ init_amd +│", out)
 
 
 def test_who_called(called):

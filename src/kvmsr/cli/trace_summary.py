@@ -141,7 +141,7 @@ def _table(rows: list["TraceRow"], functions: "Symbols | None") -> Any:
         table.add_column("p50, p90, p99 (µs)", justify="right")
     if has_asker:
         table.add_column("asked by", overflow="fold")
-    if has_rip:
+    elif has_rip:
         table.add_column("RIP", justify="right", overflow="fold")
     for row in rows:
         values = row.as_dict()
@@ -157,10 +157,9 @@ def _table(rows: list["TraceRow"], functions: "Symbols | None") -> Any:
             cell(row.rule),
             values["first_value"] or "",
             values["last_value"] or "",
-            f"{row.first.guest_ns / 1e9:.6f} … {row.last.guest_ns / 1e9:.6f}",
+            _times(row),
             *([_latency(row)] if has_latency else []),
-            *([cell(row.asker)] if has_asker else []),
-            *([cell(_rips(row, functions))] if has_rip else []),
+            *([cell(row.asker or _rips(row, functions))] if has_asker or has_rip else []),
         )
     return table
 
@@ -173,8 +172,14 @@ def _outcomes(row: "TraceRow") -> str:
     return ", ".join(f"{word} {count:,}" for word, (_, count) in zip(words, present, strict=True))
 
 
+def _times(row: "TraceRow") -> str:
+    times = [f"{moment.guest_ns / 1e9:.6f}" for moment in (row.first, row.last)]
+    return " … ".join(dict.fromkeys(times))
+
+
 def _latency(row: "TraceRow") -> str:
-    return "" if row.latency is None else ", ".join(map(_microseconds, row.latency.values()))
+    latencies = () if row.latency is None else row.latency.values()
+    return ", ".join(map(_microseconds, latencies if row.count > 1 else list(latencies)[:1]))
 
 
 def _microseconds(ns: int) -> str:
