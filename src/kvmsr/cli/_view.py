@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, TextIO
 
-from kvmsr.cli._reload import terminal_is_there
 from kvmsr.errors import KvmsrError, UsageError
 from kvmsr.text import one_line
 
@@ -164,6 +163,7 @@ def _show(child: int, line: socket.socket, output: int) -> int:
 
 
 def _view(child: int, line: socket.socket, tail: "Tail") -> None:
+    from kvmsr.cli._reload import terminal_is_there  # kvmsr top --help needs no session
     from kvmsr.live.app import LiveApp
 
     ended = ""
