@@ -7,6 +7,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,8 @@ class Terminal:
         return wait_until(lambda: [int(word) for word in children.read_text().split()])[0]
 
     def close(self):
-        self("kill-server")
+        with suppress(subprocess.CalledProcessError):  # it has ended with its session
+            self("kill-server")
         shutil.rmtree(self._folder)
 
 
@@ -185,6 +187,17 @@ def test_a_view_that_is_killed_takes_the_run_with_it(tmp_path, terminal):
     run = child_of(view.pid())
     os.kill(view.pid(), signal.SIGKILL)
     wait_until(lambda: has_ended(run))
+
+
+@pytest.mark.parametrize("options", [[], ["--reload"]], ids=["", "--reload"])
+def test_nothing_is_left_when_the_terminal_is_closed(tmp_path, terminal, options):
+    view = terminal()
+    view.enter(*live(tmp_path, *options))
+    view.shows("0x1b0 IA32_ENERGY_PERF_BIAS")
+    pids = view.pid(), child_of(view.pid())
+    view("kill-session")
+    for pid in pids:
+        wait_until(lambda pid=pid: has_ended(pid))
 
 
 def test_what_is_wrong_with_a_guest_is_one_line_and_no_view(tmp_path, terminal):

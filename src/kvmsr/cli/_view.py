@@ -163,6 +163,7 @@ def _show(child: int, line: socket.socket, output: int) -> int:
 
 
 def _view(child: int, line: socket.socket, tail: "Tail") -> None:
+    from kvmsr.cli._reload import terminal_is_there  # kvmsr top --help needs no session
     from kvmsr.live.app import LiveApp
 
     ended = ""
@@ -175,6 +176,13 @@ def _view(child: int, line: socket.socket, tail: "Tail") -> None:
             said = ""
         ended = said or "its process was killed"
 
+    def hang_up(number: int, frame: object) -> None:
+        if terminal_is_there():
+            os.kill(child, number)  # which reloads the policy, or ends the run
+        else:
+            os._exit(128 + number)  # and so end the run; the view waits for its terminal for ever
+
+    signal.signal(signal.SIGHUP, hang_up)
     waiting = threading.Thread(target=wait, name="end", daemon=True)
     waiting.start()
     try:

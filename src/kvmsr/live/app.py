@@ -123,9 +123,8 @@ class LiveApp(ChangingApp):
     def on_mount(self) -> None:
         """Begin to watch."""
         self._table.focus()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self.exit)
+        # SIGHUP ends the process at once: without a terminal, the view could not be taken down.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.exit)
         self.set_interval(_TICK_S, self._look_for_end)
         if self._target:
             self._watch(self._target)

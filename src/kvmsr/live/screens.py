@@ -35,6 +35,9 @@ _CSS: Final = """
 %(name)s .wrong { color: $text-error; }
 %(name)s .buttons { height: auto; align-horizontal: right; margin-top: 1; }
 %(name)s Button { margin-left: 2; }
+%(name)s.-tiny > VerticalScroll { padding: 0 1; border: none; }
+%(name)s.-tiny .buttons { margin-top: 0; }
+%(name)s.-tiny Button { min-width: 6; margin-left: 1; }
 """
 _NUMBER: Final = "value"
 _SHADOW: Final = "shadow"
@@ -49,6 +52,10 @@ class _Question(ModalScreen[Any]):
     """A screen that is left with an answer, or with None."""
 
     BINDINGS: ClassVar[list[BindingType]] = _CANCEL
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.VERTICAL_BREAKPOINTS = [(0, "-tiny"), (12, "-roomy")]
 
     def action_cancel(self) -> None:
         """Leave without an answer."""
