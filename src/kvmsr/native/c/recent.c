@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The last accesses to MSRs that somebody watches, each in a ring of its own. Whoever watches looks when it likes, and an entry
- * that nobody has looked at is overwritten, so a vCPU waits for nobody. An entry has no time while it
- * is written: whoever reads it then leaves it out.
+ * The last accesses to MSRs that somebody watches, each MSR in a ring of its own. Whoever watches
+ * looks when it likes, and an entry that nobody has looked at is overwritten, so a vCPU waits for
+ * nobody. An entry has no time while it is written: whoever reads it then leaves it out.
  */
 #include "core.h"
 
