@@ -8,6 +8,7 @@ The options of the commands that record a run, or let Prometheus watch it.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from kvmsr.errors import UsageError
 from kvmsr.session import Session
 from kvmsr.trace import Grade, TraceOptions
 
-__all__ = ("served", "trace_options", "trace_words", "traced")
+__all__ = ("served", "trace_words", "traced")
 
 _OPTIONS: Final = (
     click.option(
@@ -54,20 +55,35 @@ _OPTIONS: Final = (
 
 
 def traced(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give *command* the options; :func:`trace_options` takes what it gets."""
+    """
+    Give *command* the options.
+
+    It gets ``trace``, the :class:`~kvmsr.trace.TraceOptions`, or None if there is to be no trace,
+    and ``metrics``. If options say how to record, but not where, that is a UsageError.
+    """
+
+    @wraps(command)
+    def with_trace(
+        *,
+        trace: Path | None,
+        trace_grade: str | None,
+        trace_rip: bool,
+        trace_callers: int | None,
+        lossless: bool,
+        **others: Any,
+    ) -> Any:
+        recorded = _trace_options(trace, trace_grade, trace_rip, trace_callers, lossless)
+        return command(trace=recorded, **others)
+
+    made: Callable[..., Any] = with_trace
     for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+        made = option(made)
+    return made
 
 
-def trace_options(
+def _trace_options(
     path: Path | None, grade: str | None, rip: bool, callers: int | None, lossless: bool
 ) -> TraceOptions | None:
-    """
-    Return what the options of :func:`traced` say; None if there is to be no trace.
-
-    :raises UsageError: if options say how to record, but not where.
-    """
     if path is not None:
         return TraceOptions(path, Grade(grade or Grade.ALL), rip, callers or 0, lossless)
     about = {

@@ -21,13 +21,14 @@ from kvmsr.cli._console import access_log
 from kvmsr.cli._output import print_json
 from kvmsr.cli._parameters import LOG, NAME, OBSERVE, POLICY, STATE
 from kvmsr.cli._reload import RELOAD, expect_hangup, reloading
-from kvmsr.cli._tracing import served, trace_options, traced
+from kvmsr.cli._tracing import served, traced
 from kvmsr.errors import UsageError
 from kvmsr.policy import Policy
 from kvmsr.policy.file import load_policy
 from kvmsr.policy.selector import Ranges
 from kvmsr.session import RunResult
 from kvmsr.session.supervisor import supervise
+from kvmsr.trace import TraceOptions
 
 __all__ = ("command",)
 
@@ -70,11 +71,7 @@ def command(
     log: str,
     summary: str | None,
     state: Path | None,
-    trace: Path | None,
-    trace_grade: str | None,
-    trace_rip: bool,
-    trace_callers: int | None,
-    lossless: bool,
+    trace: TraceOptions | None,
     metrics: str | None,
     require: bool,
     reload: bool,
@@ -91,7 +88,6 @@ def command(
     """
     _refuse_option(vmm[0])
     _check_summary(summary)
-    recorded = trace_options(trace, trace_grade, trace_rip, trace_callers, lossless)
     expect_hangup(reload)
     rules = load_policy(policy) if policy else Policy()
     to_stdout = as_json and summary is None
@@ -105,7 +101,7 @@ def command(
             require=require,
             observe=observe,
             name=name,
-            trace=recorded,
+            trace=trace,
             timed=metrics is not None,
             output_to_stderr=to_stdout,
             witness=witness,

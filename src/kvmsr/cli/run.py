@@ -25,7 +25,7 @@ from kvmsr.cli._output import echo, print_json
 from kvmsr.cli._parameters import LOG, NAME, OBSERVE, POLICY, STATE, MemorySize
 from kvmsr.cli._progress import progress
 from kvmsr.cli._reload import RELOAD, expect_hangup, reloading, terminal_is_there
-from kvmsr.cli._tracing import served, trace_options, traced
+from kvmsr.cli._tracing import served, traced
 from kvmsr.cli._view import View, shown_live
 from kvmsr.errors import KvmsrError, UsageError
 from kvmsr.machine import Boot, Feature, Machine, MachineDriver, find_feature
@@ -38,6 +38,7 @@ from kvmsr.session import RunResult, kept_state, save_state
 from kvmsr.session.control import ControlServer
 from kvmsr.session.requests import About, Requests
 from kvmsr.session.supervisor import Witness, supervise
+from kvmsr.trace import TraceOptions
 
 __all__ = ("command", "run_guest")
 
@@ -135,11 +136,7 @@ def command(
     serial: str,
     log: str,
     state: Path | None,
-    trace: Path | None,
-    trace_grade: str | None,
-    trace_rip: bool,
-    trace_callers: int | None,
-    lossless: bool,
+    trace: TraceOptions | None,
     metrics: str | None,
     reload: bool,
     name: str,
@@ -157,7 +154,6 @@ def command(
     if live and as_json:
         raise UsageError("--live shows a table at the end, and --json is no table: leave one out")
     timeout = to_seconds(timeout, "--timeout")
-    recorded = trace_options(trace, trace_grade, trace_rip, trace_callers, lossless)
     boot = Boot(image, append, initrd, bios, None if mode is None else int(mode))
     expect_hangup(reload)
     rules = (load_policy(policy) if policy else Policy()).observing(observe)
@@ -184,7 +180,7 @@ def command(
             cpus=cpus,
             memory=memory,
             hidden=hidden,
-            trace=recorded,
+            trace=trace,
             metrics=metrics,
         )
     return result.exit_status

@@ -16,12 +16,13 @@ import click
 from kvmsr.attach import find_vmm
 from kvmsr.cli._parameters import NAME, OBSERVE, POLICY
 from kvmsr.cli._reload import RELOAD
-from kvmsr.cli._tracing import trace_options, trace_words, traced
+from kvmsr.cli._tracing import trace_words, traced
 from kvmsr.errors import UsageError
 from kvmsr.files import read_regular
 from kvmsr.policy.file import load_policy
 from kvmsr.policy.selector import Ranges
 from kvmsr.session import kept_state
+from kvmsr.trace import TraceOptions
 
 __all__ = ("command",)
 
@@ -81,11 +82,7 @@ def command(
     log: str | None,
     summary: str | None,
     state: str | None,
-    trace: Path | None,
-    trace_grade: str | None,
-    trace_rip: bool,
-    trace_callers: int | None,
-    lossless: bool,
+    trace: TraceOptions | None,
     metrics: str | None,
     require: bool,
     reload: bool,
@@ -109,9 +106,8 @@ def command(
     for option, file in (("--log", log), ("--summary", summary), ("--state", state)):
         if file is not None:
             options += [option, _absolute(option, file)]
-    recorded = trace_options(trace, trace_grade, trace_rip, trace_callers, lossless)
-    if recorded is not None:
-        options += ["--trace", _absolute("--trace", str(trace)), *trace_words(recorded)]
+    if trace is not None:
+        options += ["--trace", _absolute("--trace", str(trace.path)), *trace_words(trace)]
     if observe:
         options += ["--observe", ",".join(f"{first:#x}-{last:#x}" for first, last in observe)]
     options += ["--metrics", metrics] if metrics else []

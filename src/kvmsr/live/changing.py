@@ -8,6 +8,7 @@ it went.
 """
 
 import threading
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,9 @@ class ChangingApp(App[None]):
         self._policy_text = ""  # as of the last change made here
 
     @property
+    @abstractmethod
     def selected(self) -> Line | None:
         """Return the line of the MSR that is selected; None if there is none."""
-        raise NotImplementedError
 
     def said_of_selected(self) -> dict[str, Any] | None:
         """Return what the run said about the MSR that is selected, if it has."""
