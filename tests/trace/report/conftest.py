@@ -59,9 +59,13 @@ def chromium():
     return {"executable_path": str(binary), "env": environment}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """Return Chromium."""
+    """Return Chromium.
+
+    One per module: while playwright runs, its event loop counts as running in this thread, and
+    asyncio.run() of the next module's tests would be refused.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     with playwright.sync_playwright() as running:
         found = running.chromium.launch(**chromium())
