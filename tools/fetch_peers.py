@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """
 Fetch the real programs that the tests and the demo run against: Debian's cloud kernel, SeaBIOS,
-busybox, QEMU, and Chromium to look at reports. Each comes as a Debian package and is unpacked into
-a folder of its own; nothing is installed, nothing outside that folder is touched, and no rights are
-needed. What cannot be had is named with the reason: tests that need it are skipped, or, with
-KVMSR_REQUIRE_PEERS=1, this exits with status 1.
+busybox, QEMU, tools that check tables, other guests, and Chromium to look at reports. Each comes as
+a Debian package and is unpacked into a folder of its own; nothing is installed, nothing outside
+that folder is touched, and no rights are needed. What cannot be had is named with the reason:
+tests that need it are skipped, or, with KVMSR_REQUIRE_PEERS=1, this exits with status 1.
 
-    tools/fetch_peers.py FOLDER [kernel] [seabios] [busybox] [qemu] [chromium]
+    tools/fetch_peers.py FOLDER [NAME…]
 """
 
 import os
@@ -36,6 +36,7 @@ PEERS = {
         ["boot/vmlinuz-*", "**/kvm-amd.ko*"],
     ),
     "seabios": (["seabios"], ["./usr/share/seabios"], ["usr/share/seabios/bios.bin"]),
+    "acpica": (["acpica-tools"], ["*bin/iasl"], ["usr/bin/iasl"]),
     "busybox": (["busybox-static"], ["*bin/busybox"], ["**/busybox"]),
     "qemu": (["qemu-system-x86"], [], ["usr/bin/qemu-system-x86_64"]),
     "chromium": (["chromium"], [], ["usr/lib/chromium/chromium"]),

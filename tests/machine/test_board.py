@@ -342,6 +342,8 @@ def test_acpi_power_management():
     assert (pm.read(0x600, 2), pm.read(0x602, 2)) == (0, 0x100)
     pm.write(0x604, 2, 1)
     assert said == []
+    pm.write(0x604, 2, 0x2401)  # a sleep type that the DSDT does not have
+    assert said == []
     pm.write(0x604, 2, 0x2001)
     assert said == ["off"]
 

@@ -146,7 +146,7 @@ class Machine:
                 output if debug_output is None else debug_output,
                 self._debug_exit,
                 lambda what: self.end(End(EndKind.RESET, 0, f"the guest reset itself by {what}")),
-                lambda: self.end(End(EndKind.SHUTDOWN, 0, "the guest turned itself off")),
+                lambda: self.end(End(EndKind.POWEROFF, 0, "the guest turned itself off")),
             )
             self.board = Board(self.vm, self.layout, cpus, events)
         except BaseException:

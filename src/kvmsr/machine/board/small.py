@@ -126,7 +126,7 @@ class AcpiPm:
 
     Source: ACPI 6.5, section 4.8.3.
 
-    :param power_off: called when the guest enters a sleep state; the only one is "off".
+    :param power_off: called when the guest enters S5, the only sleep state.
     :param clock_ns: returns the time in nanoseconds.
     """
 
@@ -137,6 +137,9 @@ class AcpiPm:
     TIMER_HZ = 3_579_545
     SCI_ENABLE = 1
     SLEEP_ENABLE = 1 << 13
+    SLEEP_TYPE = 7 << 10
+    OFF = 0
+    """The sleep type of S5, as in QEMU's PIIX4, whose ports these are, too."""
 
     def __init__(self, power_off: Callable[[], None], clock_ns: Callable[[], int]) -> None:
         self._power_off = power_off
@@ -155,7 +158,8 @@ class AcpiPm:
 
     def write(self, address: int, size: int, value: int) -> None:
         """Write a register."""
-        if address == self.CONTROL and value & self.SLEEP_ENABLE:
-            self._power_off()
+        if address == self.CONTROL:
+            if value & self.SLEEP_ENABLE and (value & self.SLEEP_TYPE) >> 10 == self.OFF:
+                self._power_off()
         elif address == self.BASE + 2:
             self._enabled_events = value & 0xFFFF
