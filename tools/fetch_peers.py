@@ -38,6 +38,7 @@ PEERS = {
     "seabios": (["seabios"], ["./usr/share/seabios"], ["usr/share/seabios/bios.bin"]),
     "acpica": (["acpica-tools"], ["*bin/iasl"], ["usr/bin/iasl"]),
     "busybox": (["busybox-static"], ["*bin/busybox"], ["**/busybox"]),
+    "memtest": (["memtest86+"], ["./boot"], ["boot/memtest86+x64.bin", "boot/memtest86+ia32.bin"]),
     "qemu": (["qemu-system-x86"], [], ["usr/bin/qemu-system-x86_64"]),
     "chromium": (["chromium"], [], ["usr/lib/chromium/chromium"]),
 }

@@ -1,13 +1,17 @@
 """What kvmsr's own machine boots, beside QEMU's TCG: each guest gets as far here as there."""
 
+import os
+import re
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from kvmsr.machine.probe import probe
-from tests.command import run_guest
-from tests.conftest import kvm_missing, peer
+from tests.command import KVMSR, run_guest
+from tests.conftest import kvm_missing, need, peer
 from tests.nested.archive import Archive
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
@@ -43,15 +47,15 @@ def initrd(folder, script, *files):
     return folder / "initrd"
 
 
+TCG = """-nodefaults -accel tcg -m 512 -no-reboot -display none""".split()
+
+
 def tcg(qemu, *words, timeout=120):
     """Run a guest under QEMU's TCG to its end; return what it sent."""
-    command = [
-        *qemu, "-nodefaults", "-accel", "tcg", "-m", "512", "-no-reboot", "-display", "none",
-        "-serial", "stdio", *map(str, words),
-    ]  # fmt: skip
     done = subprocess.run(
-        command, capture_output=True, stdin=subprocess.DEVNULL, timeout=timeout, check=False
-    )
+        [*qemu, *TCG, "-serial", "stdio", *map(str, words)],
+        capture_output=True, stdin=subprocess.DEVNULL, timeout=timeout, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.decode(errors="replace").replace("\r", "")
 
@@ -73,3 +77,84 @@ def test_linux_turns_the_machine_off(backend, kernel, qemu, tmp_path):
     assert "ACPI: PM: (supports S0 S5)" in console
     theirs = tcg(qemu, "-kernel", kernel, "-initrd", disk, "-append", "console=ttyS0")
     assert last_message(theirs) == last_message(console)
+
+
+def sent_until(start, text, serial, command, timeout=100):
+    """Run a guest that does not end by itself until it has sent *text*; return what it sent."""
+    running = start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + timeout
+    console = ""
+    while text not in console and running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+        console = serial.read_text(errors="replace") if serial.exists() else ""
+    running.send_signal(signal.SIGTERM)
+    said, _ = running.communicate(timeout=20)
+    assert text in console, said.decode(errors="replace") + console
+    return console
+
+
+def on_the_screen(console):
+    """Return the words that a guest has put on a terminal, by the place where they begin."""
+    pieces = re.findall(r"\x1b\[(\d+;\d+)H((?:\x1b\[\d*m|[^\x1b])*)", console)
+    return {place: re.sub(r"\x1b\[\d*m", "", text).strip() for place, text in pieces}
+
+
+@pytest.mark.parametrize("bits", ["x64", "ia32"])
+def test_memtest86_reaches_its_testing_screen(backend, bits, qemu, start, tmp_path):
+    """By the 64-bit and by the 32-bit boot protocol; there is no compressed kernel inside."""
+    image = peer("memtest", f"boot/memtest86+{bits}.bin")
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    line, last = "console=ttyS0,115200", "<ESC> Exit"
+    here = sent_until(
+        start, last, ours,
+        [*KVMSR, "run", "--backend", backend, image, "--memory", "512M", "--append", line,
+         "--serial", ours],
+    )  # fmt: skip
+    there = sent_until(
+        start, last, theirs,
+        [*qemu, *TCG, "-serial", f"file:{theirs}", "-kernel", image, "-append", line],
+    )  # fmt: skip
+    assert "Memtest86+" in here
+    assert "Status: Testing" in here
+    assert re.search(r"Memory *: +512MB ", here)
+    assert on_the_screen(here).keys() == on_the_screen(there).keys()
+
+
+FIRST_PROGRAM = """
+.globl _start
+_start:
+    mov $4, %eax            # write
+    mov $1, %ebx
+    mov $words, %ecx
+    mov $end - words, %edx
+    int $0x80
+    mov $88, %eax           # reboot
+    mov $0xfee1dead, %ebx
+    mov $672274793, %ecx
+    mov $0x4321fedc, %edx   # power off
+    int $0x80
+words: .ascii "32-bit code in user space\\n"
+end:
+"""
+
+
+def test_a_32_bit_kernel_runs_to_power_off(backend, qemu, tmp_path):
+    kernel = os.environ.get("KVMSR_KERNEL_686")
+    if not kernel:
+        pytest.skip("needs KVMSR_KERNEL_686, the bzImage of Debian's linux-image-686 (i386)")
+    source, code, program, disk = (tmp_path / name for name in ("s", "o", "init", "initrd"))
+    source.write_text(FIRST_PROGRAM)
+    subprocess.run([need("as"), "--32", "-o", code, source], check=True)
+    subprocess.run([need("ld"), "-m", "elf_i386", "-o", program, code], check=True)
+    archive = Archive()
+    archive.copy(program, Path("/init"))
+    disk.write_bytes(archive.finish())
+    report, console = run_guest(
+        tmp_path, kernel, "--memory", "512M", "--initrd", disk, "--timeout", "250",
+        "--append", "console=ttyS0", backend=backend,
+    )  # fmt: skip
+    theirs = tcg(qemu, "-kernel", kernel, "-initrd", disk, "-append", "console=ttyS0")
+    for sent in (console, theirs):
+        assert "\n32-bit code in user space\n" in sent
+        assert last_message(sent) == "reboot: Power down"
+    assert report["exit"]["kind"] == "poweroff"
