@@ -39,6 +39,7 @@ PEERS = {
     "acpica": (["acpica-tools"], ["*bin/iasl"], ["usr/bin/iasl"]),
     "busybox": (["busybox-static"], ["*bin/busybox"], ["**/busybox"]),
     "memtest": (["memtest86+"], ["./boot"], ["boot/memtest86+x64.bin", "boot/memtest86+ia32.bin"]),
+    "dmidecode": (["dmidecode"], ["*bin/dmidecode"], ["usr/sbin/dmidecode"]),
     "qemu": (["qemu-system-x86"], [], ["usr/bin/qemu-system-x86_64"]),
     "chromium": (["chromium"], [], ["usr/lib/chromium/chromium"]),
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kvmsr import __version__
 from kvmsr.machine.probe import probe
 from tests.command import KVMSR, run_guest
 from tests.conftest import kvm_missing, need, peer
@@ -77,6 +78,31 @@ def test_linux_turns_the_machine_off(backend, kernel, qemu, tmp_path):
     assert "ACPI: PM: (supports S0 S5)" in console
     theirs = tcg(qemu, "-kernel", kernel, "-initrd", disk, "-append", "console=ttyS0")
     assert last_message(theirs) == last_message(console)
+
+
+def test_linux_and_dmidecode_find_what_the_machine_is(backend, kernel, tmp_path):
+    tool = peer("dmidecode", "usr/sbin/dmidecode")
+    needed = subprocess.run([need("ldd"), tool], capture_output=True, text=True, check=True).stdout
+    libraries = map(Path, re.findall(r"/\S+\.so\S*", needed))
+    script = f"{tool}\n/bin/busybox poweroff -f\n"
+    _, console = run_guest(
+        tmp_path, kernel, "--memory", "512M", "--cpus", "2", "--timeout", "100",
+        "--initrd", initrd(tmp_path, script, tool, *libraries),
+        "--append", "console=ttyS0",
+        backend=backend,
+    )  # fmt: skip
+    assert "SMBIOS 3.0.0 present." in console
+    assert f"DMI: kvmsr machine, BIOS {__version__} 01/01/2026" in console
+    lines = [line.strip() for line in console.splitlines()]
+    for expected in (
+        "System is a virtual machine",
+        "Product Name: machine",
+        "Core Count: 2",
+        "Maximum Capacity: 512 MB",
+        "Size: 512 MB",
+        "Status: No errors detected",
+    ):
+        assert expected in lines
 
 
 def sent_until(start, text, serial, command, timeout=100):

@@ -11,6 +11,7 @@ What is where in guest-physical memory::
     0x0008bc00  multiboot or PVH information, unless the image itself is there
     0x0009fc00  end of conventional memory
     0x000e0000  ACPI tables, or the last 128 KiB of a BIOS image
+    0x000ff000  SMBIOS, unless there is a BIOS image
     0x00100000  RAM, up to 3 GiB
     0xfec00000  IOAPIC and local APICs, by KVM
     0xfeffc000  four pages that KVM needs on some Intel hosts
@@ -36,6 +37,7 @@ __all__ = (
     "INFO_SIZE",
     "LOW_LIMIT",
     "PAGE_TABLES",
+    "SMBIOS",
     "STACK",
     "TSS_PAGES",
     "Layout",
@@ -51,6 +53,7 @@ COMMAND_LINE: Final = 0x20000
 STACK: Final = 0x80000
 EBDA: Final = 0x9FC00
 ACPI_BASE: Final = 0xE0000
+SMBIOS: Final = 0xFF000
 FLAT_32: Final = 0x100000
 LOW_LIMIT: Final = 0xC0000000
 IDENTITY_MAP: Final = 0xFEFFC000
@@ -90,6 +93,11 @@ class Layout:
             )
         low = min(memory, LOW_LIMIT)
         return cls(low, memory - low)
+
+    @property
+    def size(self) -> int:
+        """Return the number of bytes of RAM."""
+        return self.low_size + self.high_size
 
     def e820(self) -> list[tuple[int, int, int]]:
         """Return the memory map: start, size and type (1 RAM, 2 reserved), in ascending order."""

@@ -17,7 +17,6 @@ from kvmsr.backend import Backend, Memory
 from kvmsr.dispatch import Outcome, Sink
 from kvmsr.errors import HostError, UsageError
 from kvmsr.kvm import Kvm, Vcpu, Vm
-from kvmsr.machine import acpi
 from kvmsr.machine.arguments import (
     StrPath,
     refuse_unless,
@@ -33,9 +32,10 @@ from kvmsr.machine.choice import choose_backend
 from kvmsr.machine.cpuid import Feature, guest_cpuid, to_features
 from kvmsr.machine.cpustate import apply_start
 from kvmsr.machine.diagnose import where
+from kvmsr.machine.firmware import stand_in, tell
 from kvmsr.machine.gate import Gate
 from kvmsr.machine.interrupts import interrupt_routes
-from kvmsr.machine.layout import ACPI_BASE, FOUR_GIB, IDENTITY_MAP, TSS_PAGES, Layout
+from kvmsr.machine.layout import FOUR_GIB, IDENTITY_MAP, TSS_PAGES, Layout
 from kvmsr.machine.loaders import Boot, Guest, Loaded, load
 from kvmsr.machine.vcpu import VcpuThread
 from kvmsr.policy import Access, Policy
@@ -232,11 +232,11 @@ class Machine:
         """
         remedy = f"give a Boot: Boot({short(boot)})"
         refuse_unless(isinstance(boot, Boot), "boot", boot, remedy)
-        rsdp = 0
+        rsdp, about = 0, (self.layout, len(self.vcpus), self.vcpus[0].get_cpuid2())
         if boot.bios is None:
-            tables = acpi.build_tables(ACPI_BASE, len(self.vcpus))
-            self.vm.memory_at(ACPI_BASE, len(tables))[:] = tables
-            rsdp = ACPI_BASE
+            rsdp = stand_in(self.vm, *about)
+        else:
+            tell(self.board.fwcfg, *about)
         self._loaded = load(Guest(self.vm, self.layout, rsdp), boot)
         self._image = str(boot.image or boot.bios)
         apply_start(self.vm, self.vcpus[0], self._loaded.start)

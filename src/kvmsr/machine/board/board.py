@@ -49,6 +49,7 @@ class Board:
     Devices on a bus. One exit is handled at a time.
 
     :ivar uart: the serial line, which takes input.
+    :ivar fwcfg: what firmware asks about the machine.
     """
 
     def __init__(self, vm: Vm, layout: Layout, cpus: int, events: BoardEvents) -> None:
@@ -69,8 +70,8 @@ class Board:
         bus.add_ports(0xF4, 4, leave, bytewise=False)
         bus.add_ports(0x501, 1, leave, bytewise=False)
         bus.add_ports(0xCF8, 8, small.PciConfig(events.reset), bytewise=False)
-        fwcfg = FwCfg(layout.low_size + layout.high_size, cpus, layout.e820(), vm.memory_at)
-        bus.add_ports(0x510, 12, fwcfg, bytewise=False)
+        self.fwcfg = FwCfg(layout.size, cpus, layout.e820(), vm.memory_at)
+        bus.add_ports(0x510, 12, self.fwcfg, bytewise=False)
         # The VM's clock: if time is virtual, the PM timer agrees with the guest's other timers.
         pm = small.AcpiPm(events.power_off, lambda: int(vm.get_clock().clock))
         bus.add_ports(pm.BASE, pm.LENGTH, pm, bytewise=False)
