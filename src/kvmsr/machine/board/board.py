@@ -14,8 +14,10 @@ from kvmsr.kvm import Vm
 from kvmsr.kvm.exits import IoIn, IoOut, MmioRead, MmioWrite
 from kvmsr.machine.board import small, testdev
 from kvmsr.machine.board.bus import Bus
+from kvmsr.machine.board.chipset import add_chipset
 from kvmsr.machine.board.cmos import Cmos
 from kvmsr.machine.board.fwcfg import FwCfg
+from kvmsr.machine.board.pci import WINDOW_BASE, WINDOW_END, PciBus
 from kvmsr.machine.board.uart import Uart
 from kvmsr.machine.layout import Layout
 
@@ -46,8 +48,10 @@ class BoardEvents:
 
 class Board:
     """
-    Devices on a bus. One exit is handled at a time.
+    Devices on a bus. One access to a port is handled at a time; what decodes memory looks after
+    itself, so that a device that takes long does not hold up other vCPUs.
 
+    :ivar pci: the PCI bus.
     :ivar uart: the serial line, which takes input.
     """
 
@@ -68,7 +72,10 @@ class Board:
         leave = small.DebugExit(events.debug_exit)
         bus.add_ports(0xF4, 4, leave, bytewise=False)
         bus.add_ports(0x501, 1, leave, bytewise=False)
-        bus.add_ports(0xCF8, 8, small.PciConfig(events.reset), bytewise=False)
+        self.pci = pci = PciBus(events.reset)
+        add_chipset(pci)
+        bus.add_ports(0xCF8, 8, pci.ports, bytewise=False)
+        bus.add_region(WINDOW_BASE, WINDOW_END - WINDOW_BASE, pci.memory)
         fwcfg = FwCfg(layout.low_size + layout.high_size, cpus, layout.e820(), vm.memory_at)
         bus.add_ports(0x510, 12, fwcfg, bytewise=False)
         # The VM's clock: if time is virtual, the PM timer agrees with the guest's other timers.
@@ -82,12 +89,13 @@ class Board:
 
     def serve(self, exit_: IoIn | IoOut | MmioRead | MmioWrite) -> None:
         """Handle a port or memory exit."""
-        with self._lock:
-            if isinstance(exit_, IoOut):
-                self._bus.port_out(exit_)
-            elif isinstance(exit_, IoIn):
-                self._bus.port_in(exit_)
-            elif isinstance(exit_, MmioRead):
-                self._bus.memory_read(exit_)
-            else:
-                self._bus.memory_write(exit_)
+        if isinstance(exit_, MmioRead):
+            self._bus.memory_read(exit_)
+        elif isinstance(exit_, MmioWrite):
+            self._bus.memory_write(exit_)
+        else:
+            with self._lock:
+                if isinstance(exit_, IoOut):
+                    self._bus.port_out(exit_)
+                else:
+                    self._bus.port_in(exit_)
