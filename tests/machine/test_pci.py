@@ -30,8 +30,8 @@ class Ports:
     """A bus as the guest's driver sees it, by mechanism #1."""
 
     def __init__(self):
-        self.resets = []
-        self.bus = PciBus(self.resets.append)
+        self.resets, self.lines = [], []
+        self.bus = PciBus(self.resets.append, lambda line, level: self.lines.append((line, level)))
 
     def read(self, slot, offset, size, function=0):
         self.bus.ports.write(0xCF8, 4, 1 << 31 | slot << 11 | function << 8 | offset & 0xFC)
@@ -60,7 +60,7 @@ def test_the_header_by_bytes_words_and_dwords(ports, card):
     assert ports.read(5, 2, 2) == 0x5678
     assert [ports.read(5, 8 + n, 1) for n in range(4)] == [4, 3, 2, 1]
     assert ports.read(5, 0x2C, 4) == 0xDEF09ABC
-    assert ports.read(5, 0x3C, 2) == 0x0100
+    assert ports.read(5, 0x3C, 2) == 0x010B
     ports.write(5, 0, 4, 0)
     ports.write(5, 0x3D, 1, 3)
     ports.write(5, 0x3C, 1, 7)

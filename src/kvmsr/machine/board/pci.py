@@ -13,9 +13,10 @@ A function decodes 32-bit memory, in BARs that the guest may move. None has port
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
-from kvmsr.errors import BrokenInvariantError
+from kvmsr.errors import BrokenInvariantError, UsageError
 from kvmsr.machine.board.bus import Device
 
 __all__ = ("Bar", "Function", "Identity", "PciBus", "intx_line")
@@ -92,6 +93,8 @@ class Function:
         self._next = _FIRST_CAPABILITY
         self._last_link = _CAPABILITIES
         self._watchers: list[Callable[[], None]] = []
+        self._wants_intx = False
+        self._assert_intx: Callable[[bool], None] = lambda level: None
         self.set(_VENDOR, 2, identity.vendor)
         self.set(_VENDOR + 2, 2, identity.device)
         self.set(_COMMAND, 2, 0, writable=_COMMAND_BITS)
@@ -147,6 +150,7 @@ class Function:
         mask = int.from_bytes(self._writable[offset : offset + size], "little")
         merged = self.get(offset, size) & ~mask | value & mask
         self._bytes[offset : offset + size] = merged.to_bytes(size, "little")
+        self.set_intx(self._wants_intx)  # the command register may say otherwise now
         for changed in self._watchers:
             changed()
 
@@ -155,15 +159,23 @@ class Function:
         """Whether the command register lets its BARs decode."""
         return bool(self.get(_COMMAND, 2) & _MEMORY_SPACE)
 
-    @property
-    def may_raise_intx(self) -> bool:
-        """Whether the command register lets it assert its interrupt pin."""
-        return not self.get(_COMMAND, 2) & _INTX_OFF
-
-    def show_intx(self, pending: bool) -> None:
-        """Show in the status register whether an interrupt is pending."""
+    def set_intx(self, pending: bool) -> None:
+        """Assert INTA#, if the command register lets it, or deassert it."""
+        self._wants_intx = pending
         status = self.get(_STATUS, 2) & ~_INTX_PENDING
-        self.set(_STATUS, 2, status | (_INTX_PENDING if pending else 0))
+        self._bytes[_STATUS] = status & 0xFF | (_INTX_PENDING if pending else 0)
+        self._assert_intx(pending and not self.get(_COMMAND, 2) & _INTX_OFF)
+
+    def connect(self, line: int, assert_intx: Callable[[bool], None]) -> None:
+        """
+        Connect its interrupt pin.
+
+        :param line: the interrupt line behind it, which the guest may read, as firmware notes it.
+        :param assert_intx: called with the level that it gives the pin.
+        """
+        self._assert_intx = assert_intx
+        if self.get(_PIN, 1):
+            self.set(_LINE, 1, line, writable=0xFF)
 
     def base(self, bar: Bar) -> int:
         """Return where the guest has put *bar*."""
@@ -174,26 +186,24 @@ class Function:
         self.write_config(_BARS + 4 * bar.number, 4, address)
         self.write_config(_COMMAND, 2, self.get(_COMMAND, 2) | _MEMORY_SPACE)
 
-    def wire(self, line: int) -> None:
-        """Note to which interrupt line its pin goes, as firmware does."""
-        self.set(_LINE, 1, line, writable=0xFF)
-
 
 class PciBus:
     """
     Bus 0: ports 0xcf8 to 0xcff, and memory from :data:`WINDOW_BASE` to :data:`WINDOW_END`.
 
     :param reset: called when the guest sets bit 2 of port 0xcf9, the reset register.
+    :param set_irq: called with number and level of an interrupt line.
     """
 
-    def __init__(self, reset: Callable[[str], None]) -> None:
+    def __init__(self, reset: Callable[[str], None], set_irq: Callable[[int, bool], None]) -> None:
         self._reset = reset
+        self._lines = {line: _Line(partial(set_irq, line)) for line in INTX_LINES}
         self._address = 0
         self._functions: dict[tuple[int, int], Function] = {}
         self._decoded: tuple[tuple[int, int, Device], ...] = ()
         self._lock = threading.Lock()
-        self.ports = _Ports(self)
-        self.memory = _Memory(self)
+        self.ports = PciPorts(self)
+        self.memory = PciMemory(self)
 
     def add(self, slot: int, function: Function, number: int = 0) -> None:
         """
@@ -210,13 +220,25 @@ class PciBus:
             first = self._functions[slot, 0]
             first.set(_HEADER_TYPE, 1, _MULTIPLE_FUNCTIONS)
         function.watch(self._map)
+        line = intx_line(slot)
+        function.connect(line, partial(self._lines[line].drive, place))
+
+    def add_next(self, function: Function) -> None:
+        """
+        Put *function* into the first slot that is free.
+
+        :raises UsageError: if there is none.
+        """
+        for slot in range(FIRST_SLOT, SLOTS):
+            if (slot, 0) not in self._functions:
+                self.add(slot, function)
+                return
+        raise UsageError(f"too many devices: the PCI bus has {SLOTS - FIRST_SLOT} slots for them")
 
     def assign(self) -> None:
-        """Give the functions addresses and interrupt lines, as firmware does."""
+        """Give the functions addresses, as firmware does."""
         address = WINDOW_END
-        for (slot, _), function in self._functions.items():
-            if function.get(_PIN, 1):
-                function.wire(intx_line(slot))
+        for function in self._functions.values():
             for bar in function.bars:
                 address = (address - bar.size) & -bar.size
                 function.place(bar, address)
@@ -268,21 +290,51 @@ class PciBus:
         return None if function is None else (function, offset)
 
 
-class _Ports:
-    def __init__(self, bus: PciBus) -> None:
-        self.read = bus.read_port
-        self.write = bus.write_port
+class _Line:
+    """An interrupt line that several pins share: it is asserted while one of them is."""
+
+    def __init__(self, set_level: Callable[[bool], None]) -> None:
+        self._set_level = set_level
+        self._lock = threading.Lock()
+        self._asserted: set[tuple[int, int]] = set()
+
+    def drive(self, place: tuple[int, int], level: bool) -> None:
+        """Let the pin of the function at *place* have a level."""
+        with self._lock:
+            before = bool(self._asserted)
+            (self._asserted.add if level else self._asserted.discard)(place)
+            if before != bool(self._asserted):
+                self._set_level(not before)
 
 
-class _Memory:
+class PciPorts:
+    """The configuration ports of a bus, as a device."""
+
     def __init__(self, bus: PciBus) -> None:
         self._bus = bus
 
     def read(self, address: int, size: int) -> int:
+        """Read one of them."""
+        return self._bus.read_port(address, size)
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """Write one of them."""
+        self._bus.write_port(address, size, value)
+
+
+class PciMemory:
+    """The window for memory, as a device."""
+
+    def __init__(self, bus: PciBus) -> None:
+        self._bus = bus
+
+    def read(self, address: int, size: int) -> int:
+        """Read from what decodes the address; all ones if nothing does."""
         found = self._bus.find(address, size)
         return -1 if found is None else found[0].read(found[1], size)
 
     def write(self, address: int, size: int, value: int) -> None:
+        """Write to what decodes the address."""
         found = self._bus.find(address, size)
         if found is not None:
             found[0].write(found[1], size, value)
