@@ -3,13 +3,14 @@
 ACPI tables
 -----------
 
-The tables from which an operating system learns about interrupt controllers, power-off and the PM
-timer: RSDP, XSDT, FADT, FACS, MADT and DSDT. Source: ACPI 6.5, chapter 5.
+The tables from which an operating system learns about interrupt controllers, power-off, the PM
+timer and the PCI bus: RSDP, XSDT, FADT, FACS, MADT and DSDT. Source: ACPI 6.5, chapter 5.
 """
 
 import struct
 from typing import Final
 
+from kvmsr.machine.aml import pci_root, sleep_off
 from kvmsr.machine.board.small import AcpiPm
 
 __all__ = ("build_tables",)
@@ -51,7 +52,7 @@ def build_tables(base: int, cpus: int) -> bytes:
         return address
 
     facs = place(_facs())
-    dsdt = place(_sdt(b"DSDT", 2, _s5()))
+    dsdt = place(_sdt(b"DSDT", 2, sleep_off(AcpiPm.OFF) + pci_root()))
     fadt = place(_fadt(facs, dsdt))
     madt = place(_madt(cpus))
     xsdt = place(_sdt(b"XSDT", 1, struct.pack("<QQ", fadt, madt)))
@@ -81,18 +82,6 @@ def _sdt(signature: bytes, revision: int, body: bytes) -> bytes:
 
 def _facs() -> bytes:
     return struct.pack("<4sI24xB31x", b"FACS", 64, 2)
-
-
-def _s5() -> bytes:
-    """
-    Return ``Name (\\_S5, Package () {type, type, 0, 0})`` in AML: how to turn the machine off.
-
-    Source: ACPI 6.5, sections 7.4.2 and 20.2.
-    """
-    name, package, byte = b"\x08", b"\x12", b"\x0a"
-    elements = b"".join(byte + bytes((value,)) for value in (AcpiPm.OFF, AcpiPm.OFF, 0, 0))
-    body = b"\x04" + elements  # four elements
-    return name + b"\\_S5_" + package + bytes((1 + len(body),)) + body
 
 
 def _register(bits: int, access: int, address: int) -> bytes:

@@ -3,15 +3,18 @@
 In place of firmware
 --------------------
 
-What firmware tells an operating system about the machine. A kernel that is started without any
-finds it in memory; a firmware image is told by fw_cfg, and tells in its own words.
+What firmware does before it starts an operating system, and what it tells it about the machine. A
+kernel that is started without any finds all that done. A firmware image is told by fw_cfg, and does
+and tells in its own way.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
-from kvmsr.kvm import CpuidTable, Vm
+from kvmsr.kvm import Vcpu, Vm
 from kvmsr.machine import acpi, smbios
-from kvmsr.machine.board.fwcfg import FwCfg
+from kvmsr.machine.board import Board
+from kvmsr.machine.cpustate import enable_mtrrs
 from kvmsr.machine.layout import ACPI_BASE, SMBIOS, Layout
 
 __all__ = ("stand_in", "tell")
@@ -19,23 +22,26 @@ __all__ = ("stand_in", "tell")
 _POINT_SIZE: Final = 32  # SMBIOS' entry point has 24 bytes, and is aligned to 16
 
 
-def stand_in(vm: Vm, layout: Layout, cpus: int, cpuid: CpuidTable) -> int:
-    """
-    Put into memory what firmware leaves there, and return the address of the RSDP.
-
-    :param cpuid: CPUID of the first vCPU.
-    """
-    tables = acpi.build_tables(ACPI_BASE, cpus)
+def stand_in(vm: Vm, vcpus: Sequence[Vcpu], layout: Layout, board: Board) -> int:
+    """Do what firmware does, and return the address of the RSDP."""
+    board.set_up()
+    enable_mtrrs(vcpus)
+    tables = acpi.build_tables(ACPI_BASE, len(vcpus))
     vm.memory_at(ACPI_BASE, len(tables))[:] = tables
-    structures = smbios.build_structures(layout.size, cpus, cpuid, firmware=True)
+    structures = _structures(vcpus, layout, firmware=True)
     point = smbios.entry_point(SMBIOS + _POINT_SIZE, structures)
     described = point.ljust(_POINT_SIZE, b"\0") + structures
     vm.memory_at(SMBIOS, len(described))[:] = described
     return ACPI_BASE
 
 
-def tell(fwcfg: FwCfg, layout: Layout, cpus: int, cpuid: CpuidTable) -> None:
+def tell(vcpus: Sequence[Vcpu], layout: Layout, board: Board) -> None:
     """Give a firmware image what it cannot find out by itself."""
-    structures = smbios.build_structures(layout.size, cpus, cpuid, firmware=False)
-    fwcfg.add_file("etc/smbios/smbios-anchor", smbios.entry_point(0, structures))
-    fwcfg.add_file("etc/smbios/smbios-tables", structures)
+    structures = _structures(vcpus, layout, firmware=False)
+    board.fwcfg.add_file("etc/smbios/smbios-anchor", smbios.entry_point(0, structures))
+    board.fwcfg.add_file("etc/smbios/smbios-tables", structures)
+
+
+def _structures(vcpus: Sequence[Vcpu], layout: Layout, *, firmware: bool) -> bytes:
+    cpuid = vcpus[0].get_cpuid2()
+    return smbios.build_structures(layout.size, len(vcpus), cpuid, firmware=firmware)

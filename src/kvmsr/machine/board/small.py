@@ -3,12 +3,12 @@
 Small devices
 -------------
 
-The debug console, the debug exit, ways to reset and power off, and a PCI bus without devices.
+The debug console, the debug exit, and ways to reset and power off.
 """
 
 from collections.abc import Callable
 
-__all__ = ("AcpiPm", "DebugConsole", "DebugExit", "KeyboardController", "PciConfig", "Port92")
+__all__ = ("AcpiPm", "DebugConsole", "DebugExit", "KeyboardController", "Port92")
 
 
 class DebugConsole:
@@ -93,31 +93,6 @@ class Port92:
         """Handle a write; bit 0 resets."""
         if value & 1:
             self._reset("port 0x92")
-
-
-class PciConfig:
-    """
-    PCI configuration ports of a bus without devices, and the reset register between them.
-
-    :param reset: called when the guest sets bit 2 of port 0xcf9.
-    """
-
-    def __init__(self, reset: Callable[[str], None]) -> None:
-        self._reset = reset
-        self._address = 0
-
-    def read(self, address: int, size: int) -> int:
-        """Return the address register, or all ones for "no such device"."""
-        if address == 0xCF8 and size == 4:
-            return self._address
-        return 0 if address == 0xCF9 else (1 << 8 * size) - 1
-
-    def write(self, address: int, size: int, value: int) -> None:
-        """Set the address register, or reset by bit 2 of the byte at 0xcf9."""
-        if address == 0xCF8 and size == 4:
-            self._address = value
-        elif address == 0xCF9 and size == 1 and value & 4:
-            self._reset("port 0xcf9")
 
 
 class AcpiPm:
