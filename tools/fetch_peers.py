@@ -41,6 +41,7 @@ PEERS = {
     "memtest": (["memtest86+"], ["./boot"], ["boot/memtest86+x64.bin", "boot/memtest86+ia32.bin"]),
     "dmidecode": (["dmidecode"], ["*bin/dmidecode"], ["usr/sbin/dmidecode"]),
     "qemu": (["qemu-system-x86"], [], ["usr/bin/qemu-system-x86_64"]),
+    "xen": (["xen-system-amd64"], ["./boot"], ["boot/xen-4*.gz"]),
     "chromium": (["chromium"], [], ["usr/lib/chromium/chromium"]),
 }
 
@@ -124,7 +125,7 @@ def complaint(errors: str) -> str:
 def resolve(apt: Apt, package: str) -> str:
     """Return what a meta-package stands for."""
     text = apt.run("apt-cache", "depends", "--important", package)
-    match = re.search(r"Depends: (linux-image-\d\S+)", text)
+    match = re.search(r"Depends: ((?:linux-image|xen-hypervisor)-\d\S+)", text)
     return match[1] if match else package
 
 
@@ -144,7 +145,7 @@ def present(folder: Path, name: str) -> Path | None:
 
 def fetch(apt: Apt, folder: Path, name: str) -> None:
     packages, parts, _ = PEERS[name]
-    if name == "kernel":
+    if name in ("kernel", "xen"):
         packages = [resolve(apt, packages[0])]
     target = folder / name
     partial = folder / f"{name}.partial"

@@ -1,5 +1,6 @@
 """What kvmsr's own machine boots, beside QEMU's TCG: each guest gets as far here as there."""
 
+import gzip
 import os
 import re
 import signal
@@ -103,6 +104,31 @@ def test_linux_and_dmidecode_find_what_the_machine_is(backend, kernel, tmp_path)
         "Status: No errors detected",
     ):
         assert expected in lines
+
+
+def test_xen_boots_as_far_as_under_qemu(backend, kernel, qemu, start, tmp_path):
+    """By multiboot, without a call into a BIOS; Linux in Dom0, which has no console, halts it."""
+    image = peer("xen", "boot/xen-4*.gz")
+    disk = initrd(tmp_path, "/bin/busybox poweroff -f\n")
+    line = "console=com1 com1=115200,8n1 loglvl=all no-real-mode"
+    # With SMAP, an IRET in user mode faults in the soft CPU, as it did in QEMU before 9.1.
+    report, console = run_guest(
+        tmp_path, image, "--memory", "512M", "--timeout", "100", "--cpu-feature", "-smap",
+        "--append", line, "--initrd", kernel, "--initrd", disk,
+        backend=backend,
+    )  # fmt: skip
+    last = "(XEN) Hardware Dom0 halted: halting machine"
+    assert console.splitlines()[-1] == last
+    assert report["exit"]["kind"] == "halt"
+    assert "(XEN) SMBIOS 3.0 present." in console
+    assert "(XEN)  [0000000000000000, 000000000009fbff] (usable)" in console
+    (tmp_path / "xen").write_bytes(gzip.decompress(image.read_bytes()))
+    theirs = tmp_path / "theirs"
+    sent_until(
+        start, last, theirs,
+        [*qemu, *TCG, "-serial", f"file:{theirs}", "-kernel", tmp_path / "xen", "-append", line,
+         "-initrd", f"{kernel},{disk}"],
+    )  # fmt: skip
 
 
 def sent_until(start, text, serial, command, timeout=100):

@@ -1,5 +1,6 @@
 """Loaders: what ends up where, and one clear line for what cannot be loaded."""
 
+import gzip
 import struct
 
 import pytest
@@ -73,6 +74,14 @@ def test_a_multiboot_image_that_says_where_it_goes(tmp_path):
     assert memory[0x200000:0x200020] == header
     assert memory[0x200500] == 0
     assert loaded.start.rip == 0x200020
+
+
+def test_an_image_may_be_compressed(tmp_path):
+    loaded, _ = load_bytes(tmp_path, gzip.compress(images.multiboot_elf()))
+    assert loaded.kind == "multiboot, ELF32"
+    bomb = gzip.compress(bytes(images.RAM + 1))
+    with pytest.raises(ImageError, match=r"image .*: its gzip stream expands to more than"):
+        load_bytes(tmp_path, bomb)
 
 
 def test_multiboot_modules(tmp_path):
@@ -305,6 +314,7 @@ SEEDS = [
     images.multiboot_elf(64),
     images.multiboot_header(1 << 16, 0x200000, 0x200000, 0, 0x201000, 0x200020) + b"\xf4" * 64,
     images.pvh_elf(),
+    gzip.compress(images.multiboot_elf()),
     *(images.bzimage(compress=name) for name in images.COMPRESSORS),
     (GUESTS / "list.elf").read_bytes(),
 ]

@@ -5,11 +5,12 @@ Memory layout
 
 What is where in guest-physical memory::
 
+    0x00000400  the BIOS data area, unless there is a BIOS image
     0x00001000  GDT and page tables, to start a vCPU in protected or long mode
     0x00007c00  flat 16-bit images
     0x00010000  Linux's boot_params; the command line is at 0x20000
     0x0008bc00  multiboot or PVH information, unless the image itself is there
-    0x0009fc00  end of conventional memory
+    0x0009fc00  end of conventional memory: the extended BIOS data area
     0x000e0000  ACPI tables, or the last 128 KiB of a BIOS image
     0x000ff000  SMBIOS, unless there is a BIOS image
     0x00100000  RAM, up to 3 GiB
@@ -27,8 +28,10 @@ from kvmsr.errors import GuestMemoryError
 
 __all__ = (
     "ACPI_BASE",
+    "BDA",
     "BOOT_PARAMS",
     "COMMAND_LINE",
+    "EBDA",
     "FLAT_16",
     "FLAT_32",
     "FOUR_GIB",
@@ -43,6 +46,7 @@ __all__ = (
     "Layout",
 )
 
+BDA: Final = 0x400
 GDT: Final = 0x1000
 PAGE_TABLES: Final = 0x2000  # to 0x8000
 FLAT_16: Final = 0x7C00

@@ -29,9 +29,9 @@ from kvmsr.machine.board.virtio import (
 )
 from kvmsr.machine.layout import Layout
 
-__all__ = ("Board", "BoardEvents")
+__all__ = ("COM1", "Board", "BoardEvents")
 
-_COM1 = 0x3F8
+COM1 = 0x3F8
 _COM1_IRQ = 4
 
 
@@ -76,9 +76,9 @@ class Board:
         self.line: Uart | VirtioConsole
         self._bus = bus = Bus()
         self.line = self.uart = Uart(
-            _COM1, events.output, lambda level: vm.irq_line(_COM1_IRQ, level)
+            COM1, events.output, lambda level: vm.irq_line(_COM1_IRQ, level)
         )
-        bus.add_ports(_COM1, 8, self.uart)
+        bus.add_ports(COM1, 8, self.uart)
         cmos = Cmos(layout.low_size, layout.high_size, cpus)
         bus.add_ports(0x70, 2, cmos)
         keyboard = small.KeyboardController(events.reset)
