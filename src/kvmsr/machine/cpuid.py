@@ -10,19 +10,21 @@ that the user hides.
 import difflib
 import functools
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 
-from kvmsr.abi import CPUID_FLAG_SIGNIFCANT_INDEX
+from kvmsr.abi import CPUID_FLAG_SIGNIFCANT_INDEX, Cap
 from kvmsr.errors import UsageError
-from kvmsr.kvm import CpuidEntry, CpuidTable
+from kvmsr.kvm import CpuidEntry, CpuidTable, Kvm, Vcpu
 from kvmsr.machine.arguments import refuse_unless
 from kvmsr.text import shown
 
-__all__ = ("Feature", "features", "find_feature", "guest_cpuid", "to_features")
+__all__ = ("Feature", "features", "find_feature", "guest_cpuid", "set_up_features", "to_features")
 
 _TSC_DEADLINE = 1 << 24
+_MCE_BANKS = 10
+_MCE_FEATURES = 1 << 8 | 1 << 24  # MCG_CTL, and software error recovery
 _SMT, _CORE = 1, 2
 _TOPOLOGY = (0xB, 0x1F)
 
@@ -82,6 +84,18 @@ def to_features(values: Iterable[Feature | str]) -> list[Feature]:
         refuse_unless(known, f"hidden[{number}]", value, "give a Feature, or a name")
         found.append(feature)
     return found
+
+
+def set_up_features(kvm: Kvm, vcpus: Sequence[Vcpu], hidden: Iterable[Feature]) -> None:
+    """Give each vCPU its CPUID, without features that are to be *hidden*, and its MCE banks."""
+    supported = kvm.get_supported_cpuid()
+    deadline = bool(kvm.check_extension(Cap.TSC_DEADLINE_TIMER))
+    mcg_cap = _MCE_BANKS | kvm.get_mce_cap_supported() & _MCE_FEATURES
+    hidden = list(hidden)
+    for vcpu in vcpus:
+        table = guest_cpuid(supported, vcpu.id, len(vcpus), hidden, tsc_deadline=deadline)
+        vcpu.set_cpuid2(table)
+        vcpu.setup_mce(mcg_cap)
 
 
 def guest_cpuid(
