@@ -7,7 +7,7 @@ a folder of its own; nothing is installed, nothing outside that folder is touche
 needed. What cannot be had is named with the reason: tests that need it are skipped, or, with
 KVMSR_REQUIRE_PEERS=1, this exits with status 1.
 
-    tools/fetch_peers.py FOLDER [kernel] [seabios] [busybox] [qemu] [chromium]
+    tools/fetch_peers.py FOLDER [kernel] [seabios] [busybox] [qemu] [tools] [perf] [chromium]
 """
 
 import os
@@ -23,25 +23,37 @@ TRIES = 10 if REQUIRED else 3
 PAUSE = 10
 """Seconds between two tries: a mirror that is being brought up to date is whole soon after."""
 
-# For the machine of tests/nested: KVM, what it needs, and the driver of /dev/cpu/*/msr.
+# For the machine of tests/nested: KVM, what it needs, and the driver of /dev/cpu/*/msr. For tools
+# that look at power and frequency: the drivers that they go through.
 MODULES = [
     f"*lib/modules/*/kernel/{part}"
-    for part in ("arch/x86/kvm/*", "virt/lib/*", "arch/x86/kernel/msr.ko*")
-]
+    for part in (
+        "arch/x86/kvm/*", "virt/lib/*", "arch/x86/kernel/msr.ko*", "arch/x86/kernel/cpuid.ko*",
+        "arch/x86/events/rapl.ko*", "arch/x86/platform/intel/iosf_mbi.ko*", "drivers/powercap/*",
+        "drivers/cpufreq/acpi-cpufreq.ko*",
+    )
+]  # fmt: skip
+TOOLS_NEED = ["libcpupower1", "libpci3", "libcap2"]
 PEERS = {
     # name: (packages, what to unpack of them, what must be there afterwards)
     "kernel": (
         ["linux-image-cloud-amd64"],
         ["./boot", *MODULES],
-        ["boot/vmlinuz-*", "**/kvm-amd.ko*"],
+        ["boot/vmlinuz-*", "**/kvm-amd.ko*", "**/iosf_mbi.ko*"],
     ),
     "seabios": (["seabios"], ["./usr/share/seabios"], ["usr/share/seabios/bios.bin"]),
     "busybox": (["busybox-static"], ["*bin/busybox"], ["**/busybox"]),
     "qemu": (["qemu-system-x86"], [], ["usr/bin/qemu-system-x86_64"]),
+    "tools": (
+        ["linux-cpupower", "msr-tools", "x86info", "dmidecode", *TOOLS_NEED],
+        ["*"],
+        ["usr/sbin/turbostat", "usr/sbin/rdmsr", "usr/bin/x86info", "usr/sbin/dmidecode"],
+    ),
+    "perf": (["linux-perf"], [], ["usr/bin/perf"]),
     "chromium": (["chromium"], [], ["usr/lib/chromium/chromium"]),
 }
 
-SYSTEM = {"qemu": "qemu-system-x86_64", "chromium": "chromium"}
+SYSTEM = {"qemu": "qemu-system-x86_64", "perf": "perf", "chromium": "chromium"}
 """Programs that need not be fetched where the system has them."""
 
 

@@ -6,10 +6,10 @@ Machine
 Runs a guest: :class:`Machine`, and :class:`Boot`, which says what it boots.
 """
 
-from kvmsr.machine.cpuid import Feature, find_feature
 from kvmsr.machine.driver import MachineDriver
 from kvmsr.machine.loaders import Boot, Loaded
 from kvmsr.machine.machine import Machine
+from kvmsr.msr import Feature, find_feature
 
 __all__ = (
     "Boot",

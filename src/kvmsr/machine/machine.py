@@ -30,7 +30,7 @@ from kvmsr.machine.arguments import (
 )
 from kvmsr.machine.board import Board, BoardEvents
 from kvmsr.machine.choice import choose_backend
-from kvmsr.machine.cpuid import Feature, guest_cpuid, to_features
+from kvmsr.machine.cpuid import Choice, guest_cpuid, to_features
 from kvmsr.machine.cpustate import apply_start
 from kvmsr.machine.diagnose import where
 from kvmsr.machine.gate import Gate
@@ -38,6 +38,7 @@ from kvmsr.machine.interrupts import interrupt_routes
 from kvmsr.machine.layout import ACPI_BASE, FOUR_GIB, IDENTITY_MAP, TSS_PAGES, Layout
 from kvmsr.machine.loaders import Boot, Guest, Loaded, load
 from kvmsr.machine.vcpu import VcpuThread
+from kvmsr.msr import Feature
 from kvmsr.policy import Access, Policy
 from kvmsr.policy.plan import Plan
 from kvmsr.session import End, EndKind, RunResult, Session, VmFacts
@@ -77,6 +78,9 @@ class Machine:
         default each access faults, and is logged once.
     :param ignore_msrs: whether the host swallows accesses to MSRs that KVM does not know; None to
         find out.
+    :param shown: CPUID features that the guest has to see, or their names: those that KVM supports,
+        and those that consist of MSRs that the policy answers. It sees both anyway; one that can
+        not be had is an error.
     :param hidden: CPUID features that the guest does not see, or their names.
     :param log: called with the accesses that the policy logs; see
         :class:`~kvmsr.dispatch.Dispatcher`.
@@ -99,6 +103,7 @@ class Machine:
         cpus: int = 1,
         policy: Policy | StrPath | None = None,
         ignore_msrs: bool | None = None,
+        shown: Iterable[Feature | str] = (),
         hidden: Iterable[Feature | str] = (),
         log: Sink | None = None,
         output: Output = lambda data: None,
@@ -110,7 +115,8 @@ class Machine:
         if to_count(cpus, "cpus") < 1:
             raise UsageError(f"a machine with {cpus} CPUs cannot run: it needs at least 1")
         self.layout = Layout.of(to_size(memory, "memory"))
-        rules, features = to_policy(policy), to_features(hidden)
+        rules = to_policy(policy)
+        wanted, unwanted = to_features(shown, "shown"), to_features(hidden)
         if log is not None:
             to_function(log, "log", "an access, its outcome and a line")
         to_function(output, "output", "bytes")
@@ -133,7 +139,7 @@ class Machine:
         self._opened: list[Kvm | Vm | Vcpu | Session] = []
         self.kvm = self._open(Kvm(backend))
         try:
-            self._build(cpus, features)
+            self._build(cpus, rules, wanted, unwanted)
             self.session = self._open(
                 Session(
                     rules, self.kvm, vcpu=self.vcpus[0], ignore_msrs=ignore_msrs, log=log,
@@ -160,7 +166,9 @@ class Machine:
         self._opened.append(opened)
         return opened
 
-    def _build(self, cpus: int, hidden: list[Feature]) -> None:
+    def _build(
+        self, cpus: int, policy: Policy, wanted: list[Feature], unwanted: list[Feature]
+    ) -> None:
         kvm = self.kvm
         kvm.require(
             Cap.USER_MEMORY, Cap.IRQCHIP, Cap.PIT2, Cap.IMMEDIATE_EXIT, Cap.X86_USER_SPACE_MSR,
@@ -181,9 +189,11 @@ class Machine:
         self.vcpus = [self._open(self.vm.create_vcpu(number)) for number in range(cpus)]
         supported = kvm.get_supported_cpuid()
         deadline = bool(kvm.check_extension(Cap.TSC_DEADLINE_TIMER))
+        choice = Choice.make(policy, supported, wanted, unwanted, tsc_deadline=deadline)
+        self._notes += choice.notes
         mcg_cap = _MCE_BANKS | kvm.get_mce_cap_supported() & _MCE_FEATURES
         for vcpu in self.vcpus:
-            vcpu.set_cpuid2(guest_cpuid(supported, vcpu.id, cpus, hidden, tsc_deadline=deadline))
+            vcpu.set_cpuid2(guest_cpuid(supported, vcpu.id, cpus, choice, tsc_deadline=deadline))
             vcpu.setup_mce(mcg_cap)
 
     def _put_under_policy(self) -> None:
