@@ -55,7 +55,7 @@ def test_the_topology_is_whole_where_kvm_gives_one_level():
 
 
 def test_features_are_hidden():
-    hidden = to_features(["x2apic", "smep", "tsc-deadline", "avx-vnni"])
+    hidden = to_features(["x2apic", "smep", "tsc-deadline", "avx-vnni"], "hidden")
     table = guest_cpuid(SUPPORTED, 0, 1, Choice(hidden=tuple(hidden)), tsc_deadline=True)
     assert table.find(1).ecx == FULL & ~(1 << 21) & ~(1 << 24)
     assert table.find(7, 0).ebx == FULL & ~(1 << 7)
@@ -94,7 +94,7 @@ def test_a_guest_sees_the_features_whose_msrs_the_policy_answers():
 
 
 def test_the_owner_may_hide_them_and_what_kvm_has_is_no_addition():
-    choice = Choice.make(METERS, INTEL, hidden=to_features(["epb", "aperfmperf"]))
+    choice = Choice.make(METERS, INTEL, hidden=to_features(["epb", "aperfmperf"], "hidden"))
     assert guest_cpuid(INTEL, 0, 1, choice).find(6) is None
     assert choice.notes == []
     has_it = CpuidTable([*INTEL, entry(6, ecx=0b1001)])
@@ -103,8 +103,8 @@ def test_the_owner_may_hide_them_and_what_kvm_has_is_no_addition():
 
 def test_a_required_feature_is_there_or_the_message_says_what_is():
     table = CpuidTable([*INTEL, entry(7, 0, 1, ebx=1 << 7)])
-    Choice.make(METERS, table, to_features(["epb", "smep"]))
-    Choice.make(METERS, table, to_features(["tsc-deadline"]), tsc_deadline=True)
+    Choice.make(METERS, table, to_features(["epb", "smep"], "shown"))
+    Choice.make(METERS, table, to_features(["tsc-deadline"], "shown"), tsc_deadline=True)
     for name, why in (
         ("smap", r"the CPUID feature smap \(CPUID.07H:EBX\[20\]\); to be had .*: aperfmperf, epb"),
         ("tsc-deadline", "tsc_deadline_timer"),

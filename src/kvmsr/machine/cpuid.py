@@ -8,26 +8,30 @@ whose MSRs the policy answers, so that the guest looks for them, and without tho
 hides.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from kvmsr.abi import CPUID_FLAG_SIGNIFCANT_INDEX
+from kvmsr.abi import CPUID_FLAG_SIGNIFCANT_INDEX, Cap
+from kvmsr.dispatch.models import Cpu
 from kvmsr.errors import UsageError
-from kvmsr.kvm import CpuidEntry, CpuidTable
+from kvmsr.kvm import CpuidEntry, CpuidTable, Kvm, Vcpu
 from kvmsr.machine.arguments import refuse_unless
 from kvmsr.msr import Enumerated, Feature, enumerated, features, find_feature
 from kvmsr.policy import Policy
 from kvmsr.policy.enumeration import enumerated_by
 
-__all__ = ("Choice", "guest_cpuid", "has", "to_features")
+__all__ = ("Choice", "Features", "guest_cpu", "guest_cpuid", "has", "set_cpuids", "to_features")
 
 _TSC_DEADLINE = 1 << 24
 _SMT, _CORE = 1, 2
 _TOPOLOGY = (0xB, 0x1F)
 _EXTENDED = 0x8000_0000
 
+Features = Iterable[Feature | str]
+"""CPUID features, or their names."""
 
-def to_features(values: Iterable[Feature | str], name: str = "hidden") -> list[Feature]:
+
+def to_features(values: Features, name: str) -> list[Feature]:
     """
     Return the features in *values*, some of them by name.
 
@@ -130,6 +134,29 @@ def _not_to_be_had(feature: Feature, able: Iterable[Enumerated]) -> str:
     return f"{text}; to be had beyond what KVM shows: {can}"
 
 
+def set_cpuids(
+    kvm: Kvm,
+    vcpus: Sequence[Vcpu],
+    policy: Policy,
+    shown: Features,
+    hidden: Features,
+) -> list[str]:
+    """
+    Set the CPUID of each vCPU, and return what the user should know about it, as lines.
+
+    The arguments and errors are those of :meth:`Choice.make`, which see.
+
+    :raises UsageError: also if an argument is no list of features.
+    """
+    wanted, unwanted = to_features(shown, "shown"), to_features(hidden, "hidden")
+    supported = kvm.get_supported_cpuid()
+    deadline = bool(kvm.check_extension(Cap.TSC_DEADLINE_TIMER))
+    choice = Choice.make(policy, supported, wanted, unwanted, tsc_deadline=deadline)
+    for vcpu in vcpus:
+        vcpu.set_cpuid2(guest_cpuid(supported, vcpu.id, len(vcpus), choice, tsc_deadline=deadline))
+    return choice.notes
+
+
 def guest_cpuid(
     supported: CpuidTable,
     vcpu_id: int,
@@ -176,6 +203,12 @@ def guest_cpuid(
     ]
     rest = [change(entry) for entry in supported if entry.function not in _TOPOLOGY]
     return CpuidTable(sorted((*rest, *ours), key=lambda entry: (entry.function, entry.index)))
+
+
+def guest_cpu(vcpu: Vcpu) -> Cpu:
+    """Return what register models may know of *vcpu*'s CPU."""
+    leaf = vcpu.get_cpuid2().find(1)
+    return Cpu(0 if leaf is None else leaf.eax, vcpu.get_tsc_khz())
 
 
 def _level(index: int, cpus: int) -> tuple[int, int, int]:

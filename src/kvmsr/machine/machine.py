@@ -8,7 +8,7 @@ kvmsr's own virtual machine: memory, vCPUs, a board, and a session that decides 
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Final, Self, TypeVar
 
@@ -30,7 +30,7 @@ from kvmsr.machine.arguments import (
 )
 from kvmsr.machine.board import Board, BoardEvents
 from kvmsr.machine.choice import choose_backend
-from kvmsr.machine.cpuid import Choice, guest_cpuid, to_features
+from kvmsr.machine.cpuid import Features, guest_cpu, set_cpuids
 from kvmsr.machine.cpustate import apply_start
 from kvmsr.machine.diagnose import where
 from kvmsr.machine.gate import Gate
@@ -38,7 +38,6 @@ from kvmsr.machine.interrupts import interrupt_routes
 from kvmsr.machine.layout import ACPI_BASE, FOUR_GIB, IDENTITY_MAP, TSS_PAGES, Layout
 from kvmsr.machine.loaders import Boot, Guest, Loaded, load
 from kvmsr.machine.vcpu import VcpuThread
-from kvmsr.msr import Feature
 from kvmsr.policy import Access, Policy
 from kvmsr.policy.plan import Plan
 from kvmsr.session import End, EndKind, RunResult, Session, VmFacts
@@ -78,10 +77,8 @@ class Machine:
         default each access faults, and is logged once.
     :param ignore_msrs: whether the host swallows accesses to MSRs that KVM does not know; None to
         find out.
-    :param shown: CPUID features that the guest has to see, or their names: those that KVM supports,
-        and those that consist of MSRs that the policy answers. It sees both anyway; one that can
-        not be had is an error.
-    :param hidden: CPUID features that the guest does not see, or their names.
+    :param shown: CPUID features that the guest has to see, or their names.
+    :param hidden: those that it does not see; it sees all others that KVM or the policy has.
     :param log: called with the accesses that the policy logs; see
         :class:`~kvmsr.dispatch.Dispatcher`.
     :param output: called with the bytes that the guest sends on its serial line.
@@ -103,8 +100,8 @@ class Machine:
         cpus: int = 1,
         policy: Policy | StrPath | None = None,
         ignore_msrs: bool | None = None,
-        shown: Iterable[Feature | str] = (),
-        hidden: Iterable[Feature | str] = (),
+        shown: Features = (),
+        hidden: Features = (),
         log: Sink | None = None,
         output: Output = lambda data: None,
         debug_output: Output | None = None,
@@ -116,7 +113,6 @@ class Machine:
             raise UsageError(f"a machine with {cpus} CPUs cannot run: it needs at least 1")
         self.layout = Layout.of(to_size(memory, "memory"))
         rules = to_policy(policy)
-        wanted, unwanted = to_features(shown, "shown"), to_features(hidden)
         if log is not None:
             to_function(log, "log", "an access, its outcome and a line")
         to_function(output, "output", "bytes")
@@ -132,14 +128,14 @@ class Machine:
         self._news = threading.Event()  # the run is over, or every vCPU may be asleep
         self._ending = threading.Lock()
         self._loaded: Loaded | None = None
-        self._image = ""
         self._memories: list[Memory] = []
         self._threads: list[VcpuThread] = []
         self._joined = False
         self._opened: list[Kvm | Vm | Vcpu | Session] = []
         self.kvm = self._open(Kvm(backend))
         try:
-            self._build(cpus, rules, wanted, unwanted)
+            self._build(cpus)
+            self._notes += set_cpuids(self.kvm, self.vcpus, rules, shown, hidden)
             self.session = self._open(
                 Session(
                     rules, self.kvm, vcpu=self.vcpus[0], ignore_msrs=ignore_msrs, log=log,
@@ -166,9 +162,7 @@ class Machine:
         self._opened.append(opened)
         return opened
 
-    def _build(
-        self, cpus: int, policy: Policy, wanted: list[Feature], unwanted: list[Feature]
-    ) -> None:
+    def _build(self, cpus: int) -> None:
         kvm = self.kvm
         kvm.require(
             Cap.USER_MEMORY, Cap.IRQCHIP, Cap.PIT2, Cap.IMMEDIATE_EXIT, Cap.X86_USER_SPACE_MSR,
@@ -187,13 +181,8 @@ class Machine:
         self.vm.create_pit2(PIT_SPEAKER_DUMMY)
         self.vm.set_gsi_routing(interrupt_routes())
         self.vcpus = [self._open(self.vm.create_vcpu(number)) for number in range(cpus)]
-        supported = kvm.get_supported_cpuid()
-        deadline = bool(kvm.check_extension(Cap.TSC_DEADLINE_TIMER))
-        choice = Choice.make(policy, supported, wanted, unwanted, tsc_deadline=deadline)
-        self._notes += choice.notes
         mcg_cap = _MCE_BANKS | kvm.get_mce_cap_supported() & _MCE_FEATURES
         for vcpu in self.vcpus:
-            vcpu.set_cpuid2(guest_cpuid(supported, vcpu.id, cpus, choice, tsc_deadline=deadline))
             vcpu.setup_mce(mcg_cap)
 
     def _put_under_policy(self) -> None:
@@ -202,6 +191,7 @@ class Machine:
             clock=lambda: self.vm.get_clock().clock,
             rip=lambda number: self.vcpus[number].get_regs().rip,
             memory=self._read_memory,
+            cpu=guest_cpu(self.vcpus[0]),
         )
         guests = self.session.add_vm(self.vm, self.vcpus, facts, self._stop_at)
         self._threads = [

@@ -8,8 +8,9 @@ What a policy needs to know about a VM, from the driver that runs it.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from kvmsr.dispatch.models import Cpu
 from kvmsr.policy import Where
 
 __all__ = ("VmFacts",)
@@ -33,6 +34,7 @@ class VmFacts:
         the session knows that of a VM of kvmsr's own machine.
     :ivar memory: returns the given number of bytes at a guest-physical address, or None if there is
         no RAM.
+    :ivar cpu: the guest's CPU.
     """
 
     vcpus: int = 1
@@ -41,3 +43,4 @@ class VmFacts:
     rip: Callable[[int], int] | None = None
     where: Callable[[int], Where] | None = None
     memory: Callable[[int, int], bytes | None] = _no_memory
+    cpu: Cpu = field(default_factory=Cpu)
