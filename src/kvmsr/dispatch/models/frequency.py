@@ -176,9 +176,7 @@ class Frequency(AperfMperf):
         vcpu = self.site.vcpus[0] if self.site.vcpus else 0
         key = Access(vcpu, "read", register.indices[0], 0, "unknown")  # type: ignore[arg-type]
         if register is self.request and not self.was_written(register, key):
-            return register.pack(
-                register.reset, minimum=self._lowest(), maximum=self._highest()
-            )
+            return register.pack(register.reset, minimum=self._lowest(), maximum=self._highest())
         return self.get(register, key)
 
     def ratio(self) -> int:
