@@ -108,9 +108,8 @@ def test_a_required_feature_is_there_or_the_message_says_what_is():
     for name, why in (
         ("smap", r"the CPUID feature smap \(CPUID.07H:EBX\[20\]\); to be had .*: aperfmperf, epb"),
         ("tsc-deadline", "tsc_deadline_timer"),
-        ("hwp", r"hwp \(CPUID.06H:EAX\[7\]\); it comes with rules that answer IA32_PM_ENABLE, .* on"
-                " Intel; to be had"),
-        ("rapl", r"CPUID.80000007H:EDX\[14\]\); it comes with .*ENERGY_STATUS on AMD"),
+        ("hwp", r"hwp \(CPUID.06H:EAX\[7\], Intel\); it comes with rules that answer IA32_PM_EN"),
+        ("rapl", r"CPUID.80000007H:EDX\[14\], AMD\); it comes with .*ENERGY_STATUS; to be had"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=why) as caught:
             Choice.make(METERS, table, to_features([name], "shown"))

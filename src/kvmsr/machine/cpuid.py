@@ -55,14 +55,6 @@ def has(table: CpuidTable, feature: Feature) -> bool:
     return entry is not None and bool(getattr(entry, feature.register) >> feature.bit & 1)
 
 
-def _vendor(table: CpuidTable) -> str:
-    leaf = table.find(0)
-    if leaf is None:
-        return ""
-    letters = b"".join(part.to_bytes(4, "little") for part in (leaf.ebx, leaf.edx, leaf.ecx))
-    return letters.decode("latin-1")
-
-
 @dataclass(frozen=True, slots=True)
 class Choice:
     """
@@ -96,7 +88,7 @@ class Choice:
         able = [
             one
             for one in enumerated_by(policy)
-            if one.is_of(_vendor(supported)) and not has(supported, one.feature)
+            if one.is_of(supported.vendor) and not has(supported, one.feature)
         ]
         for feature in shown:
             deadline = feature == Feature(1, 0, "ecx", _TSC_DEADLINE.bit_length() - 1)
@@ -124,13 +116,13 @@ _AS_KVM = Choice()
 
 
 def _not_to_be_had(feature: Feature, able: Iterable[Enumerated]) -> str:
-    name = next((name for name, known in features().items() if known == feature), str(feature))
-    can = ", ".join(one.name for one in able) or "nothing"
+    name = next((name for name, known in features().items() if known == feature), "")
     text = f"neither this KVM nor the policy has the CPUID feature {name} ({feature})"
     for one in enumerated():
         if one.feature == feature:
-            on = f" on {one.vendor.upper() if one.vendor == 'amd' else 'Intel'}" * bool(one.vendor)
-            text += f"; it comes with rules that answer {one.msr_names}{on}"
+            text = f"neither this KVM nor the policy has the CPUID feature {one}"
+            text += f"; it comes with rules that answer {one.msr_names}"
+    can = ", ".join(one.name for one in able) or "nothing"
     return f"{text}; to be had beyond what KVM shows: {can}"
 
 

@@ -55,8 +55,9 @@ class Enumerated:
     vendor: str
 
     def __str__(self) -> str:
-        """Return name and bit, for example ``epb (CPUID.06H:ECX[3])``."""
-        return f"{self.name} ({self.feature})"
+        """Return name, bit and vendor, for example ``epb (CPUID.06H:ECX[3], Intel)``."""
+        vendor = {"intel": ", Intel", "amd": ", AMD"}.get(self.vendor, "")
+        return f"{self.name} ({self.feature}{vendor})"
 
     @property
     def msr_names(self) -> str:

@@ -7,11 +7,13 @@ Operating systems and tools access many MSRs only where a CPUID bit says that th
 for an MSR has no effect on a guest that does not look.
 """
 
-from kvmsr.msr import Enumerated, enumerated
+from collections.abc import Container
+
+from kvmsr.msr import Enumerated, catalog, enumerated
 from kvmsr.policy.actions import Plain
 from kvmsr.policy.policy import Policy
 
-__all__ = ("enumerated_by",)
+__all__ = ("enumerated_by", "enumeration_lines", "enumeration_of", "unseen_line")
 
 
 def enumerated_by(policy: Policy) -> list[Enumerated]:
@@ -35,3 +37,44 @@ def _answers(policy: Policy, index: int) -> bool:
             if rule.when is None:
                 return False
     return False
+
+
+def enumeration_lines(policy: Policy) -> list[str]:
+    """Return what the owner of *policy* should know about the features that it answers."""
+    names = ", ".join(map(str, enumerated_by(policy)))
+    return [
+        f"guests look for some of these MSRs only where CPUID shows {names}: kvmsr run shows it,"
+        " another VMM has to"
+    ] * bool(names)
+
+
+def enumeration_of(policy: Policy, index: int) -> list[str]:
+    """Return by what CPUID feature guests know that MSR *index* is there, and who shows it."""
+    one = next((one for one in enumerated() if index in one.msrs), None)
+    if one is None:
+        return []
+    missing = [other for other in one.msrs if not _answers(policy, other)]
+    if not missing:
+        who = "kvmsr run shows it under this policy, another VMM has to"
+    else:
+        first = catalog().name(missing[0]) or f"{missing[0]:#x}"
+        who = f"kvmsr run shows it if KVM has it, as no rule answers reads of {first}"
+    return [f"guests look here only where CPUID shows {one}; {who}"]
+
+
+def unseen_line(policy: Policy, vendor: str, accessed: Container[int]) -> list[str]:
+    """
+    Return a line about the features that *policy* answers, and that a guest did not look for.
+
+    :param vendor: the CPU's vendor, CPUID's 12 letters.
+    :param accessed: the MSRs that the guest accessed.
+    """
+    unseen = [
+        str(one)
+        for one in enumerated_by(policy)
+        if one.is_of(vendor) and not any(index in accessed for index in one.msrs)
+    ]
+    return [
+        f"no guest looked for MSRs that the policy answers and CPUID announces by"
+        f" {', '.join(unseen)}: whether a guest sees that is up to the VMM"
+    ] * bool(unseen)

@@ -169,7 +169,7 @@ class Frequency(AperfMperf):
         return min(int(self.parameters.minimum), self.base())
 
     def _highest(self) -> int:
-        return max(*self.parameters.turbo, self.base())
+        return int(max(*self.parameters.turbo, self.base()))
 
     def _value(self, register: Register) -> int:
         """Return the value of this thread's register."""
