@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from kvmsr.abi import CPUID_FLAG_SIGNIFCANT_INDEX, Cap
-from kvmsr.dispatch.models import Cpu
 from kvmsr.errors import UsageError
 from kvmsr.kvm import CpuidEntry, CpuidTable, Kvm, Vcpu
 from kvmsr.machine.arguments import refuse_unless
@@ -20,7 +19,7 @@ from kvmsr.msr import Enumerated, Feature, enumerated, features, find_feature
 from kvmsr.policy import Policy
 from kvmsr.policy.enumeration import enumerated_by
 
-__all__ = ("Choice", "Features", "guest_cpu", "guest_cpuid", "has", "set_cpuids", "to_features")
+__all__ = ("Choice", "Features", "guest_cpuid", "has", "set_cpuids", "to_features")
 
 _TSC_DEADLINE = 1 << 24
 _SMT, _CORE = 1, 2
@@ -195,12 +194,6 @@ def guest_cpuid(
     ]
     rest = [change(entry) for entry in supported if entry.function not in _TOPOLOGY]
     return CpuidTable(sorted((*rest, *ours), key=lambda entry: (entry.function, entry.index)))
-
-
-def guest_cpu(vcpu: Vcpu) -> Cpu:
-    """Return what register models may know of *vcpu*'s CPU."""
-    leaf = vcpu.get_cpuid2().find(1)
-    return Cpu(0 if leaf is None else leaf.eax, vcpu.get_tsc_khz())
 
 
 def _level(index: int, cpus: int) -> tuple[int, int, int]:

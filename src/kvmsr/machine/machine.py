@@ -30,7 +30,7 @@ from kvmsr.machine.arguments import (
 )
 from kvmsr.machine.board import Board, BoardEvents
 from kvmsr.machine.choice import choose_backend
-from kvmsr.machine.cpuid import Features, guest_cpu, set_cpuids
+from kvmsr.machine.cpuid import Features, set_cpuids
 from kvmsr.machine.cpustate import apply_start
 from kvmsr.machine.diagnose import where
 from kvmsr.machine.gate import Gate
@@ -191,7 +191,6 @@ class Machine:
             clock=lambda: self.vm.get_clock().clock,
             rip=lambda number: self.vcpus[number].get_regs().rip,
             memory=self._read_memory,
-            cpu=guest_cpu(self.vcpus[0]),
         )
         guests = self.session.add_vm(self.vm, self.vcpus, facts, self._stop_at)
         self._threads = [
