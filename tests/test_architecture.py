@@ -35,7 +35,7 @@ BELOW = {
     "trace.report": {"trace", "dispatch", "policy.file", "policy.plan", "policy", "msr", *GROUND},
     "native": {"trace", "dispatch", "policy.plan", "policy", "msr", *GROUND},
     "session": {*MECHANICS, *KNOWLEDGE, "_version"},
-    "machine": {"session", *MECHANICS, *KNOWLEDGE},
+    "machine": {"session", "_version", *MECHANICS, *KNOWLEDGE},
     "attach": {"session", *MECHANICS, *KNOWLEDGE},
     "live": {"session", *MECHANICS, *KNOWLEDGE},
     "cli": {"machine", "attach", "live", "session", "trace.report"}

@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """
 Fetch the real programs that the tests and the demo run against: Debian's cloud kernel, SeaBIOS,
-busybox, QEMU, and Chromium to look at reports. Each comes as a Debian package and is unpacked into
-a folder of its own; nothing is installed, nothing outside that folder is touched, and no rights are
-needed. What cannot be had is named with the reason: tests that need it are skipped, or, with
-KVMSR_REQUIRE_PEERS=1, this exits with status 1.
+busybox, QEMU, tools that check tables, other guests, and Chromium to look at reports. Each comes as
+a Debian package and is unpacked into a folder of its own; nothing is installed, nothing outside
+that folder is touched, and no rights are needed. What cannot be had is named with the reason:
+tests that need it are skipped, or, with KVMSR_REQUIRE_PEERS=1, this exits with status 1.
 
-    tools/fetch_peers.py FOLDER [kernel] [seabios] [busybox] [qemu] [tools] [perf] [chromium]
+    tools/fetch_peers.py FOLDER [NAME…]
 """
 
 import os
@@ -42,14 +42,18 @@ PEERS = {
         ["boot/vmlinuz-*", "**/kvm-amd.ko*", "**/iosf_mbi.ko*"],
     ),
     "seabios": (["seabios"], ["./usr/share/seabios"], ["usr/share/seabios/bios.bin"]),
+    "acpica": (["acpica-tools"], ["*bin/iasl"], ["usr/bin/iasl"]),
     "busybox": (["busybox-static"], ["*bin/busybox"], ["**/busybox"]),
+    "memtest": (["memtest86+"], ["./boot"], ["boot/memtest86+x64.bin", "boot/memtest86+ia32.bin"]),
+    "dmidecode": (["dmidecode"], ["*bin/dmidecode"], ["usr/sbin/dmidecode"]),
     "qemu": (["qemu-system-x86"], [], ["usr/bin/qemu-system-x86_64"]),
     "tools": (
-        ["linux-cpupower", "msr-tools", "x86info", "dmidecode", *TOOLS_NEED],
+        ["linux-cpupower", "msr-tools", "x86info", *TOOLS_NEED],
         ["*"],
-        ["usr/sbin/turbostat", "usr/sbin/rdmsr", "usr/bin/x86info", "usr/sbin/dmidecode"],
+        ["usr/sbin/turbostat", "usr/sbin/rdmsr", "usr/bin/x86info"],
     ),
     "perf": (["linux-perf"], [], ["usr/bin/perf"]),
+    "xen": (["xen-system-amd64"], ["./boot"], ["boot/xen-4*.gz"]),
     "chromium": (["chromium"], [], ["usr/lib/chromium/chromium"]),
 }
 
@@ -133,7 +137,7 @@ def complaint(errors: str) -> str:
 def resolve(apt: Apt, package: str) -> str:
     """Return what a meta-package stands for."""
     text = apt.run("apt-cache", "depends", "--important", package)
-    match = re.search(r"Depends: (linux-image-\d\S+)", text)
+    match = re.search(r"Depends: ((?:linux-image|xen-hypervisor)-\d\S+)", text)
     return match[1] if match else package
 
 
@@ -153,7 +157,7 @@ def present(folder: Path, name: str) -> Path | None:
 
 def fetch(apt: Apt, folder: Path, name: str) -> None:
     packages, parts, _ = PEERS[name]
-    if name == "kernel":
+    if name in ("kernel", "xen"):
         packages = [resolve(apt, packages[0])]
     target = folder / name
     partial = folder / f"{name}.partial"

@@ -103,7 +103,7 @@ def test_run_shows_the_console_and_then_the_table(tmp_path):
         "0x277", "IA32_PAT", "read", "1", "filter", "p.toml:1", "value", "0x1122",
     ]  # fmt: skip
     assert "2 reads, 0 writes, 1 fault in" in table
-    assert "shutdown: the guest turned itself off (exit status 0)" in table
+    assert "poweroff: the guest turned itself off (exit status 0)" in table
     assert "\x1b" not in out
 
 
@@ -118,7 +118,7 @@ def test_json_is_alone_on_standard_output():
     assert report["policy"] == ""
     assert 0 <= report["wall_s"] < 60
     detail = "the guest turned itself off"
-    assert report["exit"] == {"kind": "shutdown", "code": 0, "guest_code": 0, "detail": detail}
+    assert report["exit"] == {"kind": "poweroff", "code": 0, "guest_code": 0, "detail": detail}
     assert report["totals"] == {"reads": 1, "writes": 1, "faults": 2}
     assert [(a["index"], a["op"], a["rule"]) for a in report["accesses"]] == [
         ("0x35", "read", "defaults.unknown"),

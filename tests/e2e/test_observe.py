@@ -53,7 +53,7 @@ def says(open_backend, policy, line):
     with Machine(open_backend(), policy=policy, output=said.append) as machine:
         machine.load(Boot(LIST, line))
         result = machine.run(60)
-    assert result.end.kind == "shutdown"
+    assert result.end.kind == "poweroff"
     return b"".join(said).decode().splitlines(), result.summary
 
 

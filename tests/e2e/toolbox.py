@@ -17,7 +17,7 @@ from tests.conftest import PEERS, need, peer
 from tests.nested.archive import Archive
 from tests.nested.parts import Kernel
 
-TOOLS = ("turbostat", "rdmsr", "wrmsr", "cpupower", "x86info", "dmidecode")
+TOOLS = ("turbostat", "rdmsr", "wrmsr", "cpupower", "x86info")
 MODULES = ("msr", "cpuid", "rapl", "intel_rapl_common", "intel_rapl_msr", "acpi_cpufreq")
 
 START = """#!/bin/busybox sh

@@ -98,7 +98,10 @@ COMPRESSORS = {
 }
 
 
-def bzimage(vmlinux=None, *, compress="gzip", version=0x020F, xloadflags=1, payload=None):
+def bzimage(
+    vmlinux=None, *, compress="gzip", version=0x020F, xloadflags=1, payload=None, relocatable=1,
+    loadflags=1,
+):  # fmt: skip
     """Return a bzImage with a setup of one sector and the payload at offset 0x300 behind it."""
     vmlinux = vmlinux or elf(segments=[(0x1000000, b"\x90\xf4", 0x1000)])
     if payload is None:
@@ -111,7 +114,10 @@ def bzimage(vmlinux=None, *, compress="gzip", version=0x020F, xloadflags=1, payl
     setup[0x200:0x202] = b"\xeb\x6a"
     setup[0x202:0x206] = b"HdrS"
     struct.pack_into("<H", setup, 0x206, version)
+    setup[0x211] = loadflags
+    struct.pack_into("<I", setup, 0x214, 0x100000)
     struct.pack_into("<I", setup, 0x22C, 0x7FFFFFFF)
+    setup[0x234] = relocatable
     struct.pack_into("<H", setup, 0x236, xloadflags)
     struct.pack_into("<I", setup, 0x238, 2047)
     struct.pack_into("<II", setup, 0x248, 0x300, len(payload))

@@ -1,5 +1,6 @@
 """Loaders: what ends up where, and one clear line for what cannot be loaded."""
 
+import gzip
 import struct
 
 import pytest
@@ -75,6 +76,14 @@ def test_a_multiboot_image_that_says_where_it_goes(tmp_path):
     assert loaded.start.rip == 0x200020
 
 
+def test_an_image_may_be_compressed(tmp_path):
+    loaded, _ = load_bytes(tmp_path, gzip.compress(images.multiboot_elf()))
+    assert loaded.kind == "multiboot, ELF32"
+    bomb = gzip.compress(bytes(images.RAM + 1))
+    with pytest.raises(ImageError, match=r"image .*: its gzip stream expands to more than"):
+        load_bytes(tmp_path, bomb)
+
+
 def test_multiboot_modules(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).write_bytes(name.encode() * 2000)
@@ -138,6 +147,37 @@ def test_a_kernel_in_an_unknown_format_decompresses_itself(tmp_path):
     assert loaded.start.rip == 0x1000000 + 0x200
     assert memory[0x1000000:0x1001000] == data[1024 : 1024 + 0x1000]
     assert "takes longer" in loaded.notes[0]
+
+
+def test_a_32_bit_kernel_inside_starts_in_protected_mode(tmp_path):
+    vmlinux = images.elf(32, machine=3, segments=[(0x1000000, b"\x90\xf4", 0x1000)])
+    loaded, memory = load_bytes(tmp_path, images.bzimage(vmlinux, xloadflags=0))
+    start = loaded.start
+    assert (start.mode, start.rip, start.registers["rsi"], start.gdt) == (
+        Mode.PROTECTED, 0x1000000, BOOT_PARAMS, True,
+    )  # fmt: skip
+    assert memory[0x1000000:0x1000002] == b"\x90\xf4"
+
+
+@pytest.mark.parametrize(
+    ("header", "mode", "address", "entry"),
+    [
+        ({"xloadflags": 1}, Mode.LONG, 0x1000000, 0x1000200),
+        ({"xloadflags": 0}, Mode.PROTECTED, 0x1000000, 0x1000000),
+        ({"xloadflags": 1, "relocatable": 0}, Mode.LONG, 0x100000, 0x100200),
+        ({"xloadflags": 0, "relocatable": 0}, Mode.PROTECTED, 0x100000, 0x100000),
+        ({"version": 0x0202}, Mode.PROTECTED, 0x100000, 0x100000),
+    ],
+)
+def test_without_a_compressed_kernel_an_image_is_loaded_as_it_is(
+    tmp_path, header, mode, address, entry
+):
+    """The fields that say more than that are of later versions of the header."""
+    data = images.bzimage(payload=b"", **header) + b"\x90" * 0x100
+    loaded, memory = load_bytes(tmp_path, data)
+    assert (loaded.start.mode, loaded.start.rip, loaded.notes) == (mode, entry, ())
+    assert memory[address : address + len(data) - 1024] == data[1024:]
+    assert u32(memory, BOOT_PARAMS + 0x214) == address
 
 
 # PVH
@@ -216,8 +256,9 @@ WRONG = [
     (images.bzimage()[:0x210], {}, "within its setup header"),
     (images.bzimage()[:0x500], {}, "within its setup code"),
     (images.bzimage()[:-10], {}, "kernel is incomplete"),
-    (images.bzimage(version=0x0204), {}, "no 64-bit entry point .boot protocol 2.04"),
-    (images.bzimage(xloadflags=0), {}, "no 64-bit"),
+    (images.bzimage(version=0x0201), {}, r"for real mode \(boot protocol 2.01\), .* a BIOS"),
+    (images.bzimage(loadflags=0), {}, "no entry point but for real mode"),
+    (images.bzimage(version=0x0204), {"append": "x" * 256}, "takes 255"),
     (images.bzimage(payload=b"\x1f\x8b" + b"nonsense" * 9), {}, "gzip stream is damaged"),
     (images.bzimage(vmlinux=b"no ELF file"), {}, "the kernel inside: a damaged ELF"),
     (images.bzimage(vmlinux=bytes(images.RAM + 1)), {}, "expands to more than"),
@@ -273,6 +314,7 @@ SEEDS = [
     images.multiboot_elf(64),
     images.multiboot_header(1 << 16, 0x200000, 0x200000, 0, 0x201000, 0x200020) + b"\xf4" * 64,
     images.pvh_elf(),
+    gzip.compress(images.multiboot_elf()),
     *(images.bzimage(compress=name) for name in images.COMPRESSORS),
     (GUESTS / "list.elf").read_bytes(),
 ]

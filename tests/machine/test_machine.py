@@ -94,7 +94,7 @@ def test_what_the_guest_prints_and_what_is_reported_agree():
     assert summary[0x35, "read"].rule == "rule[0]"
     assert summary[0x12345678, "read"].rule == "defaults.unknown"
     assert "rdmsr 0x00000277 = 0x1122334455667788" in lines
-    assert (result.end.kind, result.exit_status) == (EndKind.SHUTDOWN, 0)
+    assert (result.end.kind, result.exit_status) == (EndKind.POWEROFF, 0)
 
 
 def test_kvm_keeps_its_own_value_of_a_filtered_msr():
@@ -331,7 +331,7 @@ def test_resets_and_power_off_are_reported(tmp_path):
         (b"\xb0\xfe\xe6\x64", EndKind.RESET),  # keyboard controller
         (b"\xb0\x01\xe6\x92", EndKind.RESET),
         (b"\xba\xf9\x0c\xb0\x06\xee", EndKind.RESET),
-        (b"\xba\x04\x06\xb8\x00\x20\xef", EndKind.SHUTDOWN),
+        (b"\xba\x04\x06\xb8\x00\x20\xef", EndKind.POWEROFF),
     ):
         result, _ = run_code(tmp_path, code)
         assert (result.end.kind, result.exit_status) == (kind, 0)

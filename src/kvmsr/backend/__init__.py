@@ -9,11 +9,19 @@ Who executes guests. ``kvm`` is the host's /dev/kvm, ``soft`` a model of KVM on 
 from kvmsr.backend._kick import kick_signal
 from kvmsr.backend.host import HostBackend
 from kvmsr.backend.memory import Memory
-from kvmsr.backend.protocol import Backend, ServesInPlace
+from kvmsr.backend.protocol import Backend, KeepsCode, ServesInPlace
 from kvmsr.backend.soft import DEFAULT_PROFILE
 from kvmsr.errors import BackendError, UsageError
 
-__all__ = ("Backend", "HostBackend", "Memory", "ServesInPlace", "kick_signal", "open")
+__all__ = (
+    "Backend",
+    "HostBackend",
+    "KeepsCode",
+    "Memory",
+    "ServesInPlace",
+    "kick_signal",
+    "open",
+)
 
 NAMES = ("auto", "kvm", "soft")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ("Backend", "ServesInPlace")
+__all__ = ("Backend", "KeepsCode", "ServesInPlace")
 
 
 @runtime_checkable
@@ -70,4 +70,22 @@ class ServesInPlace(Protocol):
             whether it has put the answer where that belongs. It may read the vCPU's state. It is
             not called where it would make a difference; then the exit ends KVM_RUN, as ever.
         :raises OSError: as KVM_RUN.
+        """
+
+
+@runtime_checkable
+class KeepsCode(Protocol):
+    """
+    A backend that keeps translations of the guest's code, and sees only what the guest itself
+    writes over it.
+    """
+
+    def memory_written(self, fd: int, address: int, length: int) -> None:
+        """
+        Take note that user space wrote to memory of VM *fd*, as a device does.
+
+        Callable from any thread. What a vCPU executes there is what was written, as soon as the
+        vCPU takes an interrupt or enters the guest.
+
+        :param address: guest-physical; the bytes lie in one memory slot.
         """

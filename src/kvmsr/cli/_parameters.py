@@ -24,6 +24,7 @@ __all__ = (
     "OBSERVE",
     "POLICY",
     "STATE",
+    "DiskFile",
     "MemorySize",
     "MsrIndex",
     "Number",
@@ -68,6 +69,31 @@ class MemorySize(click.ParamType[int]):
         except GuestMemoryError as error:
             raise UsageError(f"--memory={value}: {error}") from None
         return size
+
+
+class DiskFile(click.ParamType[Any]):
+    """A disk image: FILE, or ``FILE,write``."""
+
+    name = "FILE[,write]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the disk."""
+        from kvmsr.machine import Disk
+
+        if not isinstance(value, str):
+            return value
+        file, comma, word = value.rpartition(",")
+        if comma and word == "write":
+            return Disk(Path(file), write=True)
+        if comma and not Path(value).exists():
+            raise UsageError(f"--disk {shown(value)}: write FILE, or FILE,write")
+        return Disk(Path(value))
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Complete files."""
+        return [CompletionItem(incomplete, type="file")]
 
 
 class Number(click.ParamType[int]):

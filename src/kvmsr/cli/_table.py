@@ -23,7 +23,7 @@ from kvmsr.trace import Row
 __all__ = ("print_policy", "print_result")
 
 _WIDE: Final = 200
-_GOOD: Final = (EndKind.HALT, EndKind.RESET, EndKind.SHUTDOWN, EndKind.VMM)
+_GOOD: Final = (EndKind.HALT, EndKind.RESET, EndKind.POWEROFF, EndKind.SHUTDOWN, EndKind.VMM)
 _OTHER_KEYS: Final = ("reset", "bits", "scope", "keep", "when", "log")
 _DEBUG_EXIT: Final = "isa-debug-exit"
 _ENDED_WITH_0: Final = 1

@@ -22,14 +22,14 @@ from kvmsr import backend as backends
 from kvmsr.backend.soft import DEFAULT_PROFILE
 from kvmsr.cli._console import access_log, guest_input, guest_output
 from kvmsr.cli._output import echo, print_json
-from kvmsr.cli._parameters import LOG, NAME, OBSERVE, POLICY, STATE, MemorySize
+from kvmsr.cli._parameters import LOG, NAME, OBSERVE, POLICY, STATE, DiskFile, MemorySize
 from kvmsr.cli._progress import progress
 from kvmsr.cli._reload import RELOAD, expect_hangup, reloading, terminal_is_there
 from kvmsr.cli._tracing import served, traced
 from kvmsr.cli._view import View, shown_live
 from kvmsr.errors import KvmsrError, UsageError
-from kvmsr.machine import Boot, Feature, Machine, MachineDriver, find_feature
-from kvmsr.machine.arguments import to_seconds
+from kvmsr.machine import Boot, Disk, Feature, Machine, MachineDriver, find_feature
+from kvmsr.machine.arguments import CONSOLES, to_seconds
 from kvmsr.machine.choice import choose_backend
 from kvmsr.policy import Policy
 from kvmsr.policy.file import load_policy
@@ -52,6 +52,7 @@ Examples:
   kvmsr run code.bin --mode 16 --json --serial guest.log
   kvmsr run vmlinuz --trace boot.arrows --trace-callers 4
   kvmsr run vmlinuz --append console=ttyS0 --live
+  kvmsr run vmlinuz --initrd initrd.img --disk root.img,write --append "root=/dev/vda console=ttyS0"
 """
 
 
@@ -115,6 +116,20 @@ Examples:
     show_default=True,
     help="Where to write the output of the guest's serial line; - is the terminal.",
 )
+@click.option(
+    "--disk",
+    "disks",
+    type=DiskFile(),
+    multiple=True,
+    help="A raw disk image, as a virtio disk. The guest may write to it with FILE,write.",
+)
+@click.option(
+    "--console",
+    type=click.Choice(CONSOLES),
+    default="serial",
+    show_default=True,
+    help="Where what is typed arrives: on the serial line (ttyS0) or a virtio console (hvc0).",
+)
 @LOG
 @STATE
 @traced
@@ -139,6 +154,8 @@ def command(
     cpu: str,
     cpu_features: tuple[str, ...],
     serial: str,
+    disks: tuple[Disk, ...],
+    console: str,
     log: str,
     state: Path | None,
     trace: TraceOptions | None,
@@ -186,6 +203,8 @@ def command(
             memory=memory,
             shown=shown,
             hidden=hidden,
+            disks=disks,
+            console=console,
             trace=trace,
             metrics=metrics,
         )
@@ -258,7 +277,7 @@ def run_guest(
         stack.enter_context(served(guest.session, metrics))
         on_hangup = stack.enter_context(reloading(requests, reload))
         stack.enter_context(_terminated_as_interrupted(on_hangup))
-        stack.enter_context(guest_input(guest.board.uart))
+        stack.enter_context(guest_input(guest.board.line))
         if serial != "-":
             stack.enter_context(progress(guest))
         if note and sys.stderr.isatty() and not as_json:

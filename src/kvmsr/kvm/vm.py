@@ -28,7 +28,7 @@ from kvmsr.abi import (
     vm,
 )
 from kvmsr.backend.memory import Memory
-from kvmsr.backend.protocol import Backend
+from kvmsr.backend.protocol import Backend, KeepsCode
 from kvmsr.errors import UsageError
 from kvmsr.kvm import stats
 from kvmsr.kvm.handle import Handle, read_stats
@@ -63,6 +63,7 @@ class Vm(Handle):
         super().__init__(backend, fd)
         self._vcpu_mmap_size = vcpu_mmap_size
         self._slots: dict[int, tuple[int, memoryview]] = {}
+        self._memory_written = backend.memory_written if isinstance(backend, KeepsCode) else None
 
     def close(self) -> None:
         """Close the VM; KVM ends it with the last of its vCPUs."""
@@ -129,6 +130,15 @@ class Vm(Handle):
             if offset >= 0 and offset + length <= len(memory):
                 return memory[offset : offset + length]
         raise UsageError(f"no memory slot holds {length:#x} bytes at {address:#x}")
+
+    def memory_written(self, address: int, length: int) -> None:
+        """
+        Say that user space wrote to guest memory where code may lie, as a device does.
+
+        A processor sees that by itself. A backend that translates code has to be told.
+        """
+        if self._memory_written is not None:
+            self._memory_written(self.fd, address, length)
 
     def get_dirty_log(self, slot: int) -> bytes:
         """Return a bitmap of the slot's pages written since the last call (KVM_GET_DIRTY_LOG)."""

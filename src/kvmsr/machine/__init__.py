@@ -3,9 +3,10 @@
 Machine
 -------
 
-Runs a guest: :class:`Machine`, and :class:`Boot`, which says what it boots.
+Runs a guest: :class:`Machine`; :class:`Boot`, which says what it boots, and :class:`Disk`.
 """
 
+from kvmsr.machine.board.virtio import Disk
 from kvmsr.machine.driver import MachineDriver
 from kvmsr.machine.loaders import Boot, Loaded
 from kvmsr.machine.machine import Machine
@@ -13,6 +14,7 @@ from kvmsr.msr import Feature, find_feature
 
 __all__ = (
     "Boot",
+    "Disk",
     "Feature",
     "Loaded",
     "Machine",

@@ -3,13 +3,14 @@
 ACPI tables
 -----------
 
-The tables from which an operating system learns about interrupt controllers, power-off and the PM
-timer: RSDP, XSDT, FADT, FACS, MADT and an empty DSDT. Source: ACPI 6.5, chapter 5.
+The tables from which an operating system learns about interrupt controllers, power-off, the PM
+timer and the PCI bus: RSDP, XSDT, FADT, FACS, MADT and DSDT. Source: ACPI 6.5, chapter 5.
 """
 
 import struct
 from typing import Final
 
+from kvmsr.machine.aml import pci_root, sleep_off
 from kvmsr.machine.board.small import AcpiPm
 
 __all__ = ("build_tables",)
@@ -51,7 +52,7 @@ def build_tables(base: int, cpus: int) -> bytes:
         return address
 
     facs = place(_facs())
-    dsdt = place(_sdt(b"DSDT", 2, b""))
+    dsdt = place(_sdt(b"DSDT", 2, sleep_off(AcpiPm.OFF) + pci_root()))
     fadt = place(_fadt(facs, dsdt))
     madt = place(_madt(cpus))
     xsdt = place(_sdt(b"XSDT", 1, struct.pack("<QQ", fadt, madt)))

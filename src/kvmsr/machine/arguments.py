@@ -10,20 +10,24 @@ import math
 import os
 import re
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from kvmsr.errors import UsageError
+from kvmsr.machine.board.virtio import Disk
 from kvmsr.policy import Policy
 from kvmsr.policy.file import load_policy
 from kvmsr.text import one_line
 
 __all__ = (
+    "CONSOLES",
     "StrPath",
     "refuse_unless",
     "short",
+    "to_console",
     "to_count",
+    "to_disks",
     "to_function",
     "to_path",
     "to_policy",
@@ -33,6 +37,8 @@ __all__ = (
 
 StrPath = str | os.PathLike[str]
 """What names a file."""
+
+CONSOLES: Final = ("serial", "virtio")
 
 _SIZE: Final = re.compile(r"([0-9]{1,18}) ?([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -94,6 +100,30 @@ def to_count(value: int, name: str) -> int:
     """
     refuse_unless(_is_int(value), name, value, "give a whole number")
     return value
+
+
+def to_console(value: str) -> str:
+    """
+    Return *value*.
+
+    :raises UsageError: if it is not one of :data:`CONSOLES`.
+    """
+    refuse_unless(value in CONSOLES, "console", value, f"give {' or '.join(CONSOLES)}")
+    return value
+
+
+def to_disks(values: Iterable[Disk | StrPath]) -> list[Disk]:
+    """
+    Return *values* as disks; a path is one that is read-only.
+
+    :raises UsageError: if one is neither.
+    """
+    several = isinstance(values, Iterable) and not isinstance(values, (str, bytes))
+    refuse_unless(several, "disks", values, "give disks, as a list")
+    return [
+        value if isinstance(value, Disk) else Disk(to_path(value, f"disks[{number}]"))
+        for number, value in enumerate(values)
+    ]
 
 
 def to_policy(value: Policy | StrPath | None) -> Policy:

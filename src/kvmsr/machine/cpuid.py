@@ -19,9 +19,11 @@ from kvmsr.msr import Enumerated, Feature, enumerated, features, find_feature
 from kvmsr.policy import Policy
 from kvmsr.policy.enumeration import enumerated_by
 
-__all__ = ("Choice", "Features", "guest_cpuid", "has", "set_cpuids", "to_features")
+__all__ = ("Choice", "Features", "guest_cpuid", "has", "set_up_features", "to_features")
 
 _TSC_DEADLINE = 1 << 24
+_MCE_BANKS = 10
+_MCE_FEATURES = 1 << 8 | 1 << 24  # MCG_CTL, and software error recovery
 _SMT, _CORE = 1, 2
 _TOPOLOGY = (0xB, 0x1F)
 _EXTENDED = 0x8000_0000
@@ -125,7 +127,7 @@ def _not_to_be_had(feature: Feature, able: Iterable[Enumerated]) -> str:
     return f"{text}; to be had beyond what KVM shows: {can}"
 
 
-def set_cpuids(
+def set_up_features(
     kvm: Kvm,
     vcpus: Sequence[Vcpu],
     policy: Policy,
@@ -133,7 +135,7 @@ def set_cpuids(
     hidden: Features,
 ) -> list[str]:
     """
-    Set the CPUID of each vCPU, and return what the user should know about it, as lines.
+    Give each vCPU its CPUID and its MCE banks, and return what the user should know, as lines.
 
     The arguments and errors are those of :meth:`Choice.make`, which see.
 
@@ -143,8 +145,10 @@ def set_cpuids(
     supported = kvm.get_supported_cpuid()
     deadline = bool(kvm.check_extension(Cap.TSC_DEADLINE_TIMER))
     choice = Choice.make(policy, supported, wanted, unwanted, tsc_deadline=deadline)
+    mcg_cap = _MCE_BANKS | kvm.get_mce_cap_supported() & _MCE_FEATURES
     for vcpu in vcpus:
         vcpu.set_cpuid2(guest_cpuid(supported, vcpu.id, len(vcpus), choice, tsc_deadline=deadline))
+        vcpu.setup_mce(mcg_cap)
     return choice.notes
 
 

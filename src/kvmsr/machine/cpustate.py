@@ -8,6 +8,7 @@ The registers with which the first vCPU starts, in real, protected or long mode.
 
 import enum
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -15,7 +16,7 @@ from kvmsr.abi import cpu
 from kvmsr.kvm import Vcpu, Vm
 from kvmsr.machine.layout import GDT, PAGE_TABLES
 
-__all__ = ("Mode", "Start", "apply_start")
+__all__ = ("Mode", "Start", "apply_start", "enable_mtrrs")
 
 _CODE: Final = 0x10
 _DATA: Final = 0x18
@@ -30,6 +31,8 @@ _CR0_PG: Final = 1 << 31
 _CR4_PAE: Final = 1 << 5
 _EFER_LME_LMA: Final = 1 << 8 | 1 << 10
 _GIB: Final = 1 << 30
+_MTRR_DEF_TYPE: Final = 0x2FF
+_MTRR_ENABLED_WRITE_BACK: Final = 1 << 11 | 6
 _MAPPED_GIB: Final = 4
 
 
@@ -80,6 +83,16 @@ def apply_start(vm: Vm, vcpu: Vcpu, start: Start) -> None:
             sregs.efer = _EFER_LME_LMA
     vcpu.set_sregs(sregs)
     vcpu.set_regs(cpu.Regs(rip=start.rip, rflags=2, **start.registers))
+
+
+def enable_mtrrs(vcpus: Iterable[Vcpu]) -> None:
+    """
+    Make memory write-back by default, as firmware leaves it.
+
+    With MTRRs disabled, Linux would not use PAT either.
+    """
+    for vcpu in vcpus:
+        vcpu.set_msrs({_MTRR_DEF_TYPE: _MTRR_ENABLED_WRITE_BACK})
 
 
 def _put_gdt(vm: Vm, sregs: cpu.Sregs, gdt: tuple[int, ...]) -> None:

@@ -8,14 +8,22 @@ How a PC's interrupt lines are wired to its interrupt controllers.
 
 from typing import Final
 
-from kvmsr.abi import Chip, RoutingType, vm
+from kvmsr.abi import PIT_SPEAKER_DUMMY, Chip, RoutingType, vm
+from kvmsr.kvm import Vm
 
-__all__ = ("interrupt_routes",)
+__all__ = ("create_interrupt_controllers",)
 
 _IOAPIC_PINS: Final = 24
 
 
-def interrupt_routes() -> list[vm.IrqRoutingEntry]:
+def create_interrupt_controllers(machine: Vm) -> None:
+    """Create KVM's interrupt controllers and timer, and wire them; before any vCPU."""
+    machine.create_irqchip()
+    machine.create_pit2(PIT_SPEAKER_DUMMY)
+    machine.set_gsi_routing(_routes())
+
+
+def _routes() -> list[vm.IrqRoutingEntry]:
     """Return the routes for KVM_SET_GSI_ROUTING; the timer, line 0, is on the IOAPIC's pin 2."""
     routes = []
 

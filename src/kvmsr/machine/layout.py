@@ -5,12 +5,14 @@ Memory layout
 
 What is where in guest-physical memory::
 
+    0x00000400  the BIOS data area, unless there is a BIOS image
     0x00001000  GDT and page tables, to start a vCPU in protected or long mode
     0x00007c00  flat 16-bit images
     0x00010000  Linux's boot_params; the command line is at 0x20000
     0x0008bc00  multiboot or PVH information, unless the image itself is there
-    0x0009fc00  end of conventional memory
+    0x0009fc00  end of conventional memory: the extended BIOS data area
     0x000e0000  ACPI tables, or the last 128 KiB of a BIOS image
+    0x000ff000  SMBIOS, unless there is a BIOS image
     0x00100000  RAM, up to 3 GiB
     0xfec00000  IOAPIC and local APICs, by KVM
     0xfeffc000  four pages that KVM needs on some Intel hosts
@@ -26,8 +28,10 @@ from kvmsr.errors import GuestMemoryError
 
 __all__ = (
     "ACPI_BASE",
+    "BDA",
     "BOOT_PARAMS",
     "COMMAND_LINE",
+    "EBDA",
     "FLAT_16",
     "FLAT_32",
     "FOUR_GIB",
@@ -36,11 +40,13 @@ __all__ = (
     "INFO_SIZE",
     "LOW_LIMIT",
     "PAGE_TABLES",
+    "SMBIOS",
     "STACK",
     "TSS_PAGES",
     "Layout",
 )
 
+BDA: Final = 0x400
 GDT: Final = 0x1000
 PAGE_TABLES: Final = 0x2000  # to 0x8000
 FLAT_16: Final = 0x7C00
@@ -51,6 +57,7 @@ COMMAND_LINE: Final = 0x20000
 STACK: Final = 0x80000
 EBDA: Final = 0x9FC00
 ACPI_BASE: Final = 0xE0000
+SMBIOS: Final = 0xFF000
 FLAT_32: Final = 0x100000
 LOW_LIMIT: Final = 0xC0000000
 IDENTITY_MAP: Final = 0xFEFFC000
@@ -90,6 +97,11 @@ class Layout:
             )
         low = min(memory, LOW_LIMIT)
         return cls(low, memory - low)
+
+    @property
+    def size(self) -> int:
+        """Return the number of bytes of RAM."""
+        return self.low_size + self.high_size
 
     def e820(self) -> list[tuple[int, int, int]]:
         """Return the memory map: start, size and type (1 RAM, 2 reserved), in ascending order."""

@@ -8,34 +8,37 @@ kvmsr's own virtual machine: memory, vCPUs, a board, and a session that decides 
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Final, Self, TypeVar
 
-from kvmsr.abi import PIT_SPEAKER_DUMMY, Cap
+from kvmsr.abi import Cap
 from kvmsr.backend import Backend, Memory
 from kvmsr.dispatch import Outcome, Sink
 from kvmsr.errors import HostError, UsageError
 from kvmsr.kvm import Kvm, Vcpu, Vm
-from kvmsr.machine import acpi
 from kvmsr.machine.arguments import (
     StrPath,
     refuse_unless,
     short,
+    to_console,
     to_count,
+    to_disks,
     to_function,
     to_policy,
     to_seconds,
     to_size,
 )
 from kvmsr.machine.board import Board, BoardEvents
+from kvmsr.machine.board.virtio import Disk, DiskImage
 from kvmsr.machine.choice import choose_backend
-from kvmsr.machine.cpuid import Features, set_cpuids
+from kvmsr.machine.cpuid import Features, set_up_features
 from kvmsr.machine.cpustate import apply_start
 from kvmsr.machine.diagnose import where
+from kvmsr.machine.firmware import stand_in, tell
 from kvmsr.machine.gate import Gate
-from kvmsr.machine.interrupts import interrupt_routes
-from kvmsr.machine.layout import ACPI_BASE, FOUR_GIB, IDENTITY_MAP, TSS_PAGES, Layout
+from kvmsr.machine.interrupts import create_interrupt_controllers
+from kvmsr.machine.layout import FOUR_GIB, IDENTITY_MAP, TSS_PAGES, Layout
 from kvmsr.machine.loaders import Boot, Guest, Loaded, load
 from kvmsr.machine.vcpu import VcpuThread
 from kvmsr.policy import Access, Policy
@@ -47,17 +50,13 @@ from kvmsr.trace import TraceOptions
 __all__ = ("Machine",)
 
 _LOW_SLOT, _HIGH_SLOT = 0, 1
-_MCE_BANKS: Final = 10
-_MCE_FEATURES: Final = 1 << 8 | 1 << 24  # MCG_CTL, and software error recovery
-_MTRR_DEF_TYPE: Final = 0x2FF
-_MTRR_ENABLED_WRITE_BACK: Final = 1 << 11 | 6
 _SHORTEST_WATCH: Final = 0.02
 _LONGEST_WATCH: Final = 0.5
 _GRACE: Final = 3.0
 
 Output = Callable[[bytes], None]
 
-_Opened = TypeVar("_Opened", Kvm, Vm, Vcpu, Session)
+_Opened = TypeVar("_Opened", Kvm, Vm, Vcpu, Session, DiskImage)
 
 
 class Machine:
@@ -84,6 +83,9 @@ class Machine:
     :param output: called with the bytes that the guest sends on its serial line.
     :param debug_output: called with the bytes that it writes to the debug console; by default
         *output*.
+    :param disks: its disks: raw images, read-only unless a :class:`Disk` says otherwise.
+    :param console: where the guest takes input: on the ``serial`` line, or on a ``virtio`` console
+        beside it, whose output goes to *output*, too.
     :param trace: how to record the run in a trace file; by default it is not recorded.
     :param timed: whether to count latencies; see :meth:`Session.latencies`.
     :param native: whether C may answer accesses that need no Python, on the host's KVM.
@@ -105,6 +107,8 @@ class Machine:
         log: Sink | None = None,
         output: Output = lambda data: None,
         debug_output: Output | None = None,
+        disks: Iterable[Disk | StrPath] = (),
+        console: str = "serial",
         trace: TraceOptions | None = None,
         timed: bool = False,
         native: bool = True,
@@ -116,8 +120,8 @@ class Machine:
         if log is not None:
             to_function(log, "log", "an access, its outcome and a line")
         to_function(output, "output", "bytes")
-        if debug_output is not None:
-            to_function(debug_output, "debug_output", "bytes")
+        debug_output = output if debug_output is None else debug_output
+        to_function(debug_output, "debug_output", "bytes")
         self._notes: list[str] = []
         if isinstance(backend, str):
             backend, why_soft = choose_backend(backend)
@@ -131,11 +135,10 @@ class Machine:
         self._memories: list[Memory] = []
         self._threads: list[VcpuThread] = []
         self._joined = False
-        self._opened: list[Kvm | Vm | Vcpu | Session] = []
+        self._opened: list[Kvm | Vm | Vcpu | Session | DiskImage] = []
         self.kvm = self._open(Kvm(backend))
         try:
-            self._build(cpus)
-            self._notes += set_cpuids(self.kvm, self.vcpus, rules, shown, hidden)
+            self._build(cpus, rules, shown, hidden)
             self.session = self._open(
                 Session(
                     rules, self.kvm, vcpu=self.vcpus[0], ignore_msrs=ignore_msrs, log=log,
@@ -145,12 +148,18 @@ class Machine:
             self._put_under_policy()
             events = BoardEvents(
                 output,
-                output if debug_output is None else debug_output,
+                debug_output,
                 self._debug_exit,
                 lambda what: self.end(End(EndKind.RESET, 0, f"the guest reset itself by {what}")),
-                lambda: self.end(End(EndKind.SHUTDOWN, 0, "the guest turned itself off")),
+                lambda: self.end(End(EndKind.POWEROFF, 0, "the guest turned itself off")),
+                self._notes.append,
+                lambda: self.over,
             )
             self.board = Board(self.vm, self.layout, cpus, events)
+            for disk in to_disks(disks):
+                self.board.add_disk(self._open(DiskImage(disk)))
+            if to_console(console) == "virtio":
+                self.board.add_console()
         except BaseException:
             self.close()
             raise
@@ -162,7 +171,7 @@ class Machine:
         self._opened.append(opened)
         return opened
 
-    def _build(self, cpus: int) -> None:
+    def _build(self, cpus: int, policy: Policy, shown: Features, hidden: Features) -> None:
         kvm = self.kvm
         kvm.require(
             Cap.USER_MEMORY, Cap.IRQCHIP, Cap.PIT2, Cap.IMMEDIATE_EXIT, Cap.X86_USER_SPACE_MSR,
@@ -177,13 +186,9 @@ class Machine:
         self._add_memory(_LOW_SLOT, 0, self.layout.low_size)
         if self.layout.high_size:
             self._add_memory(_HIGH_SLOT, FOUR_GIB, self.layout.high_size)
-        self.vm.create_irqchip()
-        self.vm.create_pit2(PIT_SPEAKER_DUMMY)
-        self.vm.set_gsi_routing(interrupt_routes())
+        create_interrupt_controllers(self.vm)
         self.vcpus = [self._open(self.vm.create_vcpu(number)) for number in range(cpus)]
-        mcg_cap = _MCE_BANKS | kvm.get_mce_cap_supported() & _MCE_FEATURES
-        for vcpu in self.vcpus:
-            vcpu.setup_mce(mcg_cap)
+        self._notes += set_up_features(kvm, self.vcpus, policy, shown, hidden)
 
     def _put_under_policy(self) -> None:
         facts = VmFacts(
@@ -233,17 +238,12 @@ class Machine:
         refuse_unless(isinstance(boot, Boot), "boot", boot, remedy)
         rsdp = 0
         if boot.bios is None:
-            tables = acpi.build_tables(ACPI_BASE, len(self.vcpus))
-            self.vm.memory_at(ACPI_BASE, len(tables))[:] = tables
-            rsdp = ACPI_BASE
+            rsdp = stand_in(self.vm, self.vcpus, self.layout, self.board)
+        else:
+            tell(self.vcpus, self.layout, self.board)
         self._loaded = load(Guest(self.vm, self.layout, rsdp), boot)
         self._image = str(boot.image or boot.bios)
         apply_start(self.vm, self.vcpus[0], self._loaded.start)
-        if boot.bios is None:
-            # As firmware leaves it: memory is write-back by default. With MTRRs disabled, Linux
-            # would not use PAT either.
-            for vcpu in self.vcpus:
-                vcpu.set_msrs({_MTRR_DEF_TYPE: _MTRR_ENABLED_WRITE_BACK})
         return self._loaded
 
     # Running

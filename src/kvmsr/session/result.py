@@ -31,6 +31,7 @@ class EndKind(enum.StrEnum):
     DEBUG_EXIT = "debug-exit"
     HALT = "halt"
     SHUTDOWN = "shutdown"
+    POWEROFF = "poweroff"
     RESET = "reset"
     TIMEOUT = "timeout"
     EMULATION_FAILURE = "emulation-failure"

@@ -90,6 +90,12 @@ class SoftBackend:
             raise _error(errno.EBADF if thing is None else _refusal(thing, _KVM_RUN))
         kvm_run(thing, serve)
 
+    def memory_written(self, fd: int, address: int, length: int) -> None:
+        """Take note of what user space wrote; see :class:`kvmsr.backend.KeepsCode`."""
+        thing = self._objects.get(fd)
+        if isinstance(thing, Vm):
+            thing.memory_written(address, length)
+
     def mmap(self, fd: int, length: int) -> "Buffer":
         """Return a vCPU's kvm_run page and what follows it."""
         thing = self._objects.get(fd)

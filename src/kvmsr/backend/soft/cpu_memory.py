@@ -34,6 +34,7 @@ class CpuMemory:
         self._cpu, self._slots = cpu, slots
         self._generation = _UNKNOWN
         self._mapped: dict[int, _Part] = {}  # by guest-physical address
+        self._written: list[tuple[int, int]] = []
         self._lapic: Lapic | None = None
         self._lapic_page: int | None = None
         self._map_lapic_at: Callable[[int], None] | None = None
@@ -79,8 +80,19 @@ class CpuMemory:
         """Have it brought up to date though the slots are the same."""
         self._generation = _UNKNOWN
 
+    def written(self, host_address: int, size: int) -> None:
+        """Note that user space wrote there, so that code has to be translated again."""
+        if self._written and sum(self._written[-1]) == host_address:
+            first, before = self._written.pop()
+            host_address, size = first, before + size
+        self._written.append((host_address, size))
+
     def update(self) -> bool:
-        """Bring it up to date; return whether there was something to do."""
+        """Bring it up to date; return whether there was something to do to the map."""
+        if self._written:
+            written, self._written = self._written, []
+            for host_address, size in written:
+                self._cpu.forget_code(host_address, size)
         if self.is_current:
             return False
         page = self._find_lapic_page()

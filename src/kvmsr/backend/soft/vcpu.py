@@ -227,6 +227,12 @@ class Vcpu:
             or self.vm.execution.contended
         )
 
+    def code_written(self, host_address: int, size: int) -> None:
+        """Translate code there again, before more is executed."""
+        self.memory.written(host_address, size)
+        if self.cpu.running:
+            self.attend()
+
     def attend(self) -> None:
         """Look for what waits for it."""
         if self.thread == threading.get_ident():

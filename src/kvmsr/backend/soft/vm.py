@@ -58,6 +58,9 @@ class VmVcpu(Protocol):
     def attend(self) -> None:
         """Look for what waits for it."""
 
+    def code_written(self, host_address: int, size: int) -> None:
+        """Translate code there again."""
+
     def let_out(self) -> None:
         """Have its KVM_RUN return as for a signal, unless it has since it fell asleep."""
 
@@ -132,6 +135,14 @@ class Vm:
             vcpu.attend()
         while any(vcpu.has_old_memory for vcpu in self.vcpus.values()):
             self.changed.wait(0.01)
+
+    def memory_written(self, gpa: int, size: int) -> None:
+        """Have each CPU translate again what user space wrote, before it executes that."""
+        with self.lock:
+            at = self.slots.host_address(gpa, size)
+            if at is not None:
+                for vcpu in self.vcpus.values():
+                    vcpu.code_written(at, size)
 
     # Ports
 

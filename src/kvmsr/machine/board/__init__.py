@@ -6,7 +6,7 @@ Board
 The few devices that guests need.
 """
 
-from kvmsr.machine.board.board import Board, BoardEvents
+from kvmsr.machine.board.board import COM1, Board, BoardEvents
 from kvmsr.machine.board.bus import Bus, Device
 
-__all__ = ("Board", "BoardEvents", "Bus", "Device")
+__all__ = ("COM1", "Board", "BoardEvents", "Bus", "Device")

@@ -51,11 +51,6 @@ class FwCfg:
         self._key = 0
         self._offset = 0
         self._dma_address = 0
-        files = {
-            "etc/e820": b"".join(struct.pack("<QQI", *entry) for entry in e820),
-            # There is no disk: SeaBIOS should give up booting at once, and reset.
-            "etc/boot-fail-wait": struct.pack("<I", 0),
-        }
         self._items = {
             _SIGNATURE: b"QEMU",
             _ID: struct.pack("<I", _WITH_DMA),
@@ -63,11 +58,18 @@ class FwCfg:
             _NB_CPUS: struct.pack("<H", cpus),
             _MAX_CPUS: struct.pack("<H", cpus),
         }
-        directory = [struct.pack(">I", len(files))]
-        for key, (name, data) in enumerate(files.items(), _FIRST_FILE):
-            self._items[key] = data
-            directory.append(struct.pack(">IHH56s", len(data), key, 0, name.encode()))
-        self._items[_FILE_DIR] = b"".join(directory)
+        self._directory: list[bytes] = []
+        self.add_file("etc/e820", b"".join(struct.pack("<QQI", *entry) for entry in e820))
+        # There is no disk: SeaBIOS should give up booting at once, and reset.
+        self.add_file("etc/boot-fail-wait", struct.pack("<I", 0))
+
+    def add_file(self, name: str, data: bytes) -> None:
+        """Add an item with a name of at most 55 bytes, before the guest starts."""
+        key = _FIRST_FILE + len(self._directory)
+        self._items[key] = data
+        self._directory.append(struct.pack(">IHH56s", len(data), key, 0, name.encode()))
+        count = struct.pack(">I", len(self._directory))
+        self._items[_FILE_DIR] = count + b"".join(self._directory)
 
     def read(self, address: int, size: int) -> int:
         """Return the next bytes of the selected item, or "QEMU CFG" from the DMA register."""

@@ -3,12 +3,12 @@
 Small devices
 -------------
 
-The debug console, the debug exit, ways to reset and power off, and a PCI bus without devices.
+The debug console, the debug exit, and ways to reset and power off.
 """
 
 from collections.abc import Callable
 
-__all__ = ("AcpiPm", "DebugConsole", "DebugExit", "KeyboardController", "PciConfig", "Port92")
+__all__ = ("AcpiPm", "DebugConsole", "DebugExit", "KeyboardController", "Port92")
 
 
 class DebugConsole:
@@ -95,38 +95,13 @@ class Port92:
             self._reset("port 0x92")
 
 
-class PciConfig:
-    """
-    PCI configuration ports of a bus without devices, and the reset register between them.
-
-    :param reset: called when the guest sets bit 2 of port 0xcf9.
-    """
-
-    def __init__(self, reset: Callable[[str], None]) -> None:
-        self._reset = reset
-        self._address = 0
-
-    def read(self, address: int, size: int) -> int:
-        """Return the address register, or all ones for "no such device"."""
-        if address == 0xCF8 and size == 4:
-            return self._address
-        return 0 if address == 0xCF9 else (1 << 8 * size) - 1
-
-    def write(self, address: int, size: int, value: int) -> None:
-        """Set the address register, or reset by bit 2 of the byte at 0xcf9."""
-        if address == 0xCF8 and size == 4:
-            self._address = value
-        elif address == 0xCF9 and size == 1 and value & 4:
-            self._reset("port 0xcf9")
-
-
 class AcpiPm:
     """
     ACPI power management as in the FADT: PM1 events and control, and the PM timer.
 
     Source: ACPI 6.5, section 4.8.3.
 
-    :param power_off: called when the guest enters a sleep state; the only one is "off".
+    :param power_off: called when the guest enters S5, the only sleep state.
     :param clock_ns: returns the time in nanoseconds.
     """
 
@@ -137,6 +112,9 @@ class AcpiPm:
     TIMER_HZ = 3_579_545
     SCI_ENABLE = 1
     SLEEP_ENABLE = 1 << 13
+    SLEEP_TYPE = 7 << 10
+    OFF = 0
+    """The sleep type of S5, as in QEMU's PIIX4, whose ports these are, too."""
 
     def __init__(self, power_off: Callable[[], None], clock_ns: Callable[[], int]) -> None:
         self._power_off = power_off
@@ -155,7 +133,8 @@ class AcpiPm:
 
     def write(self, address: int, size: int, value: int) -> None:
         """Write a register."""
-        if address == self.CONTROL and value & self.SLEEP_ENABLE:
-            self._power_off()
+        if address == self.CONTROL:
+            if value & self.SLEEP_ENABLE and (value & self.SLEEP_TYPE) >> 10 == self.OFF:
+                self._power_off()
         elif address == self.BASE + 2:
             self._enabled_events = value & 0xFFFF

@@ -7,7 +7,9 @@ From an image to a guest that is ready to start: :func:`load` detects the kind o
 """
 
 from pathlib import Path
+from typing import Final
 
+from kvmsr.decompress import decompress
 from kvmsr.errors import ImageError, UsageError
 from kvmsr.machine.loaders.bios import load_bios
 from kvmsr.machine.loaders.boot import Boot
@@ -19,6 +21,8 @@ from kvmsr.machine.loaders.multiboot import find_header, load_multiboot
 from kvmsr.machine.loaders.pvh import load_pvh, pvh_entry
 
 __all__ = ("Boot", "Guest", "Loaded", "load")
+
+_GZIP: Final = b"\x1f\x8b"
 
 
 def load(guest: Guest, boot: Boot) -> Loaded:
@@ -35,6 +39,7 @@ def load(guest: Guest, boot: Boot) -> Loaded:
     data = read_file(path, "image", guest.layout.low_size)
     if boot.mode is not None:
         return load_flat(guest, path, data, boot.mode)
+    data = _expanded(path, data, guest.layout.low_size)
     if is_bzimage(data):
         return load_bzimage(guest, path, data, boot.append, _one(boot))
     if find_header(data):
@@ -45,6 +50,16 @@ def load(guest: Guest, boot: Boot) -> Loaded:
         f"image {path} is not a Linux bzImage, a multiboot kernel or an ELF kernel; if it is a flat"
         " binary, give the mode in which it starts: --mode 16, 32 or 64"
     )
+
+
+def _expanded(path: Path, data: bytes, limit: int) -> bytes:
+    """Return what is inside a compressed image, as Xen comes."""
+    if not data.startswith(_GZIP):
+        return data
+    try:
+        return decompress(data, limit)[1]
+    except ImageError as error:
+        raise ImageError(f"image {path}: {error}") from None
 
 
 def _load_elf(guest: Guest, boot: Boot, path: Path, data: bytes) -> Loaded:

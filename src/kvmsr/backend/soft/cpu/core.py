@@ -29,6 +29,7 @@ _HF_INHIBIT_IRQ, _HF_CS64 = 1 << 3, 1 << 15
 _CC_OP_EFLAGS: Final = 1
 _CC_FLAGS: Final = 0x8D5
 _DF: Final = 0x400
+_NO_RAM: Final = (1 << 64) - 1
 
 
 class Core:
@@ -179,6 +180,12 @@ class Core:
     def flush_code(self) -> None:
         """Forget all translated code: somebody else may have rewritten it."""
         self._library.tb_flush(self.state.cpu)
+
+    def forget_code(self, host_address: int, size: int) -> None:
+        """Forget the code translated from memory at *host_address*, which was written meanwhile."""
+        first = self._library.ram_address(self._handle, host_address)
+        if first != _NO_RAM:
+            self._library.tb_invalidate(self._handle, first, first + size)
 
     def read_linear(self, address: int, size: int) -> bytes | None:
         """Return *size* bytes at a linear address, or None where a page is missing."""

@@ -105,6 +105,10 @@ class Library:
         self.update_dr7 = define("cpu_x86_update_dr7_x86_64", None, pointer, c_uint32)
         self.tlb_flush = define("tlb_flush_x86_64", None, pointer)
         self.tb_flush = define("tb_flush_x86_64", None, pointer)
+        self.ram_address = define("qemu_ram_addr_from_host_x86_64", c_uint64, pointer, pointer)
+        self.tb_invalidate = define(
+            "tb_invalidate_phys_range_x86_64", None, pointer, c_uint64, c_uint64
+        )
         self.reset_dirty = define("tlb_reset_dirty_x86_64", None, pointer, c_uint64, c_uint64)
 
     def address(self, name: str) -> int:

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+In place of firmware
+--------------------
+
+What firmware does before it starts an operating system, and what it tells it about the machine. A
+kernel that is started without any finds all that done. A firmware image is told by fw_cfg, and does
+and tells in its own way.
+"""
+
+import struct
+from collections.abc import Sequence
+from typing import Final
+
+from kvmsr.kvm import Vcpu, Vm
+from kvmsr.machine import acpi, smbios
+from kvmsr.machine.board import COM1, Board
+from kvmsr.machine.cpustate import enable_mtrrs
+from kvmsr.machine.layout import ACPI_BASE, BDA, EBDA, SMBIOS, Layout
+
+__all__ = ("stand_in", "tell")
+
+_POINT_SIZE: Final = 32  # SMBIOS' entry point has 24 bytes, and is aligned to 16
+
+
+def stand_in(vm: Vm, vcpus: Sequence[Vcpu], layout: Layout, board: Board) -> int:
+    """Do what firmware does, and return the address of the RSDP."""
+    board.set_up()
+    enable_mtrrs(vcpus)
+    _write_data_areas(vm)
+    tables = acpi.build_tables(ACPI_BASE, len(vcpus))
+    vm.memory_at(ACPI_BASE, len(tables))[:] = tables
+    structures = _structures(vcpus, layout, firmware=True)
+    point = smbios.entry_point(SMBIOS + _POINT_SIZE, structures)
+    described = point.ljust(_POINT_SIZE, b"\0") + structures
+    vm.memory_at(SMBIOS, len(described))[:] = described
+    return ACPI_BASE
+
+
+def _write_data_areas(vm: Vm) -> None:
+    """
+    Write the BIOS data area, and the size of the extended one, as far as this machine has what they
+    are about. Source: IBM PS/2 and PC BIOS Interface Technical Reference, section 3.
+    """
+    equipment = 1 << 9 | 1 << 1  # one serial port, and an FPU
+    area = vm.memory_at(BDA, 0x100)
+    struct.pack_into("<H", area, 0x00, COM1)
+    struct.pack_into("<H", area, 0x0E, EBDA >> 4)
+    struct.pack_into("<H", area, 0x10, equipment)
+    struct.pack_into("<H", area, 0x13, EBDA >> 10)  # KiB of conventional memory
+    vm.memory_at(EBDA, 1)[0] = (0xA0000 - EBDA) >> 10  # KiB
+
+
+def tell(vcpus: Sequence[Vcpu], layout: Layout, board: Board) -> None:
+    """Give a firmware image what it cannot find out by itself."""
+    structures = _structures(vcpus, layout, firmware=False)
+    board.fwcfg.add_file("etc/smbios/smbios-anchor", smbios.entry_point(0, structures))
+    board.fwcfg.add_file("etc/smbios/smbios-tables", structures)
+
+
+def _structures(vcpus: Sequence[Vcpu], layout: Layout, *, firmware: bool) -> bytes:
+    cpuid = vcpus[0].get_cpuid2()
+    return smbios.build_structures(layout.size, len(vcpus), cpuid, firmware=firmware)

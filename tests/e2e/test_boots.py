@@ -1,0 +1,212 @@
+"""What kvmsr's own machine boots, beside QEMU's TCG: each guest gets as far here as there."""
+
+import gzip
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from kvmsr import __version__
+from kvmsr.machine.probe import probe
+from tests.command import KVMSR, run_guest
+from tests.conftest import kvm_missing, need, peer
+from tests.nested.archive import Archive
+
+pytestmark = [pytest.mark.peer, pytest.mark.slow]
+
+INIT = """#!/bin/busybox sh
+/bin/busybox mkdir -p /proc /sys /dev
+/bin/busybox mount -t proc none /proc
+/bin/busybox mount -t sysfs none /sys
+/bin/busybox mount -t devtmpfs none /dev
+exec </dev/console >/dev/console 2>&1
+"""
+
+
+@pytest.fixture(params=["soft", "kvm"])
+def backend(request):
+    """Return the name of each backend that runs ordinary guests."""
+    if request.param == "kvm":
+        if kvm_missing():
+            pytest.skip(f"needs /dev/kvm: {kvm_missing()}")
+        if not probe(request.getfixturevalue("host")).ordinary:
+            pytest.skip("needs a KVM that runs ordinary guests")
+    return request.param
+
+
+def initrd(folder, script, *files):
+    """Write an initial RAM disk with busybox, *files* and a *script* to run; return its path."""
+    archive = Archive()
+    archive.copy(peer("busybox", "**/busybox"), Path("/bin/busybox"))
+    for file in files:
+        archive.copy(file)
+    archive.add(Path("/init"), (INIT + script).encode(), executable=True)
+    (folder / "initrd").write_bytes(archive.finish())
+    return folder / "initrd"
+
+
+TCG = """-nodefaults -accel tcg -m 512 -no-reboot -display none""".split()
+
+
+def tcg(qemu, *words, timeout=120):
+    """Run a guest under QEMU's TCG to its end; return what it sent."""
+    done = subprocess.run(
+        [*qemu, *TCG, "-serial", "stdio", *map(str, words)],
+        capture_output=True, stdin=subprocess.DEVNULL, timeout=timeout, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.decode(errors="replace").replace("\r", "")
+
+
+def last_message(console):
+    """Return the last line of a kernel's log, without its time."""
+    return console.splitlines()[-1].partition("] ")[2]
+
+
+def test_linux_turns_the_machine_off(backend, kernel, qemu, tmp_path):
+    disk = initrd(tmp_path, "/bin/busybox poweroff -f\n")
+    report, console = run_guest(
+        tmp_path, kernel, "--memory", "512M", "--initrd", disk, "--timeout", "100",
+        "--append", "console=ttyS0", backend=backend,
+    )  # fmt: skip
+    assert report["exit"]["kind"] == "poweroff"
+    assert report["exit"]["code"] == 0
+    assert last_message(console) == "reboot: Power down"
+    assert "ACPI: PM: (supports S0 S5)" in console
+    theirs = tcg(qemu, "-kernel", kernel, "-initrd", disk, "-append", "console=ttyS0")
+    assert last_message(theirs) == last_message(console)
+
+
+def test_linux_and_dmidecode_find_what_the_machine_is(backend, kernel, tmp_path):
+    tool = peer("dmidecode", "usr/sbin/dmidecode")
+    needed = subprocess.run([need("ldd"), tool], capture_output=True, text=True, check=True).stdout
+    libraries = map(Path, re.findall(r"/\S+\.so\S*", needed))
+    script = f"{tool}\n/bin/busybox poweroff -f\n"
+    _, console = run_guest(
+        tmp_path, kernel, "--memory", "512M", "--cpus", "2", "--timeout", "100",
+        "--initrd", initrd(tmp_path, script, tool, *libraries),
+        "--append", "console=ttyS0",
+        backend=backend,
+    )  # fmt: skip
+    assert "SMBIOS 3.0.0 present." in console
+    assert f"DMI: kvmsr machine, BIOS {__version__} 01/01/2026" in console
+    lines = [line.strip() for line in console.splitlines()]
+    for expected in (
+        "System is a virtual machine",
+        "Product Name: machine",
+        "Core Count: 2",
+        "Maximum Capacity: 512 MB",
+        "Size: 512 MB",
+        "Status: No errors detected",
+    ):
+        assert expected in lines
+
+
+def test_xen_boots_as_far_as_under_qemu(backend, kernel, qemu, start, tmp_path):
+    """By multiboot, without a call into a BIOS; Linux in Dom0, which has no console, halts it."""
+    image = peer("xen", "boot/xen-4*.gz")
+    disk = initrd(tmp_path, "/bin/busybox poweroff -f\n")
+    line = "console=com1 com1=115200,8n1 loglvl=all no-real-mode"
+    # With SMAP, an IRET in user mode faults in the soft CPU, as it did in QEMU before 9.1.
+    report, console = run_guest(
+        tmp_path, image, "--memory", "512M", "--timeout", "100", "--cpu-feature", "-smap",
+        "--append", line, "--initrd", kernel, "--initrd", disk,
+        backend=backend,
+    )  # fmt: skip
+    last = "(XEN) Hardware Dom0 halted: halting machine"
+    assert console.splitlines()[-1] == last
+    assert report["exit"]["kind"] == "halt"
+    assert "(XEN) SMBIOS 3.0 present." in console
+    assert "(XEN)  [0000000000000000, 000000000009fbff] (usable)" in console
+    (tmp_path / "xen").write_bytes(gzip.decompress(image.read_bytes()))
+    theirs = tmp_path / "theirs"
+    sent_until(
+        start, last, theirs,
+        [*qemu, *TCG, "-serial", f"file:{theirs}", "-kernel", tmp_path / "xen", "-append", line,
+         "-initrd", f"{kernel},{disk}"],
+    )  # fmt: skip
+
+
+def sent_until(start, text, serial, command, timeout=100):
+    """Run a guest that does not end by itself until it has sent *text*; return what it sent."""
+    running = start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + timeout
+    console = ""
+    while text not in console and running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+        console = serial.read_text(errors="replace") if serial.exists() else ""
+    running.send_signal(signal.SIGTERM)
+    said, _ = running.communicate(timeout=20)
+    assert text in console, said.decode(errors="replace") + console
+    return console
+
+
+def on_the_screen(console):
+    """Return the words that a guest has put on a terminal, by the place where they begin."""
+    pieces = re.findall(r"\x1b\[(\d+;\d+)H((?:\x1b\[\d*m|[^\x1b])*)", console)
+    return {place: re.sub(r"\x1b\[\d*m", "", text).strip() for place, text in pieces}
+
+
+@pytest.mark.parametrize("bits", ["x64", "ia32"])
+def test_memtest86_reaches_its_testing_screen(backend, bits, qemu, start, tmp_path):
+    """By the 64-bit and by the 32-bit boot protocol; there is no compressed kernel inside."""
+    image = peer("memtest", f"boot/memtest86+{bits}.bin")
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    line, last = "console=ttyS0,115200", "<ESC> Exit"
+    here = sent_until(
+        start, last, ours,
+        [*KVMSR, "run", "--backend", backend, image, "--memory", "512M", "--append", line,
+         "--serial", ours],
+    )  # fmt: skip
+    there = sent_until(
+        start, last, theirs,
+        [*qemu, *TCG, "-serial", f"file:{theirs}", "-kernel", image, "-append", line],
+    )  # fmt: skip
+    assert "Memtest86+" in here
+    assert "Status: Testing" in here
+    assert re.search(r"Memory *: +512MB ", here)
+    assert on_the_screen(here).keys() == on_the_screen(there).keys()
+
+
+FIRST_PROGRAM = """
+.globl _start
+_start:
+    mov $4, %eax            # write
+    mov $1, %ebx
+    mov $words, %ecx
+    mov $end - words, %edx
+    int $0x80
+    mov $88, %eax           # reboot
+    mov $0xfee1dead, %ebx
+    mov $672274793, %ecx
+    mov $0x4321fedc, %edx   # power off
+    int $0x80
+words: .ascii "32-bit code in user space\\n"
+end:
+"""
+
+
+def test_a_32_bit_kernel_runs_to_power_off(backend, qemu, tmp_path):
+    kernel = os.environ.get("KVMSR_KERNEL_686")
+    if not kernel:
+        pytest.skip("needs KVMSR_KERNEL_686, the bzImage of Debian's linux-image-686 (i386)")
+    source, code, program, disk = (tmp_path / name for name in ("s", "o", "init", "initrd"))
+    source.write_text(FIRST_PROGRAM)
+    subprocess.run([need("as"), "--32", "-o", code, source], check=True)
+    subprocess.run([need("ld"), "-m", "elf_i386", "-o", program, code], check=True)
+    archive = Archive()
+    archive.copy(program, Path("/init"))
+    disk.write_bytes(archive.finish())
+    report, console = run_guest(
+        tmp_path, kernel, "--memory", "512M", "--initrd", disk, "--timeout", "250",
+        "--append", "console=ttyS0", backend=backend,
+    )  # fmt: skip
+    theirs = tcg(qemu, "-kernel", kernel, "-initrd", disk, "-append", "console=ttyS0")
+    for sent in (console, theirs):
+        assert "\n32-bit code in user space\n" in sent
+        assert last_message(sent) == "reboot: Power down"
+    assert report["exit"]["kind"] == "poweroff"
