@@ -23,22 +23,28 @@ TRIES = 10 if REQUIRED else 3
 PAUSE = 10
 """Seconds between two tries: a mirror that is being brought up to date is whole soon after."""
 
-# For the machine of tests/nested: KVM, what it needs, and the driver of /dev/cpu/*/msr.
+# For the machine of tests/nested: KVM, what it needs, and the driver of /dev/cpu/*/msr. For tools
+# that look at power and frequency: the drivers that they go through.
 MODULES = [
     f"*lib/modules/*/kernel/{part}"
-    for part in ("arch/x86/kvm/*", "virt/lib/*", "arch/x86/kernel/msr.ko*")
-]
+    for part in (
+        "arch/x86/kvm/*", "virt/lib/*", "arch/x86/kernel/msr.ko*", "arch/x86/kernel/cpuid.ko*",
+        "arch/x86/events/rapl.ko*", "arch/x86/platform/intel/iosf_mbi.ko*", "drivers/powercap/*",
+        "drivers/cpufreq/acpi-cpufreq.ko*",
+    )
+]  # fmt: skip
 # For guests that have a disk and a console.
 MODULES += [
     f"*lib/modules/*/kernel/drivers/{part}"
     for part in ("virtio/*", "block/virtio_blk.ko*", "char/virtio_console.ko*")
 ]
+TOOLS_NEED = ["libcpupower1", "libpci3", "libcap2"]
 PEERS = {
     # name: (packages, what to unpack of them, what must be there afterwards)
     "kernel": (
         ["linux-image-cloud-amd64"],
         ["./boot", *MODULES],
-        ["boot/vmlinuz-*", "**/kvm-amd.ko*", "**/virtio_blk.ko*"],
+        ["boot/vmlinuz-*", "**/kvm-amd.ko*", "**/virtio_blk.ko*", "**/iosf_mbi.ko*"],
     ),
     "seabios": (["seabios"], ["./usr/share/seabios"], ["usr/share/seabios/bios.bin"]),
     "acpica": (["acpica-tools"], ["*bin/iasl"], ["usr/bin/iasl"]),
@@ -46,11 +52,17 @@ PEERS = {
     "memtest": (["memtest86+"], ["./boot"], ["boot/memtest86+x64.bin", "boot/memtest86+ia32.bin"]),
     "dmidecode": (["dmidecode"], ["*bin/dmidecode"], ["usr/sbin/dmidecode"]),
     "qemu": (["qemu-system-x86"], [], ["usr/bin/qemu-system-x86_64"]),
+    "tools": (
+        ["linux-cpupower", "msr-tools", "x86info", *TOOLS_NEED],
+        ["*"],
+        ["usr/sbin/turbostat", "usr/sbin/rdmsr", "usr/bin/x86info"],
+    ),
+    "perf": (["linux-perf"], [], ["usr/bin/perf"]),
     "xen": (["xen-system-amd64"], ["./boot"], ["boot/xen-4*.gz"]),
     "chromium": (["chromium"], [], ["usr/lib/chromium/chromium"]),
 }
 
-SYSTEM = {"qemu": "qemu-system-x86_64", "chromium": "chromium"}
+SYSTEM = {"qemu": "qemu-system-x86_64", "perf": "perf", "chromium": "chromium"}
 """Programs that need not be fetched where the system has them."""
 
 

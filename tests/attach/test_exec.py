@@ -167,6 +167,16 @@ def test_a_log_that_fails_is_noted_and_the_guest_goes_on(tmp_path, vmm):
     ]
 
 
+def test_a_note_says_what_the_vmms_guest_did_not_see(tmp_path, vmm):
+    """That guest reads 0x35 only; whether another one would look for APERF is up to CPUID."""
+    pair = '[[rule]]\nmsr = [0xe7, 0xe8]\nread = "shadow"\nwrite = "shadow"\n'
+    _, report = run(tmp_path, CONSTANT + pair, *vmm, COUNT)
+    assert report["notes"] == [
+        "no guest looked for MSRs that the policy answers and CPUID announces by aperfmperf"
+        " (CPUID.06H:ECX[0]): whether a guest sees that is up to the VMM"
+    ]
+
+
 def test_a_vmm_is_started_from_where_it_was_named(tmp_path, vmm):
     program, image = vmm
     (tmp_path / "here").mkdir()

@@ -157,6 +157,19 @@ def test_features_are_hidden_from_the_guest():
     kvmsr("run", LIST, "--append", "35", "--cpu", "host", "--cpu-feature", "-x2apic")
 
 
+def test_features_that_the_policy_answers_are_shown(tmp_path):
+    policy = tmp_path / "p.toml"
+    policy.write_text('[[rule]]\nmsr = [0xe7, 0xe8]\nread = "shadow"\nwrite = "shadow"\n')
+    options = ("run", LIST, "--append", "e7", "--policy", policy)
+    out, _ = kvmsr(*options, "--cpu-feature", "+aperfmperf")
+    assert "note: CPUID shows aperfmperf, because the policy answers their MSRs" in out
+    out, _ = kvmsr(*options, "--cpu-feature", "-aperfmperf")
+    assert "CPUID" not in out
+    _, err = kvmsr("run", LIST, "--cpu-feature", "+aperfmperf", status=2)
+    assert "feature aperfmperf (CPUID.06H:ECX[0])" in err
+    assert "it comes with rules that answer IA32_MPERF, IA32_APERF; to be had" in err
+
+
 # What is wrong
 
 

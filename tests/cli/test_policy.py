@@ -151,6 +151,17 @@ def test_check_and_a_run_name_the_same_lines(tmp_path):
     assert lints[0].startswith(f"lint: {file}:4: rule[0].write: on some hosts, KVM completes")
 
 
+def test_check_and_explain_tell_what_guests_look_at_first():
+    out = in_process("policy", "check", "preset:linux", "--strict", "--no-ignore-msrs")
+    assert (
+        "note: preset:linux: guests look for some of these MSRs only where CPUID shows epb" in out
+    )
+    out = in_process("policy", "explain", "0x1b0", "--policy", "preset:linux")
+    assert "  CPUID:   guests look here only where CPUID shows epb (CPUID.06H:ECX[3], Intel)" in out
+    told = json.loads(in_process("policy", "explain", "0x35", "--json"))
+    assert told["cpuid"] == []
+
+
 def test_check_tells_what_does_not_fit(tmp_path):
     file = tmp_path / "wide.toml"
     # Islands to be denied, each beside one that must not be.

@@ -7,8 +7,8 @@ import pytest
 
 from kvmsr import Boot, Kvm, Machine, Policy, Rule, backend
 from kvmsr.errors import BackendError, GuestMemoryError, ImageError, PolicyError, UsageError
+from kvmsr.machine import Feature, find_feature
 from kvmsr.machine.arguments import to_size
-from kvmsr.machine.cpuid import Feature, find_feature
 from tests.conftest import GUESTS, kvm_missing
 
 

@@ -30,6 +30,7 @@ from kvmsr.errors import BackendError, HostError, KvmsrError, UsageError
 from kvmsr.kvm import Kvm
 from kvmsr.native import lib
 from kvmsr.policy import Access, Policy
+from kvmsr.policy.enumeration import unseen_line
 from kvmsr.policy.selector import Ranges
 from kvmsr.session import End, EndKind, RunResult, Session, kept_state, save_state
 from kvmsr.session.control import ControlServer
@@ -104,6 +105,7 @@ class Controller:
         kept = None if state is None else kept_state(state)
         self._kvm = Kvm(HostBackend())
         try:
+            self._vendor = self._kvm.get_supported_cpuid().vendor
             self.session = Session(
                 policy.observing(observe), self._kvm, log=log, vcpus=_MAX_VCPUS, trace=trace,
                 timed=timed,
@@ -291,6 +293,9 @@ class Controller:
         raw = self._block.raw
         if not raw.n_vms and not raw.missed:
             yield "the VMM created no VM through KVM's ioctls, so no access could be seen"
+        accessed = {row.index for row in self.session.summary()}
+        if accessed:
+            yield from unseen_line(self.session.plan.policy, self._vendor, accessed)
         if any(vm.loads for _, vm in self._block.vms()) and not self.session.restored:
             yield from self._load_note()
         dropped = sum(vcpu.dropped for vcpu in self._block.vcpus())

@@ -14,6 +14,7 @@ from kvmsr.cli._output import echo, print_json
 from kvmsr.cli._parameters import PolicyFile
 from kvmsr.cli._policies import IGNORE_MSRS, IMPORT, JSON, facts, finder_for, notes_of
 from kvmsr.errors import FilterCapacityError, PolicyError
+from kvmsr.policy.enumeration import enumeration_lines
 from kvmsr.policy.file import read_policy
 from kvmsr.policy.plan import (
     KernelFacts,
@@ -87,7 +88,11 @@ def _checked(file: str, kernel: KernelFacts, importing: bool) -> dict[str, Any]:
         "error": described[0] if described else None,
         "errors": described,
         "lints": [_lint(lint, file) for lint in plan.lints] if plan else [],
-        "notes": [*notes_of(finder), *(not_observed_lines(plan.not_observed) if plan else [])],
+        "notes": [
+            *notes_of(finder),
+            *(not_observed_lines(plan.not_observed) if plan else []),
+            *(enumeration_lines(plan.policy) if plan else []),
+        ],
         "rules": len(plan.policy.rules) if plan else 0,
         "ranges": len(plan.filter.ranges) if plan else 0,
     }

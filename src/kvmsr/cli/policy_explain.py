@@ -17,6 +17,7 @@ from kvmsr.cli._policies import IGNORE_MSRS, IMPORT, JSON, facts, load_unrun
 from kvmsr.errors import UsageError
 from kvmsr.msr import X2APIC
 from kvmsr.policy import Op, Policy
+from kvmsr.policy.enumeration import enumeration_of
 from kvmsr.policy.plan import Plan, compile_policy
 from kvmsr.policy.selector import Ranges
 
@@ -104,12 +105,14 @@ def explain_(
     if profile is not None:
         explanation = replace(explanation, kernel=f"{profile} (soft): {explanation.kernel}")
     if as_json:
-        print_json(explanation.as_dict())
+        print_json(explanation.as_dict() | {"cpuid": enumeration_of(policy, msr)})
         return
     what = "read of" if value is None else f"write of {value:#x} to"
     name = f" ({explanation.name})" if explanation.name else ""
     echo(f"{what} MSR {msr:#x}{name} on vCPU {vcpu}")
     _print(explanation)
+    for line in enumeration_of(policy, msr):
+        echo(f"  CPUID:   {line}")
 
 
 def _on_soft(profile: str, policy: Policy, op: Op, msr: int) -> tuple[Plan, bool | None]:

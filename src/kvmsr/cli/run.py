@@ -8,7 +8,7 @@ Runs a guest in kvmsr's own machine.
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -102,7 +102,12 @@ Examples:
     help="What CPUID shows: host is everything that KVM supports here.",
 )
 @click.option(
-    "--cpu-feature", "cpu_features", multiple=True, metavar="-NAME", help="Hide a CPUID feature."
+    "--cpu-feature",
+    "cpu_features",
+    multiple=True,
+    metavar="+NAME|-NAME",
+    help="Require or hide a CPUID feature. The guest sees those that KVM supports, and those whose"
+    " MSRs the policy answers.",
 )
 @click.option(
     "--serial",
@@ -174,7 +179,7 @@ def command(
     boot = Boot(image, append, initrd, bios, None if mode is None else int(mode))
     expect_hangup(reload)
     rules = (load_policy(policy) if policy else Policy()).observing(observe)
-    hidden = [_feature(word) for word in cpu_features]
+    shown, hidden = _features(cpu_features)
     with shown_live(live) as view:
         report = partial(_print, as_json=as_json, view=view)
         witness = supervise(rules, report, reloads=reload)
@@ -196,6 +201,7 @@ def command(
             backend=chosen,
             cpus=cpus,
             memory=memory,
+            shown=shown,
             hidden=hidden,
             disks=disks,
             console=console,
@@ -205,15 +211,18 @@ def command(
     return result.exit_status
 
 
-def _feature(word: str) -> Feature:
-    name = word.removeprefix("-")
-    if name == word:
-        remedy = f"write -{name} to hide it; features that KVM supports are shown anyway"
-        raise UsageError(f"--cpu-feature {word}: {remedy}")
-    try:
-        return find_feature(name)
-    except UsageError as error:
-        raise UsageError(f"--cpu-feature {word}: {error}") from None
+def _features(words: Iterable[str]) -> tuple[list[Feature], list[Feature]]:
+    """Return the features that *words* require, and those that they hide."""
+    found: dict[str, list[Feature]] = {"+": [], "-": []}
+    for word in words:
+        if word[:1] not in found:
+            remedy = f"write -{word} to hide it, or +{word} to require it"
+            raise UsageError(f"--cpu-feature {word}: {remedy}")
+        try:
+            found[word[0]].append(find_feature(word[1:]))
+        except UsageError as error:
+            raise UsageError(f"--cpu-feature {word}: {error}") from None
+    return found["+"], found["-"]
 
 
 def run_guest(

@@ -42,7 +42,7 @@ from kvmsr.dispatch.conditions import Conditions, Test
 from kvmsr.dispatch.handlers import HandlerFailure, Handlers, host_handler
 from kvmsr.dispatch.host import HostMsrs
 from kvmsr.dispatch.log import AccessLog, Sink
-from kvmsr.dispatch.models import Instances
+from kvmsr.dispatch.models import Cpu, Instances
 from kvmsr.dispatch.outcome import Outcome, Verdict, plain_outcome
 from kvmsr.dispatch.registers import Registers
 from kvmsr.dispatch.state import holder_of
@@ -109,7 +109,7 @@ class Dispatcher:
     :param host: the host's registers, for ``host`` actions.
     :param log: receives every access that the policy logs, with its outcome and a log line.
     :param memory: returns the given number of bytes at an address of the guest's memory, or None
-        if there is no memory; for models that read it.
+        if there is no memory; for models that read it, as *cpu* is.
     :param registers: the VM's registers, if another policy has been in force; by default, new ones.
     :param inert: neither set up nor call functions, models and the host's registers. An access
         that one of them would answer must not be passed in.
@@ -132,6 +132,7 @@ class Dispatcher:
         host: HostMsrs | None = None,
         log: Sink | None = None,
         memory: Callable[[int, int], bytes | None] = lambda address, size: None,
+        cpu: Cpu | None = None,
         registers: Registers | None = None,
         inert: bool = False,
     ) -> None:
@@ -141,9 +142,8 @@ class Dispatcher:
         if registers.begun is None:
             registers.begun = clock()
         self._inert, self._log = inert, AccessLog(log)
-        self.models = Instances(plan.policy.topology, vcpus, clock, memory, registers.models)
-        self.shadows = registers.shadows
-        self._handlers = Handlers(plan.policy.defaults.on_error)
+        self.models = Instances(plan.policy.topology, vcpus, clock, memory, registers.models, cpu)
+        self.shadows, self._handlers = registers.shadows, Handlers(plan.policy.defaults.on_error)
         # The chain of steps for each MSR, built at the first access to it.
         self._reads, self._writes = dict[int, Act](), dict[int, Act]()
         self._by_rule: dict[tuple[int, Op], Step] = {}

@@ -48,6 +48,13 @@ class CpuidTable(tuple[CpuidEntry, ...]):
                 return entry
         return None
 
+    @property
+    def vendor(self) -> str:
+        """Return the vendor's 12 letters, for example ``GenuineIntel``; "" without leaf 0."""
+        leaf = self.find(0)
+        registers = () if leaf is None else (leaf.ebx, leaf.edx, leaf.ecx)
+        return b"".join(part.to_bytes(4, "little") for part in registers).decode("latin-1")
+
     def replace(self, change: Callable[[CpuidEntry], CpuidEntry | None]) -> "CpuidTable":
         """Return a copy with each leaf as *change* gives it; None leaves it out."""
         changed = (change(entry) for entry in self)

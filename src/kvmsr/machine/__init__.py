@@ -11,6 +11,7 @@ from kvmsr.machine.cpuid import Feature, find_feature
 from kvmsr.machine.driver import MachineDriver
 from kvmsr.machine.loaders import Boot, Loaded
 from kvmsr.machine.machine import Machine
+from kvmsr.msr import Feature, find_feature
 
 __all__ = (
     "Boot",

@@ -3,106 +3,160 @@
 The guest's CPUID
 -----------------
 
-What KVM supports, adapted for each vCPU: its APIC ID, the number of vCPUs, and without the features
-that the user hides.
+What KVM supports, adapted for each vCPU: its APIC ID and the number of vCPUs; with the features
+whose MSRs the policy answers, so that the guest looks for them, and without those that the user
+hides.
 """
 
-import difflib
-import functools
-import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 
 from kvmsr.abi import CPUID_FLAG_SIGNIFCANT_INDEX, Cap
 from kvmsr.errors import UsageError
 from kvmsr.kvm import CpuidEntry, CpuidTable, Kvm, Vcpu
 from kvmsr.machine.arguments import refuse_unless
-from kvmsr.text import shown
+from kvmsr.msr import Enumerated, Feature, enumerated, features, find_feature
+from kvmsr.policy import Policy
+from kvmsr.policy.enumeration import enumerated_by
 
-__all__ = ("Feature", "features", "find_feature", "guest_cpuid", "set_up_features", "to_features")
+__all__ = ("Choice", "Features", "guest_cpuid", "has", "set_up_features", "to_features")
 
 _TSC_DEADLINE = 1 << 24
 _MCE_BANKS = 10
 _MCE_FEATURES = 1 << 8 | 1 << 24  # MCG_CTL, and software error recovery
 _SMT, _CORE = 1, 2
 _TOPOLOGY = (0xB, 0x1F)
+_EXTENDED = 0x8000_0000
+
+Features = Iterable[Feature | str]
+"""CPUID features, or their names."""
 
 
-@dataclass(frozen=True, slots=True)
-class Feature:
-    """A CPUID bit: leaf *function*, subleaf *index*, *register* (``eax`` to ``edx``), *bit*."""
-
-    function: int
-    index: int
-    register: str
-    bit: int
-
-
-@functools.cache
-def features() -> dict[str, Feature]:
-    """Return the named features."""
-    text = resources.files("kvmsr.machine").joinpath("cpu_features.toml").read_text("utf-8")
-    found = {}
-    for entry in tomllib.loads(text)["register"]:
-        for bit, names in enumerate(entry["bits"].split()):
-            for name in names.split("|"):
-                if name != "_":
-                    found[name] = Feature(
-                        entry["function"], entry.get("index", 0), entry["register"], bit
-                    )
-    return found
-
-
-def find_feature(name: str) -> Feature:
-    """
-    Return the feature called *name*, such as ``x2apic`` or ``sse4_2``; "-" may stand for "_".
-
-    :raises UsageError: if there is none; names those that look like it.
-    """
-    known = features()
-    feature = known.get(name) or known.get(name.replace("-", "_"))
-    if feature is None:
-        near = difflib.get_close_matches(name, known, n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise UsageError(f"no CPUID feature is called {shown(name)}{hint}")
-    return feature
-
-
-def to_features(values: Iterable[Feature | str]) -> list[Feature]:
+def to_features(values: Features, name: str) -> list[Feature]:
     """
     Return the features in *values*, some of them by name.
 
+    :param name: what messages call the list.
     :raises UsageError: if one is neither a feature nor the name of one.
     """
     several = isinstance(values, Iterable) and not isinstance(values, str)
-    refuse_unless(several, "hidden", values, "give CPUID features, as a list")
+    refuse_unless(several, name, values, "give CPUID features, as a list")
     found = []
     for number, value in enumerate(values):
         feature = find_feature(value) if isinstance(value, str) else value
         known = isinstance(feature, Feature)
-        refuse_unless(known, f"hidden[{number}]", value, "give a Feature, or a name")
+        refuse_unless(known, f"{name}[{number}]", value, "give a Feature, or a name")
         found.append(feature)
     return found
 
 
-def set_up_features(kvm: Kvm, vcpus: Sequence[Vcpu], hidden: Iterable[Feature]) -> None:
-    """Give each vCPU its CPUID, without features that are to be *hidden*, and its MCE banks."""
+def has(table: CpuidTable, feature: Feature) -> bool:
+    """Return whether *table* has *feature*."""
+    entry = table.find(feature.function, feature.index)
+    return entry is not None and bool(getattr(entry, feature.register) >> feature.bit & 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """
+    Which features a guest sees beyond what KVM supports, and which it does not see.
+
+    :ivar added: features whose MSRs the policy answers, and that KVM does not have.
+    :ivar hidden: features to leave out.
+    """
+
+    added: tuple[Enumerated, ...] = ()
+    hidden: tuple[Feature, ...] = ()
+
+    @classmethod
+    def make(
+        cls,
+        policy: Policy,
+        supported: CpuidTable,
+        shown: Iterable[Feature] = (),
+        hidden: Iterable[Feature] = (),
+        *,
+        tsc_deadline: bool = False,
+    ) -> "Choice":
+        """
+        Return the choice for a guest under *policy*. What is *hidden* is hidden in any case.
+
+        :param supported: the result of KVM_GET_SUPPORTED_CPUID.
+        :param shown: features that the guest has to see.
+        :raises UsageError: if neither KVM nor the policy has one of those; says what can be had.
+        """
+        hidden = tuple(hidden)
+        able = [
+            one
+            for one in enumerated_by(policy)
+            if one.is_of(supported.vendor) and not has(supported, one.feature)
+        ]
+        for feature in shown:
+            deadline = feature == Feature(1, 0, "ecx", _TSC_DEADLINE.bit_length() - 1)
+            if not (
+                has(supported, feature)
+                or (deadline and tsc_deadline)
+                or any(one.feature == feature for one in able)
+            ):
+                raise UsageError(_not_to_be_had(feature, able))
+        return cls(tuple(one for one in able if one.feature not in hidden), hidden)
+
+    @property
+    def notes(self) -> list[str]:
+        """Return what the user should know about it, as lines."""
+        if not self.added:
+            return []
+        names = ", ".join(one.name for one in self.added)
+        return [
+            f"CPUID shows {names}, because the policy answers their MSRs (--cpu-feature -NAME"
+            " hides one)"
+        ]
+
+
+_AS_KVM = Choice()
+
+
+def _not_to_be_had(feature: Feature, able: Iterable[Enumerated]) -> str:
+    name = next((name for name, known in features().items() if known == feature), "")
+    text = f"neither this KVM nor the policy has the CPUID feature {name} ({feature})"
+    for one in enumerated():
+        if one.feature == feature:
+            text = f"neither this KVM nor the policy has the CPUID feature {one}"
+            text += f"; it comes with rules that answer {one.msr_names}"
+    can = ", ".join(one.name for one in able) or "nothing"
+    return f"{text}; to be had beyond what KVM shows: {can}"
+
+
+def set_up_features(
+    kvm: Kvm,
+    vcpus: Sequence[Vcpu],
+    policy: Policy,
+    shown: Features,
+    hidden: Features,
+) -> list[str]:
+    """
+    Give each vCPU its CPUID and its MCE banks, and return what the user should know, as lines.
+
+    The arguments and errors are those of :meth:`Choice.make`, which see.
+
+    :raises UsageError: also if an argument is no list of features.
+    """
+    wanted, unwanted = to_features(shown, "shown"), to_features(hidden, "hidden")
     supported = kvm.get_supported_cpuid()
     deadline = bool(kvm.check_extension(Cap.TSC_DEADLINE_TIMER))
+    choice = Choice.make(policy, supported, wanted, unwanted, tsc_deadline=deadline)
     mcg_cap = _MCE_BANKS | kvm.get_mce_cap_supported() & _MCE_FEATURES
-    hidden = list(hidden)
     for vcpu in vcpus:
-        table = guest_cpuid(supported, vcpu.id, len(vcpus), hidden, tsc_deadline=deadline)
-        vcpu.set_cpuid2(table)
+        vcpu.set_cpuid2(guest_cpuid(supported, vcpu.id, len(vcpus), choice, tsc_deadline=deadline))
         vcpu.setup_mce(mcg_cap)
+    return choice.notes
 
 
 def guest_cpuid(
     supported: CpuidTable,
     vcpu_id: int,
     cpus: int,
-    hidden: Iterable[Feature] = (),
+    choice: Choice = _AS_KVM,
     *,
     tsc_deadline: bool = False,
 ) -> CpuidTable:
@@ -111,11 +165,11 @@ def guest_cpuid(
 
     :param supported: the result of KVM_GET_SUPPORTED_CPUID.
     :param cpus: the number of vCPUs.
-    :param hidden: features to leave out.
+    :param choice: features to add, and to leave out.
     :param tsc_deadline: whether the local APIC's timer has a deadline mode, which KVM reports by a
         capability and not in *supported*.
     """
-    hidden = list(hidden)
+    supported = _with_leaves(supported, (one.feature for one in choice.added))
     shift = (cpus - 1).bit_length()
 
     def change(entry: CpuidEntry) -> CpuidEntry:
@@ -129,8 +183,10 @@ def guest_cpuid(
             entry = replace(entry, ecx=(shift << 12) | (cpus - 1) & 0xFF)
         elif entry.function == 0x8000001E:
             entry = replace(entry, eax=vcpu_id, ebx=vcpu_id & 0xFF, ecx=0)
-        for feature in hidden:
-            entry = _without(entry, feature)
+        for one in choice.added:
+            entry = _set(entry, one.feature, 1)
+        for feature in choice.hidden:
+            entry = _set(entry, feature, 0)
         return entry
 
     # KVM returns the host's topology leaves, and some KVMs only their first level.
@@ -153,10 +209,24 @@ def _level(index: int, cpus: int) -> tuple[int, int, int]:
     return 0, 0, index
 
 
-def _without(entry: CpuidEntry, feature: Feature) -> CpuidEntry:
+def _with_leaves(table: CpuidTable, wanted: Iterable[Feature]) -> CpuidTable:
+    """Return *table* with empty leaves where it lacks those of *wanted*, and their number."""
+    entries = {(entry.function, entry.index): entry for entry in table}
+    for feature in wanted:
+        if table.find(feature.function, feature.index) is None:
+            flags = CPUID_FLAG_SIGNIFCANT_INDEX if feature.index else 0
+            key = feature.function, feature.index
+            entries[key] = CpuidEntry(*key, flags, 0, 0, 0, 0)
+        first = entries.get((feature.function & _EXTENDED, 0))
+        if first is not None and first.eax < feature.function:
+            entries[first.function, 0] = replace(first, eax=feature.function)
+    return CpuidTable(entries.values())
+
+
+def _set(entry: CpuidEntry, feature: Feature, bit: int) -> CpuidEntry:
     if entry.function != feature.function:
         return entry
     if entry.has_index and entry.index != feature.index:
         return entry
-    value = getattr(entry, feature.register) & ~(1 << feature.bit)
+    value = getattr(entry, feature.register) & ~(1 << feature.bit) | bit << feature.bit
     return replace(entry, **{feature.register: value})

@@ -31,7 +31,7 @@ from kvmsr.machine.arguments import (
 )
 from kvmsr.machine.board import Board, BoardEvents, Disk, DiskImage
 from kvmsr.machine.choice import choose_backend
-from kvmsr.machine.cpuid import Feature, set_up_features, to_features
+from kvmsr.machine.cpuid import Features, set_up_features
 from kvmsr.machine.cpustate import apply_start
 from kvmsr.machine.diagnose import where
 from kvmsr.machine.firmware import stand_in, tell
@@ -75,7 +75,8 @@ class Machine:
         default each access faults, and is logged once.
     :param ignore_msrs: whether the host swallows accesses to MSRs that KVM does not know; None to
         find out.
-    :param hidden: CPUID features that the guest does not see, or their names.
+    :param shown: CPUID features that the guest has to see, or their names.
+    :param hidden: those that it does not see; it sees all others that KVM or the policy has.
     :param log: called with the accesses that the policy logs; see
         :class:`~kvmsr.dispatch.Dispatcher`.
     :param output: called with the bytes that the guest sends on its serial line.
@@ -100,7 +101,8 @@ class Machine:
         cpus: int = 1,
         policy: Policy | StrPath | None = None,
         ignore_msrs: bool | None = None,
-        hidden: Iterable[Feature | str] = (),
+        shown: Features = (),
+        hidden: Features = (),
         log: Sink | None = None,
         output: Output = lambda data: None,
         debug_output: Output | None = None,
@@ -113,7 +115,7 @@ class Machine:
         if to_count(cpus, "cpus") < 1:
             raise UsageError(f"a machine with {cpus} CPUs cannot run: it needs at least 1")
         self.layout = Layout.of(to_size(memory, "memory"))
-        rules, features = to_policy(policy), to_features(hidden)
+        rules = to_policy(policy)
         if log is not None:
             to_function(log, "log", "an access, its outcome and a line")
         to_function(output, "output", "bytes")
@@ -129,14 +131,13 @@ class Machine:
         self._news = threading.Event()  # the run is over, or every vCPU may be asleep
         self._ending = threading.Lock()
         self._loaded: Loaded | None = None
-        self._image = ""
         self._memories: list[Memory] = []
         self._threads: list[VcpuThread] = []
         self._joined = False
         self._opened: list[Kvm | Vm | Vcpu | Session | DiskImage] = []
         self.kvm = self._open(Kvm(backend))
         try:
-            self._build(cpus, features)
+            self._build(cpus, rules, shown, hidden)
             self.session = self._open(
                 Session(
                     rules, self.kvm, vcpu=self.vcpus[0], ignore_msrs=ignore_msrs, log=log,
@@ -169,7 +170,7 @@ class Machine:
         self._opened.append(opened)
         return opened
 
-    def _build(self, cpus: int, hidden: list[Feature]) -> None:
+    def _build(self, cpus: int, policy: Policy, shown: Features, hidden: Features) -> None:
         kvm = self.kvm
         kvm.require(
             Cap.USER_MEMORY, Cap.IRQCHIP, Cap.PIT2, Cap.IMMEDIATE_EXIT, Cap.X86_USER_SPACE_MSR,
@@ -186,7 +187,7 @@ class Machine:
             self._add_memory(_HIGH_SLOT, FOUR_GIB, self.layout.high_size)
         create_interrupt_controllers(self.vm)
         self.vcpus = [self._open(self.vm.create_vcpu(number)) for number in range(cpus)]
-        set_up_features(kvm, self.vcpus, hidden)
+        self._notes += set_up_features(kvm, self.vcpus, policy, shown, hidden)
 
     def _put_under_policy(self) -> None:
         facts = VmFacts(

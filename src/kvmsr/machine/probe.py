@@ -16,9 +16,10 @@ from kvmsr.backend import Backend, Memory
 from kvmsr.errors import KvmsrError
 from kvmsr.kvm import CpuidTable, Kvm, Vcpu, Vm
 from kvmsr.kvm.exits import EmulationFailure, IoOut
-from kvmsr.machine.cpuid import features
+from kvmsr.machine.cpuid import has
 from kvmsr.machine.cpustate import Mode, Start, apply_start
 from kvmsr.machine.layout import FLAT_32, STACK
+from kvmsr.msr import features
 
 __all__ = ("Verdict", "probe")
 
@@ -66,19 +67,13 @@ def probe(backend: Backend) -> Verdict:
     with Kvm(backend) as kvm:
         supported = kvm.get_supported_cpuid()
         for number, (name, feature) in enumerate(CASES):
-            if feature and not _has(supported, feature):
+            if feature and not has(supported, features()[feature]):
                 continue
             tried.append(name)
             what = _try(kvm, supported, image, number)
             if what:
                 failed[name] = what
     return Verdict(tuple(tried), failed)
-
-
-def _has(supported: CpuidTable, name: str) -> bool:
-    feature = features()[name]
-    entry = supported.find(feature.function, feature.index)
-    return entry is not None and bool(getattr(entry, feature.register) >> feature.bit & 1)
 
 
 def _try(kvm: Kvm, supported: CpuidTable, image: bytes, number: int) -> str:

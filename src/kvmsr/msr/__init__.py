@@ -5,10 +5,11 @@ MSRs
 
 Facts about model-specific registers. :func:`catalog` has their names and fields, :func:`handled`
 those that KVM may handle itself. :func:`decode` and :func:`encode` convert values to fields and
-back.
+back. :func:`enumerated` has the CPUID bits by which guests decide whether MSRs are there.
 """
 
 from kvmsr.msr.catalog import X2APIC, Catalog, HandledRange, catalog, handled
+from kvmsr.msr.cpuid import Enumerated, Feature, enumerated, features, find_feature
 from kvmsr.msr.decode import Decoded, FieldValue, decode, encode
 from kvmsr.msr.entry import Msr, MsrField
 
@@ -16,6 +17,8 @@ __all__ = (
     "X2APIC",
     "Catalog",
     "Decoded",
+    "Enumerated",
+    "Feature",
     "FieldValue",
     "HandledRange",
     "Msr",
@@ -23,5 +26,8 @@ __all__ = (
     "catalog",
     "decode",
     "encode",
+    "enumerated",
+    "features",
+    "find_feature",
     "handled",
 )

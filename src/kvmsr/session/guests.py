@@ -7,9 +7,12 @@ The VMs of a run, with what outlives each policy: facts about them, and their re
 """
 
 import threading
+from collections.abc import Callable
+from functools import cache
 from typing import Final, NamedTuple
 
 from kvmsr.dispatch import Registers
+from kvmsr.dispatch.models import Cpu
 from kvmsr.errors import PolicyError
 from kvmsr.kvm import Vm
 from kvmsr.native import lib
@@ -48,12 +51,13 @@ class Guests:
     The VMs of a run. Several threads may use it at once.
 
     :param shared: the memory that C works on; None if Python evaluates policies.
+    :param cpu: returns what is known of the CPUs of other VMMs' guests; called once, if at all.
     :ivar own: the VMs of kvmsr's own machine. For VMs of another VMM, the shim does what is done
         here for these.
     """
 
-    def __init__(self, shared: Shared | None) -> None:
-        self.shared = shared
+    def __init__(self, shared: Shared | None, cpu: Callable[[], Cpu]) -> None:
+        self.shared, self._cpu = shared, cache(cpu)
         self.own: list[OwnVm] = []
         self._facts: dict[int, VmFacts] = {}
         self._registers: dict[int, tuple[int, Registers]] = {}
@@ -84,13 +88,16 @@ class Guests:
                 )
 
     def facts(self, number: int) -> VmFacts:
-        """Return the facts of a VM. Of another VMM's VM, only the number of vCPUs is known."""
+        """Return the facts of a VM. Of another VMM's, only the number of vCPUs is certain."""
         found = self._facts.get(number)
         if found is not None:
             return found
         # Python needs no RIP and callers here: C tests the conditions.
         vcpus = self.vcpu_counts().get(number, 1)
-        return VmFacts(vcpus=vcpus, may_grow=True, rip=lambda vcpu: 0, where=lambda vcpu: Where(0))
+        return VmFacts(
+            vcpus=vcpus, may_grow=True, rip=lambda vcpu: 0, where=lambda vcpu: Where(0),
+            cpu=self._cpu(),
+        )  # fmt: skip
 
     def vcpu_counts(self) -> dict[int, int]:
         """Return the number of vCPUs of each VM, by the VM's number."""

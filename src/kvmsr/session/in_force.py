@@ -114,6 +114,7 @@ class InForce:
             host=self._host,
             log=self._log,
             memory=facts.memory,
+            cpu=facts.cpu,
             registers=registers,
         )
 

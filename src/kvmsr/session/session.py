@@ -11,6 +11,7 @@ end. It does not matter which VMM drives the guests.
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Self
 
 from kvmsr import native
@@ -28,7 +29,7 @@ from kvmsr.native.vm import NativeVm
 from kvmsr.policy import Policy
 from kvmsr.policy.plan import Plan
 from kvmsr.session.change import OWN, Change
-from kvmsr.session.facts import VmFacts
+from kvmsr.session.facts import VmFacts, likely_cpu, with_cpu
 from kvmsr.session.fitting import fitting_plan, install, plan_for
 from kvmsr.session.guests import Guests, OwnVm, Shared
 from kvmsr.session.hostmsr import HostDevices
@@ -97,7 +98,7 @@ class Session:
         if use_native and native.available() and isinstance(kvm.backend, HostBackend):
             self.shared = Shared(Block(vcpus), Names())
             self.shared.block.tables.timed = timed
-        self._guests = Guests(self.shared)
+        self._guests = Guests(self.shared, partial(likely_cpu, kvm))
         self._recording, self._trace = None, trace
         if trace is not None:
             from kvmsr.session.recording import Recording  # numpy takes 0.1 s to import
@@ -153,7 +154,7 @@ class Session:
             policy stops the run.
         :raises PolicyError: if a model cannot be set up for this VM.
         """
-        number = self._guests.add(with_where(facts, vm, vcpus))
+        number = self._guests.add(with_cpu(with_where(facts, vm, vcpus), vcpus[0]))
         now = self._policies.now
         in_use = InUse(now.dispatcher(number))
         install(self.plan, vm)

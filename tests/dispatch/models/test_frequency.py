@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvmsr.dispatch.models import Cpu
 from kvmsr.errors import PolicyError
 from tests.dispatch.models.rig import FAULT, Rig
 
@@ -61,6 +62,24 @@ def test_the_thread_runs_as_fast_as_perf_ctl_says(control, mhz):
     rig.write(0x199, control)
     assert rig.read(0x198) == mhz // 100 << 8
     assert busy_mhz(rig, 3, 2000)[0] == pytest.approx(mhz)
+
+
+@pytest.mark.parametrize("khz", [1_000_000, 2_095_078, 4_200_000])
+def test_without_a_base_the_tscs_frequency_is_the_base(khz):
+    """So MPERF counts as far as the TSC while the thread is busy, and ratios fit around it."""
+    msrs = [0xE7, 0xE8, 0xCE, 0x1AD, 0x1AE, 0x198, 0x648]
+    rig = Rig("frequency", msrs, cpu=Cpu(tsc_khz=khz), minimum=30, turbo=[36])
+    base = round(khz / 100_000)
+    assert rig.read(0xCE) == base << 8 | 1 << 28 | min(base, 30) << 40
+    assert rig.read(0x648) == base
+    assert rig.read(0x1AE) == 0x0807_0605_0403_0201
+    assert busy_mhz(rig, 7, khz / 1000) == pytest.approx((max(3600, 100 * base), 1), rel=1e-3)
+    pair = Rig("aperf-mperf", [0xE7, 0xE8], cpu=Cpu(tsc_khz=khz), mhz=3000)
+    assert busy_mhz(pair, 7, khz / 1000) == pytest.approx((3000, 1), rel=1e-3)
+
+
+def test_where_the_tsc_is_not_known_the_base_is_2_ghz():
+    assert Rig("frequency", [0xCE]).read(0xCE) == 20 << 8 | 1 << 28 | 8 << 40
 
 
 def test_a_change_counts_from_then_on():

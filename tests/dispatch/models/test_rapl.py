@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvmsr.dispatch.models import Cpu
 from kvmsr.dispatch.models.energy import CpuTime, Powercap
 from kvmsr.errors import PolicyError
 from kvmsr.policy import Topology
@@ -56,6 +57,40 @@ def test_counters_cannot_be_written_and_limits_can_until_they_are_locked():
     assert rig.write(0x610, 0x300) == FAULT
     assert rig.read(0x610) == 1 << 63 | 0x200
     assert intel(locked=True).write(0x610, 0) == FAULT
+
+
+LIMITS = [0x618, 0x638, 0x640]
+
+
+def test_other_limits_are_stored_until_they_are_locked_and_throttle_nothing():
+    rig = Rig("rapl.intel", [*LIMITS, 0x613, 0x61B, 0x61C, 0x63A, 0x642])
+    for index in LIMITS:
+        assert rig.read(index) == 0
+        assert rig.write(index, 1 << 32) == FAULT
+        assert rig.write(index, 1 << 31 | 0x8123) is None
+        assert rig.write(index, 0) == FAULT
+        assert rig.read(index) == 1 << 31 | 0x8123
+    for index in (0x613, 0x61B, 0x61C):
+        assert (rig.read(index), rig.write(index, 0)) == (0, FAULT)
+    assert rig.write(0x63A, 0x1F) is None
+    assert (rig.read(0x63A), rig.read(0x642)) == (0x1F, 0)
+
+
+@pytest.mark.parametrize(
+    ("signature", "given", "unit"),
+    [(0x50654, {}, 16), (0x906EA, {}, 14), (0, {}, 14), (0x50654, {"memory_energy_unit": 20}, 20)],
+)
+def test_memory_is_counted_in_the_unit_of_the_cpus_model(signature, given, unit):
+    """Skylake-SP has its own, Coffee Lake has not; a CPU that is not known has not either."""
+    rig = intel(cpu=Cpu(signature), memory_watts=3, **given)
+    rig.seconds(10)
+    assert rig.read(0x619) == 30 << unit
+
+
+def test_a_cpus_model_is_its_family_and_extended_model():
+    assert Cpu(0x50654).model == (6, 0x55)
+    assert Cpu(0xA20F12).model == (0x19, 0x21)
+    assert Cpu(0x513).model == (5, 1)
 
 
 def test_an_amd_core_has_its_share():

@@ -23,12 +23,13 @@ short names; :data:`kvmsr.policy.register_models.BUILT_IN` lists them.
 
 from msgspec import Meta
 
-from kvmsr.dispatch.models.base import RegisterModel, Site
+from kvmsr.dispatch.models.base import Cpu, RegisterModel, Site
 from kvmsr.dispatch.models.instances import Instances, Kept
 from kvmsr.policy.registers import Field, Register
 from kvmsr.policy.topology import Scope, Topology
 
 __all__ = (
+    "Cpu",
     "Field",
     "Instances",
     "Kept",

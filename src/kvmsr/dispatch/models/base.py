@@ -7,7 +7,7 @@ What every model has: registers, parameters, a site, and a stored value for each
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, dataclass_transform
 
 import msgspec
@@ -16,10 +16,31 @@ from kvmsr.policy import Access, Fault
 from kvmsr.policy.registers import Register
 from kvmsr.policy.topology import Scope, Topology
 
-__all__ = ("RegisterModel", "Site")
+__all__ = ("Cpu", "RegisterModel", "Site")
 
 
 _WIDTH: Final = {scope: width for width, scope in enumerate(Scope)}
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """
+    The guest's CPU, as far as it is known.
+
+    :ivar signature: family, model and stepping, as in CPUID.01H:EAX; 0 if they are not known.
+    :ivar tsc_khz: the frequency of the guest's TSC in kHz; 0 if it is not known.
+    """
+
+    signature: int = 0
+    tsc_khz: int = 0
+
+    @property
+    def model(self) -> tuple[int, int]:
+        """Return family and model (SDM volume 2A, CPUID, figure 3-6)."""
+        family, model = self.signature >> 8 & 0xF, self.signature >> 4 & 0xF
+        if family in (6, 15):
+            model |= self.signature >> 12 & 0xF0
+        return family + (self.signature >> 20 & 0xFF) * (family == 15), model
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +55,7 @@ class Site:
     :ivar note: receives a line to show to the user at the end of the run.
     :ivar memory: returns the given number of bytes at an address of the guest's memory, or None if
         there is no memory or it cannot be read.
+    :ivar cpu: the guest's CPU.
     """
 
     topology: Topology
@@ -42,6 +64,7 @@ class Site:
     clock: Callable[[], int]
     note: Callable[[str], None]
     memory: Callable[[int, int], bytes | None] = lambda address, size: None
+    cpu: Cpu = field(default_factory=Cpu)
 
 
 class RegisterModel:

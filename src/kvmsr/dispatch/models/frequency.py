@@ -21,6 +21,7 @@ from kvmsr.policy.topology import Scope
 __all__ = ("AperfMperf", "Frequency")
 
 _BCLK: Final = 100  # MHz; a ratio is a multiple of it
+_UNKNOWN_BASE: Final = 20  # where the frequency of the TSC is not known
 _U64: Final = (1 << 64) - 1
 _Mhz = Annotated[int, Meta(ge=_BCLK, le=25_500)]
 _Ratio = Annotated[int, Meta(ge=1, le=255)]
@@ -31,13 +32,15 @@ class AperfMperf(RegisterModel):
     APERF and MPERF, which count while the thread is not idle.
 
     MPERF counts at the base frequency, APERF at the frequency that the thread really runs at. Only
-    the ratio of their differences between two reads has a meaning.
+    the ratio of their differences between two reads has a meaning; but tools also compare MPERF
+    with the TSC, which counts at the base frequency, too. So by default the base frequency is that
+    of the guest's TSC.
     """
 
     class Parameters(RegisterModel.Parameters, frozen=True, kw_only=True):
         """*busy* is the share of time in which the thread is not idle, 0 to 1."""
 
-        base_mhz: _Mhz = 2000
+        base_mhz: _Mhz | None = None
         mhz: _Mhz = 3000
         busy: Annotated[float, Meta(ge=0, le=1)] = 1.0
 
@@ -54,6 +57,14 @@ class AperfMperf(RegisterModel):
         self._counted = {"mperf": 0.0, "aperf": 0.0}
         self._offset = {"mperf": 0, "aperf": 0}
 
+    def base_mhz(self) -> float:
+        """Return the frequency at which MPERF counts, in MHz."""
+        return float(self.parameters.base_mhz or self.tsc_mhz())
+
+    def tsc_mhz(self) -> float:
+        """Return the frequency of the guest's TSC, in MHz, or a likely one."""
+        return self.site.cpu.tsc_khz / 1000 or _UNKNOWN_BASE * _BCLK
+
     def mhz(self) -> float:
         """Return the thread's present frequency, in MHz."""
         return float(self.parameters.mhz)
@@ -63,7 +74,7 @@ class AperfMperf(RegisterModel):
         now = self.now()
         micros = (now - self._last) / 1000 * self.parameters.busy
         self._last = now
-        self._counted["mperf"] += micros * self.parameters.base_mhz
+        self._counted["mperf"] += micros * self.base_mhz()
         self._counted["aperf"] += micros * self.mhz()
 
     def read(self, register: Register, access: Access) -> int:
@@ -100,21 +111,20 @@ class Frequency(AperfMperf):
     """
 
     class Parameters(RegisterModel.Parameters, frozen=True, kw_only=True):
-        """Ratios are multiples of 100 MHz; *turbo* has one for 1 busy core, 2, 3 … up to 8."""
+        """
+        Ratios are multiples of 100 MHz; *turbo* has one for 1 busy core, 2, 3 … up to 8.
 
-        base: _Ratio = 20
+        Without *base*, the base ratio is that of the guest's TSC, whatever the other ratios are.
+        """
+
+        base: _Ratio | None = None
         minimum: _Ratio = 8
         turbo: Annotated[tuple[_Ratio, ...], Meta(min_length=1, max_length=8)] = (30,)
         busy: Annotated[float, Meta(ge=0, le=1)] = 1.0
         energy_perf_bias: Annotated[int, Meta(ge=0, le=15)] = 6
 
-        @property
-        def base_mhz(self) -> int:
-            """Return the frequency at which MPERF counts, in MHz."""
-            return self.base * _BCLK
-
         def __post_init__(self) -> None:
-            if not self.minimum <= self.base <= max(self.turbo):
+            if self.base and not self.minimum <= self.base <= max(self.turbo):
                 raise ValueError("minimum <= base <= the highest turbo ratio must hold")
 
     info = Register(
@@ -122,6 +132,8 @@ class Frequency(AperfMperf):
         base=Field("8-15"), programmable_ratios=Field(28, reset=1), minimum=Field("40-47"),
     )  # fmt: skip
     turbo = Register("MSR_TURBO_RATIO_LIMIT", "ro")
+    turbo_cores = Register("MSR_TURBO_RATIO_LIMIT1", "ro")
+    nominal = Register("MSR_CONFIG_TDP_NOMINAL", "ro", ratio=Field("0-7"))
     status = Register("IA32_PERF_STATUS", "ro", ratio=Field("8-15"), voltage=Field("32-47"))
     control = Register(
         "IA32_PERF_CTL", others="ro", ratio=Field("8-15"), no_turbo=Field(32)
@@ -144,22 +156,31 @@ class Frequency(AperfMperf):
 
     _needs_hwp: Final = frozenset({"capabilities", "request", "hwp_status"})
 
+    def base_mhz(self) -> float:
+        """Return the frequency at which MPERF counts, in MHz."""
+        given = self.parameters.base
+        return float(given * _BCLK if given else self.tsc_mhz())
+
+    def base(self) -> int:
+        """Return the base ratio."""
+        return max(round(self.base_mhz() / _BCLK), 1)
+
+    def _lowest(self) -> int:
+        return min(int(self.parameters.minimum), self.base())
+
     def _highest(self) -> int:
-        return int(max(self.parameters.turbo))
+        return int(max(*self.parameters.turbo, self.base()))
 
     def _value(self, register: Register) -> int:
         """Return the value of this thread's register."""
         vcpu = self.site.vcpus[0] if self.site.vcpus else 0
         key = Access(vcpu, "read", register.indices[0], 0, "unknown")  # type: ignore[arg-type]
         if register is self.request and not self.was_written(register, key):
-            return register.pack(
-                register.reset, minimum=self.parameters.minimum, maximum=self._highest()
-            )
+            return register.pack(register.reset, minimum=self._lowest(), maximum=self._highest())
         return self.get(register, key)
 
     def ratio(self) -> int:
         """Return the multiple of 100 MHz that the thread runs at."""
-        given = self.parameters
         if self._value(self.enable):
             wish = self.request.unpack(self._value(self.request))
             asked = wish["desired"] or wish["maximum"]
@@ -169,8 +190,8 @@ class Frequency(AperfMperf):
             wish = self.control.unpack(self._value(self.control))
             asked = wish["ratio"] or self._highest()
             if wish["no_turbo"]:
-                asked = min(asked, given.base)
-        return max(int(given.minimum), min(asked, self._highest()))
+                asked = min(asked, self.base())
+        return max(self._lowest(), min(asked, self._highest()))
 
     def mhz(self) -> float:
         """Return the thread's present frequency, in MHz."""
@@ -182,16 +203,20 @@ class Frequency(AperfMperf):
         if register.name in self._needs_hwp and not self._value(self.enable):
             raise Fault
         if register is self.info:
-            return register.pack(register.reset, base=given.base, minimum=given.minimum)
+            return register.pack(register.reset, base=self.base(), minimum=self._lowest())
+        if register is self.nominal:
+            return register.pack(ratio=self.base())
         if register is self.turbo:
             ratios = given.turbo + given.turbo[-1:] * (8 - len(given.turbo))
             return int.from_bytes(bytes(ratios), "little")
+        if register is self.turbo_cores:  # ratio n is for at most n cores
+            return int.from_bytes(bytes(range(1, 9)), "little")
         if register is self.status:
             return register.pack(ratio=self.ratio())
         if register is self.capabilities:
             return register.pack(
-                highest=self._highest(), guaranteed=given.base, efficient=given.minimum,
-                lowest=given.minimum,
+                highest=self._highest(), guaranteed=self.base(), efficient=self._lowest(),
+                lowest=self._lowest(),
             )  # fmt: skip
         if register is self.request:
             return self._value(register)

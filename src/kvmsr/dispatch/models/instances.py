@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from kvmsr.dispatch.models.base import RegisterModel, Site
+from kvmsr.dispatch.models.base import Cpu, RegisterModel, Site
 from kvmsr.errors import PolicyError
 from kvmsr.policy import Access, Fault, Model, Op
 from kvmsr.policy.registers import ModelClass
@@ -143,6 +143,7 @@ class Instances:
     :param clock: returns the guest's time in nanoseconds; by default the host's monotonic clock.
     :param memory: returns the given number of bytes at an address of the guest's memory, or None
         if there is no memory.
+    :param cpu: the guest's CPU; by default, it is not known.
     :param kept: the instances of the VM; by default, there are none yet.
     :ivar vcpus: number of vCPUs.
     """
@@ -154,12 +155,14 @@ class Instances:
         clock: Callable[[], int] = time.monotonic_ns,
         memory: Callable[[int, int], bytes | None] = lambda address, size: None,
         kept: Kept | None = None,
+        cpu: Cpu | None = None,
     ) -> None:
         self.vcpus = vcpus
         self._kept = kept or Kept()
         self._topology = topology
         self._clock = clock
         self._memory = memory
+        self._cpu = cpu or Cpu()
         self._found: dict[_Key, _Cell] = {}
         self._names: dict[_Key, str] = {}
         self._places: dict[_Key, _Name] = {}
@@ -301,7 +304,9 @@ class Instances:
             found = self._found.get(key)
             if found is None:
                 members = self._topology.members(cls.scope, unit, max(self.vcpus, vcpu + 1))
-                site = Site(self._topology, unit, members, self._clock, self._note, self._memory)
+                site = Site(
+                    self._topology, unit, members, self._clock, self._note, self._memory, self._cpu
+                )
                 self._places[key] = place = self._place(key)
                 make = partial(cls, action.parameters, site)
                 found = self._found[key] = self._cell(place, cls, make)

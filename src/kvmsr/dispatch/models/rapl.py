@@ -11,7 +11,7 @@ divided.)
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta
 
@@ -23,6 +23,14 @@ from kvmsr.policy.topology import Scope
 
 __all__ = ("AmdRapl", "IntelRapl")
 
+_MEMORY_UNIT: Final = 16
+_FIXED_MEMORY_UNIT: Final = {
+    (6, model) for model in (0x3F, 0x4F, 0x55, 0x56, 0x57, 0x6A, 0x6C, 0x85)
+}
+"""Servers whose memory is counted in 1/2**16 joules, whatever the unit register says: Haswell,
+Broadwell, Skylake, Ice Lake, Xeon Phi (Linux: arch/x86/events/rapl.c, RAPL_UNIT_QUIRK_INTEL_HSW)"""
+
+_Unit = Annotated[int, Meta(ge=1, le=31)]
 _Watts = Annotated[float, Meta(ge=0, le=10_000)]
 
 
@@ -44,7 +52,7 @@ class _Rapl(RegisterModel):
         cores_watts: _Watts | None = None
         graphics_watts: _Watts = 0.0
         memory_watts: _Watts = 0.0
-        energy_unit: Annotated[int, Meta(ge=1, le=31)] = 14
+        energy_unit: _Unit = 14
 
     def setup(self) -> None:
         """Make the energy source."""
@@ -66,9 +74,9 @@ class _Rapl(RegisterModel):
         """Return the joules that *domain* has used since the guest began."""
         return self._before[domain] + self._source.joules(domain)
 
-    def counter(self, joules: float) -> int:
-        """Return *joules* as the value of a 32-bit counter."""
-        return int(joules * 2**self.parameters.energy_unit) & 0xFFFF_FFFF
+    def counter(self, joules: float, unit: int | None = None) -> int:
+        """Return *joules* as the value of a 32-bit counter, in 1/2**unit joules."""
+        return int(joules * 2 ** (unit or self.parameters.energy_unit)) & 0xFFFF_FFFF
 
     def state(self) -> dict[str, Any]:
         """Return the registers, and the energy used so far."""
@@ -84,11 +92,21 @@ class _Rapl(RegisterModel):
 
 
 class IntelRapl(_Rapl):
-    """RAPL of an Intel package: the energy of package, cores, graphics, memory; power limits."""
+    """
+    RAPL of an Intel package: the energy of package, cores, graphics, memory; power limits.
+
+    Limits are stored and have no effect: the throttled time is always 0.
+    """
 
     class Parameters(_Rapl.Parameters, frozen=True, kw_only=True):
-        """*tdp* and the limits are in watts."""
+        """
+        *tdp* and the limits are in watts.
 
+        Memory is counted in a unit of its own on some servers. Without *memory_energy_unit*, the
+        model of the guest's CPU decides.
+        """
+
+        memory_energy_unit: _Unit | None = None
         tdp: Annotated[float, Meta(ge=1, le=4000)] = 65.0
         locked: bool = False
 
@@ -104,6 +122,14 @@ class IntelRapl(_Rapl):
         power2=Field("32-46"), enable2=Field(47), clamp2=Field(48), window2=Field("49-55"),
         lock=Field(63, "lock"),
     )  # fmt: skip
+    other_limits = Register(
+        ["MSR_DRAM_POWER_LIMIT", "MSR_PP0_POWER_LIMIT", "MSR_PP1_POWER_LIMIT"], others="fault",
+        power=Field("0-14"), enable=Field(15), clamp=Field(16), window=Field("17-23"),
+        lock=Field(31, "lock"),
+    )  # fmt: skip
+    priorities = Register(["MSR_PP0_POLICY", "MSR_PP1_POLICY"], others="fault", of=Field("0-4"))
+    throttled = Register(["MSR_PKG_PERF_STATUS", "MSR_DRAM_PERF_STATUS"], "ro")
+    memory_info = Register("MSR_DRAM_POWER_INFO", "ro")
     info = Register(
         "MSR_PKG_POWER_INFO", "ro",
         tdp=Field("0-14"), minimum=Field("16-30"), maximum=Field("32-46"), window=Field("48-53"),
@@ -123,7 +149,16 @@ class IntelRapl(_Rapl):
             return register.pack(tdp=eighths, maximum=min(2 * eighths, 0x7FFF))
         if register is self.limit:
             return self._limit(register, access, eighths)
-        return self.counter(self.joules(register.name))
+        if register is self.memory:
+            return self.counter(self.joules("memory"), self._memory_unit())
+        if register in (self.package, self.cores, self.graphics):
+            return self.counter(self.joules(register.name))
+        return self.get(register, access)
+
+    def _memory_unit(self) -> int:
+        given = self.parameters
+        fixed = self.site.cpu.model in _FIXED_MEMORY_UNIT
+        return int(given.memory_energy_unit or (_MEMORY_UNIT if fixed else given.energy_unit))
 
     def _limit(self, register: Register, access: Access, eighths: int) -> int:
         if register.bits.lock & self.get(register, access) or self.was_written(register, access):
@@ -144,7 +179,7 @@ class AmdRapl(_Rapl):
     class Parameters(_Rapl.Parameters, frozen=True, kw_only=True):
         """The common parameters, with AMD's usual unit."""
 
-        energy_unit: Annotated[int, Meta(ge=1, le=31)] = 16
+        energy_unit: _Unit = 16
 
     scope = Scope.PACKAGE
 
