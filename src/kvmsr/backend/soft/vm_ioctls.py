@@ -16,6 +16,7 @@ from kvmsr.backend.soft.capabilities import MAX_VCPUS, check_extension
 from kvmsr.backend.soft.exits import Intercepts
 from kvmsr.backend.soft.irqchip import IrqChip, Pit
 from kvmsr.backend.soft.msr.filter import MsrFilter
+from kvmsr.backend.soft.page import RunPage
 from kvmsr.backend.soft.startup import reset
 from kvmsr.backend.soft.uaccess import read_struct, read_user, write_user
 from kvmsr.backend.soft.vcpu import Vcpu
@@ -65,9 +66,11 @@ def _set_boot_cpu_id(machine: Vm, arg: int) -> int:
 # vCPUs
 
 
-def create_vcpu(machine: Vm, vcpu_id: int) -> Vcpu:
+def create_vcpu(machine: Vm, vcpu_id: int, page: RunPage | None = None) -> Vcpu:
     """
     Return a new vCPU (KVM_CREATE_VCPU).
+
+    :param page: its kvm_run page; by default one of its own.
 
     :raises OSError: EINVAL for too high a number or too many, EEXIST.
     """
@@ -78,7 +81,7 @@ def create_vcpu(machine: Vm, vcpu_id: int) -> Vcpu:
             raise _error(errno.EEXIST)
         if len(machine.vcpus) >= MAX_VCPUS:
             raise _error(errno.EINVAL)
-        vcpu = Vcpu(machine, vcpu_id)
+        vcpu = Vcpu(machine, vcpu_id, page or RunPage())
         vcpu.cpu.client = Intercepts(vcpu)
         reset(vcpu)
         machine.vcpus[vcpu_id] = vcpu

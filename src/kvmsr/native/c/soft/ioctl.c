@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The ioctls and the end of descriptors, and fork. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <linux/kvm.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "soft.h"
+
+static int (*real_ioctl)(int, unsigned long, ...);
+static int (*real_close)(int);
+
+static void find_real(void)
+{
+	real_ioctl = (int (*)(int, unsigned long, ...))dlsym(RTLD_NEXT, "ioctl");
+	real_close = (int (*)(int))dlsym(RTLD_NEXT, "close");
+}
+
+static void before_fork(void)
+{
+	soft_python_before_fork();
+	soft_objects_before_fork();
+}
+
+static void in_parent(void)
+{
+	soft_objects_after_fork();
+	soft_python_in_parent();
+}
+
+static void in_child(void)
+{
+	soft_objects_after_fork();
+	soft_python_in_child();
+}
+
+static __attribute__((constructor)) void begin(void)
+{
+	find_real();
+	pthread_atfork(before_fork, in_parent, in_child);
+}
+
+/* Have Python do it. A VM and its vCPUs are the creating process's alone, as with KVM. */
+static long serve(struct soft_object *object, unsigned long request, void *argument)
+{
+	sigset_t before;
+	uint64_t blocked;
+
+	if (object->kind != SOFT_SYSTEM && object->pid != getpid())
+		return -EIO;
+	soft_hold(&before);
+	memcpy(&blocked, &before, sizeof(blocked));
+	if (object->kind == SOFT_VCPU)
+		pthread_mutex_lock(&object->busy);
+	long result = soft_calls.ioctl(object->inode, request, argument, blocked);
+
+	if (object->kind == SOFT_VCPU)
+		pthread_mutex_unlock(&object->busy);
+	if (result >= 0 && object->kind == SOFT_SYSTEM && request == KVM_CREATE_VM)
+		result = soft_add(result, SOFT_VM);
+	else if (result >= 0 && object->kind == SOFT_VM && request == KVM_CREATE_VCPU)
+		result = soft_add(result, SOFT_VCPU);
+	soft_let_go(&before);
+	return result;
+}
+
+/* Do an ioctl of KVM's, and return its result or a negative errno. The shim calls this, too. */
+PUBLIC long kvmsr_soft_ioctl(int fd, unsigned long request, void *argument)
+{
+	request = (uint32_t)request;
+	struct soft_object *object = _IOC_TYPE(request) == KVMIO ? soft_take(fd) : NULL;
+
+	if (object) {
+		long result = serve(object, request, argument);
+
+		soft_put(object);
+		return result;
+	}
+	if (!real_ioctl)
+		find_real();
+	int result = real_ioctl(fd, request, argument);
+
+	return result < 0 ? -errno : result;
+}
+
+PUBLIC int ioctl(int fd, unsigned long request, ...)
+{
+	va_list list;
+
+	va_start(list, request);
+	void *argument = va_arg(list, void *);
+
+	va_end(list);
+	int before = errno;
+	long result = kvmsr_soft_ioctl(fd, request, argument);
+
+	errno = result < 0 ? -result : before;
+	return result < 0 ? -1 : result;
+}
+
+PUBLIC int close(int fd)
+{
+	enum soft_kind kind;
+	int before = errno, ours = soft_is_ours(fd, &kind);
+
+	errno = before;
+	if (!real_close)
+		find_real();
+	int result = real_close(fd);
+
+	if (ours && !result) {
+		soft_sweep();
+		errno = before;
+	}
+	return result;
+}
