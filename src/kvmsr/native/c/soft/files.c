@@ -79,16 +79,14 @@ static int open_device(int flags)
 	if ((flags & O_CREAT) && (flags & O_EXCL))
 		return fail(EEXIST);
 	int before = errno;
+	uint64_t blocked = soft_hold();
 	long fd = soft_start();
-	sigset_t mask;
 
-	if (!fd) {
-		soft_hold(&mask);
+	if (!fd)
 		fd = soft_calls.open();
-		if (fd >= 0)
-			fd = soft_add(fd, SOFT_SYSTEM);
-		soft_let_go(&mask);
-	}
+	if (fd >= 0)
+		fd = soft_add(fd, SOFT_SYSTEM);
+	soft_let_go(blocked);
 	if (fd < 0)
 		return fail(-fd);
 	if (!(flags & O_CLOEXEC))

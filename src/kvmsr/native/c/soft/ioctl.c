@@ -43,16 +43,14 @@ static __attribute__((constructor)) void begin(void)
 	pthread_atfork(before_fork, in_parent, in_child);
 }
 
-/* Have Python do it. A VM and its vCPUs are the creating process's alone, as with KVM. */
-static long serve(struct soft_object *object, unsigned long request, void *argument)
+/*
+ * Have Python do it. A VM and its vCPUs are the creating process's alone, as with KVM. BLOCKED are the
+ * signals that are not merely held back.
+ */
+static long serve(struct soft_object *object, unsigned long request, void *argument, uint64_t blocked)
 {
-	sigset_t before;
-	uint64_t blocked;
-
 	if (object->kind != SOFT_SYSTEM && object->pid != getpid())
 		return -EIO;
-	soft_hold(&before);
-	memcpy(&blocked, &before, sizeof(blocked));
 	if (object->kind == SOFT_VCPU)
 		pthread_mutex_lock(&object->busy);
 	long result = soft_calls.ioctl(object->inode, request, argument, blocked);
@@ -60,10 +58,9 @@ static long serve(struct soft_object *object, unsigned long request, void *argum
 	if (object->kind == SOFT_VCPU)
 		pthread_mutex_unlock(&object->busy);
 	if (result >= 0 && object->kind == SOFT_SYSTEM && request == KVM_CREATE_VM)
-		result = soft_add(result, SOFT_VM);
-	else if (result >= 0 && object->kind == SOFT_VM && request == KVM_CREATE_VCPU)
-		result = soft_add(result, SOFT_VCPU);
-	soft_let_go(&before);
+		return soft_add(result, SOFT_VM);
+	if (result >= 0 && object->kind == SOFT_VM && request == KVM_CREATE_VCPU)
+		return soft_add(result, SOFT_VCPU);
 	return result;
 }
 
@@ -71,13 +68,18 @@ static long serve(struct soft_object *object, unsigned long request, void *argum
 PUBLIC long kvmsr_soft_ioctl(int fd, unsigned long request, void *argument)
 {
 	request = (uint32_t)request;
-	struct soft_object *object = _IOC_TYPE(request) == KVMIO ? soft_take(fd) : NULL;
+	if (_IOC_TYPE(request) == KVMIO) {
+		uint64_t blocked = soft_hold();
+		struct soft_object *object = soft_take(fd);
+		long result = 0;
 
-	if (object) {
-		long result = serve(object, request, argument);
-
-		soft_put(object);
-		return result;
+		if (object) {
+			result = serve(object, request, argument, blocked);
+			soft_put(object);
+		}
+		soft_let_go(blocked); /* handlers run, as at the end of a system call */
+		if (object)
+			return result;
 	}
 	if (!real_ioctl)
 		find_real();
@@ -109,11 +111,13 @@ PUBLIC int close(int fd)
 	errno = before;
 	if (!real_close)
 		find_real();
+	if (!ours)
+		return real_close(fd);
+	uint64_t blocked = soft_hold();
 	int result = real_close(fd);
 
-	if (ours && !result) {
-		soft_sweep();
-		errno = before;
-	}
+	soft_sweep();
+	errno = before;
+	soft_let_go(blocked);
 	return result;
 }

@@ -168,14 +168,11 @@ static struct soft_object *take_missing(void)
 }
 
 /*
- * Free the objects that no descriptor refers to. One that is looked for while another thread moves
+ * Free the objects that no descriptor refers to; signals are held back. One that is looked for while another thread moves
  * its last descriptor may be missed: so each is looked for more than once.
  */
 void soft_sweep(void)
 {
-	sigset_t before;
-
-	soft_hold(&before);
 	pthread_mutex_lock(&sweeping);
 	int known = 1;
 
@@ -192,7 +189,6 @@ void soft_sweep(void)
 		pthread_mutex_destroy(&object->busy);
 		free(object);
 	}
-	soft_let_go(&before);
 }
 
 /* fork(2): the locks must be free in the child. */

@@ -12,10 +12,12 @@
 
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "soft.h"
@@ -56,24 +58,27 @@ static void note(const char *what, const char *why)
 	close(fd);
 }
 
+#define BIT(number) (1ull << ((number) - 1))
+
 /*
  * Hold signals back while Python runs in this thread: their handlers run afterwards, as they do after
- * a system call. What an instruction itself raises cannot wait.
+ * a system call. What an instruction itself raises cannot wait. Return what was blocked before.
+ *
+ * By the system call, for the C library spares its own signals: pthread_cancel(3) must not end a
+ * thread that has Python's lock, either.
  */
-void soft_hold(sigset_t *before)
+uint64_t soft_hold(void)
 {
-	static const int now[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS };
-	sigset_t held;
+	uint64_t before = 0, held = ~(BIT(SIGSEGV) | BIT(SIGBUS) | BIT(SIGFPE) | BIT(SIGILL) |
+				      BIT(SIGTRAP) | BIT(SIGABRT) | BIT(SIGSYS));
 
-	sigfillset(&held);
-	for (unsigned i = 0; i < sizeof(now) / sizeof(*now); i++)
-		sigdelset(&held, now[i]);
-	pthread_sigmask(SIG_BLOCK, &held, before);
+	syscall(SYS_rt_sigprocmask, SIG_BLOCK, &held, &before, sizeof(held));
+	return before;
 }
 
-void soft_let_go(const sigset_t *before)
+void soft_let_go(uint64_t before)
 {
-	pthread_sigmask(SIG_SETMASK, before, NULL);
+	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &before, NULL, sizeof(before));
 }
 
 /*
@@ -193,16 +198,13 @@ static int prepare(void)
 	return !*soft_calls.failure;
 }
 
-/* Have Python ready. Return 0 or a negative errno, of which the controller knows the cause. */
+/* Have Python ready; signals are held back. Return 0 or a negative errno, of which the controller knows the cause. */
 int soft_start(void)
 {
-	sigset_t before;
-
 	if (__atomic_load_n(&started, __ATOMIC_ACQUIRE) > 0)
 		return 0;
 	if (!notes)
 		return -ENODEV;
-	soft_hold(&before);
 	pthread_mutex_lock(&starting);
 	if (!started) {
 		int good = prepare();
@@ -214,7 +216,6 @@ int soft_start(void)
 	int result = started < 0 ? started : 0;
 
 	pthread_mutex_unlock(&starting);
-	soft_let_go(&before);
 	return result;
 }
 
@@ -224,17 +225,16 @@ int soft_start(void)
  */
 static struct {
 	PyGILState_STATE state;
-	sigset_t before;
+	uint64_t before;
 	int concerned, told;
 } at_fork;
 
 void soft_python_before_fork(void)
 {
-	sigset_t before;
-
 	if (__atomic_load_n(&started, __ATOMIC_ACQUIRE) > 0 && !embedded)
 		return;
-	soft_hold(&before);
+	uint64_t before = soft_hold();
+
 	pthread_mutex_lock(&starting);
 	at_fork.before = before;
 	at_fork.concerned = 1;
@@ -249,7 +249,7 @@ static void resume(void (*tell)(void))
 {
 	if (!at_fork.concerned)
 		return;
-	sigset_t before = at_fork.before;
+	uint64_t before = at_fork.before;
 
 	at_fork.concerned = 0;
 	if (at_fork.told) {
@@ -257,7 +257,7 @@ static void resume(void (*tell)(void))
 		py.PyGILState_Release(at_fork.state);
 	}
 	pthread_mutex_unlock(&starting);
-	soft_let_go(&before);
+	soft_let_go(before);
 }
 
 void soft_python_in_parent(void)

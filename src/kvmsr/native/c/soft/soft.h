@@ -15,7 +15,6 @@
 
 #include <errno.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -35,8 +34,8 @@ struct soft_calls {
 /* python.c */
 extern struct soft_calls soft_calls;
 int soft_start(void);
-void soft_hold(sigset_t *before);
-void soft_let_go(const sigset_t *before);
+uint64_t soft_hold(void);
+void soft_let_go(uint64_t before);
 void soft_python_before_fork(void);
 void soft_python_in_parent(void);
 void soft_python_in_child(void);
