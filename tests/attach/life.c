@@ -4,7 +4,7 @@
  *
  *     life alarm       SIGALRM during KVM_RUN, of a guest that loops
  *     life halted      the same, of a guest that sleeps in HLT
- *     life kicks       1,000 signals for a vCPU's thread
+ *     life kicks       300 signals for a vCPU's thread
  *     life immediate   immediate_exit
  *     life mask        KVM_SET_SIGNAL_MASK
  *     life ignored     signals that nobody handles
@@ -38,7 +38,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SIZE = 0x10000 };
+enum { SIZE = 0x10000, KICKS = 300 };
 
 /* jmp . */
 static const uint8_t LOOPS[] = { 0xeb, 0xfe };
@@ -169,7 +169,7 @@ static pthread_t runner;
 
 static void *kick(void *kicks)
 {
-	for (int i = 0; i < 1000; i++) {
+	for (int i = 0; i < KICKS; i++) {
 		usleep(200);
 		pthread_kill(runner, SIGUSR1);
 		while (handled <= i)
@@ -188,13 +188,13 @@ static void kicks(void)
 	runner = pthread_self();
 	to_stop = guest.runs[0];
 	pthread_create(&kicker, NULL, kick, NULL);
-	while (handled < 1000) {
+	while (handled < KICKS) {
 		interrupted(&guest);
 		guest.runs[0]->immediate_exit = 0;
 		eintrs++;
 	}
 	pthread_join(kicker, NULL);
-	printf("handled %d, %s\n", handled, eintrs <= 1000 ? "each ended a KVM_RUN" : "too many");
+	printf("handled %d, %s\n", handled, eintrs <= KICKS ? "each ended a KVM_RUN" : "too many");
 }
 
 static void immediate(void)
@@ -284,6 +284,13 @@ static void cancel(void)
 	       read_msr(&other, 0));
 }
 
+static void *kick_once(void *unused)
+{
+	usleep(300000);
+	pthread_kill(runner, SIGUSR1);
+	return unused;
+}
+
 static void *run_once(void *guest)
 {
 	interrupted(guest);
@@ -295,32 +302,18 @@ static void busy(void)
 {
 	struct guest guest = MAKE(LOOPS, 1, 0);
 	struct kvm_regs regs;
-	pthread_t thread, kicker;
-	sigset_t none;
+	pthread_t kicker;
 
-	(void)kicker;
-	sigemptyset(&none);
 	on(SIGUSR1);
-	pthread_create(&thread, NULL, run_once, &guest);
+	pthread_create(&runner, NULL, run_once, &guest);
+	pthread_create(&kicker, NULL, kick_once, NULL);
 	usleep(100000);
-	if (fork() == 0) {
-		usleep(200000);
-		kill(getppid(), SIGUSR2);
-		_exit(0);
-	}
-	runner = thread;
 	double begin = now();
 
 	checked(ioctl(guest.vcpus[0], KVM_GET_REGS, &regs), "KVM_GET_REGS");
 	printf("%s\n", now() - begin > 0.1 ? "waited" : "did not wait");
-	pthread_join(thread, NULL);
-	wait(NULL);
-}
-
-static void pass_on(int number)
-{
-	(void)number;
-	pthread_kill(runner, SIGUSR1);
+	pthread_join(runner, NULL);
+	pthread_join(kicker, NULL);
 }
 
 struct job {
@@ -518,10 +511,9 @@ int main(int argc, char **argv)
 		ignored();
 	else if (!strcmp(what, "cancel"))
 		cancel();
-	else if (!strcmp(what, "busy")) {
-		signal(SIGUSR2, pass_on);
+	else if (!strcmp(what, "busy"))
 		busy();
-	} else if (!strcmp(what, "threads"))
+	else if (!strcmp(what, "threads"))
 		threads();
 	else if (!strcmp(what, "fork"))
 		forks();
