@@ -31,8 +31,8 @@ def find_python() -> Path:
 
     :raises BackendError: if it is not there, or the library that needs it was not built.
     """
-    if not native.SOFT.exists():
-        raise BackendError(f"{native.SOFT} is missing: {native.REMEDY}")
+    if not (native.available() and native.SOFT.exists()):
+        raise BackendError(native.why_not() or f"{native.SOFT} is missing: {native.REMEDY}")
     multiarch = sysconfig.get_config_var("MULTIARCH") or f"{platform.machine()}-linux-gnu"
     folders = [
         sysconfig.get_config_var("LIBDIR") or "", f"{sys.base_prefix}/lib", f"/usr/lib/{multiarch}",

@@ -180,9 +180,11 @@ static int prepare(void)
 {
 	if (!find_functions())
 		return 0;
-	if (strncmp(py.Py_GetVersion(), VERSION, strlen(VERSION)))
-		return fail("the VMM has a Python of its own, %.6s; kvmsr has %s*",
-			    py.Py_GetVersion(), VERSION);
+	const char *version = py.Py_GetVersion();
+
+	if (strncmp(version, VERSION, strlen(VERSION)))
+		return fail("the VMM has a Python of its own, %.*s, and kvmsr runs in %.*s: install it there",
+			    (int)strcspn(version, " "), version, (int)strlen(VERSION) - 1, VERSION);
 	embedded = !py.Py_IsInitialized();
 	if (embedded) {
 		if (!embed())
