@@ -42,6 +42,14 @@ def _set_user_memory_region(machine: Vm, arg: int) -> int:
     return 0
 
 
+def _get_dirty_log(machine: Vm, arg: int) -> int:
+    log = read_struct(vm.DirtyLog, arg)
+    with machine.lock:
+        bitmap = machine.slots.dirty_log(log.slot)
+    write_user(log.dirty_bitmap, bitmap)
+    return 0
+
+
 def _set_tss_addr(_machine: Vm, arg: int) -> int:
     """Take the address of three pages, which only VMX needs."""
     if arg > _LAST_TSS:
@@ -253,6 +261,7 @@ def _set_msr_filter(machine: Vm, arg: int) -> int:
 VM_IOCTLS: Final[dict[int, Handler]] = {
     ioctls.KVM_CHECK_EXTENSION: lambda machine, arg: check_extension(machine.profile, arg),
     ioctls.KVM_SET_USER_MEMORY_REGION: _set_user_memory_region,
+    ioctls.KVM_GET_DIRTY_LOG: _get_dirty_log,
     ioctls.KVM_SET_TSS_ADDR: _set_tss_addr,
     ioctls.KVM_SET_IDENTITY_MAP_ADDR: _set_identity_map_addr,
     ioctls.KVM_SET_BOOT_CPU_ID: _set_boot_cpu_id,
