@@ -63,7 +63,7 @@ class Vcpu:
         self.emulation = Emulation(self.cpu, self.events, self.debugging, vm.profile)
         self.memory = CpuMemory(self.cpu, vm.slots)
         self.msrs = MsrState()
-        self.cpuid = GuestCpuid((), vm.profile)
+        self.cpuid = GuestCpuid(None, vm.profile)
         self.has_begun = self.has_run = self.enforce_pv_cpuid = False
         self.complete_emulation: Callable[[Vcpu], bool] | None = None
         self.deferred: tuple[int, int | None, int | None] = (0, None, None)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from kvmsr.abi import CPUID_FLAG_SIGNIFCANT_INDEX
-from kvmsr.backend.soft.features import cr4_reserved
+from kvmsr.backend.soft.features import cr4_reserved, cr4_unsupported
 from kvmsr.backend.soft.profile import Profile
 from kvmsr.backend.soft.tables import CpuidEntry
 
@@ -65,6 +65,7 @@ class GuestCpuid:
     """
     CPUID leaves.
 
+    :param entries: as KVM_SET_CPUID2 gave them; None: it is yet to come.
     :param profile: says which features a guest never has, and always, whatever the leaves say.
     :ivar entries: them, as user space gave them.
     :ivar is_set: whether there are any.
@@ -75,12 +76,14 @@ class GuestCpuid:
     :ivar cr4_reserved: the bits of CR4 that the guest must leave 0.
     """
 
-    def __init__(self, entries: Sequence[CpuidEntry], profile: Profile | None = None) -> None:
-        self.entries = tuple(entries)
+    def __init__(
+        self, entries: Sequence[CpuidEntry] | None, profile: Profile | None = None
+    ) -> None:
+        self.entries = tuple(entries or ())
         self._withheld = profile.withheld if profile else frozenset()
         self._granted = profile.granted if profile else frozenset()
         self._leaves: dict[tuple[int, int | None], tuple[int, ...]] = {}
-        for function, index, flags, *registers in entries:
+        for function, index, flags, *registers in self.entries:
             place = (function, index if flags & CPUID_FLAG_SIGNIFCANT_INDEX else None)
             self._leaves.setdefault(place, tuple(registers))  # of several, the first counts
         self.is_set = bool(self._leaves)
@@ -89,7 +92,9 @@ class GuestCpuid:
         self.is_intel = vendor == _INTEL
         self.maxphyaddr = self._find_maxphyaddr()
         self.pv_features = self._find_pv_features()
-        self.cr4_reserved = cr4_reserved(self._leaves)
+        self.cr4_reserved = cr4_unsupported(profile) if profile else 0
+        if entries is not None or profile is None or profile.empty_cpuid_counts:
+            self.cr4_reserved |= cr4_reserved(self._leaves)
         self._has: dict[str, bool] = {}
 
     def leaf(self, function: int, index: int) -> tuple[int, ...]:
