@@ -165,6 +165,7 @@ class Vm:
     def begin(self) -> None:
         """A vCPU is about to run for the first time; somebody has to watch the time from now on."""
         self.active += 1
+        self.clock.is_master = True
         if not self.timers.watched:
             self.timers.watched = True
             Ticker(self.changed, self._look).start()

@@ -8,6 +8,7 @@ One function an ioctl, as in kvm_vm_ioctl and kvm_arch_vm_ioctl of the kernel.
 
 import errno
 import os
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -25,6 +26,7 @@ __all__ = ("VM_IOCTLS", "create_vcpu")
 
 _LAST_TSS: Final = 0xFFFF_D000
 _LAST_VCPU_ID: Final = 254
+_CLOCK_TSC_STABLE, _CLOCK_REALTIME, _CLOCK_HOST_TSC = 2, 4, 8
 
 Handler = Callable[[Vm, int], int]
 
@@ -200,18 +202,25 @@ def _reinject_control(machine: Vm, arg: int) -> int:
 
 
 def _get_clock(machine: Vm, arg: int) -> int:
-    found = vm.ClockData()
-    found.clock = machine.clock.now() + machine.clock.kvmclock_ahead
+    clock, found = machine.clock, vm.ClockData()
+    now = clock.now()
+    found.clock = now + clock.kvmclock_ahead
+    if clock.is_master:
+        found.flags = _CLOCK_TSC_STABLE | _CLOCK_REALTIME | _CLOCK_HOST_TSC
+        found.realtime, found.host_tsc = time.time_ns(), clock.tsc_at(now)
     write_user(arg, found)
     return 0
 
 
 def _set_clock(machine: Vm, arg: int) -> int:
     given = read_struct(vm.ClockData, arg)
-    if given.flags & ~0xE:
+    if given.flags & ~(_CLOCK_TSC_STABLE | _CLOCK_REALTIME | _CLOCK_HOST_TSC):
         raise _error(errno.EINVAL)
+    passed = time.time_ns() - given.realtime if given.flags & _CLOCK_REALTIME else 0
     with machine.lock:
-        machine.clock.kvmclock_ahead = given.clock - machine.clock.now()
+        clock = machine.clock
+        clock.is_master = bool(machine.vcpus)
+        clock.kvmclock_ahead = given.clock + max(passed, 0) - clock.now()
         for vcpu in machine.vcpus.values():
             vcpu.clock_changed()
     return 0
