@@ -8,12 +8,15 @@ What KVM_CHECK_EXTENSION says: what is not here says 0.
 
 from typing import Final
 
-from kvmsr.abi import Cap, SyncReg
+from kvmsr.abi import Cap, Quirk, SyncReg
 from kvmsr.backend.soft.profile import Profile
 
-__all__ = ("MAX_VCPUS", "check_extension")
+__all__ = ("MAX_VCPUS", "QUIRKS", "check_extension")
 
 MAX_VCPUS: Final = 8
+
+QUIRKS: Final = sum(Quirk)
+"""Those that can be disabled. CD_NW_CLEARED, about caching, shows nowhere here."""
 
 _VALUES: Final[dict[int, int]] = {
     Cap.IRQCHIP: 1, Cap.HLT: 1, Cap.USER_MEMORY: 1, Cap.SET_TSS_ADDR: 1, Cap.EXT_CPUID: 1,
@@ -28,6 +31,7 @@ _VALUES: Final[dict[int, int]] = {
     Cap.CHECK_EXTENSION_VM: 1, Cap.IMMEDIATE_EXIT: 1, Cap.GET_MSR_FEATURES: 1,
     Cap.MSR_PLATFORM_INFO: 1, Cap.X86_USER_SPACE_MSR: 1, Cap.X86_MSR_FILTER: 1,
     Cap.ENFORCE_PV_FEATURE_CPUID: 1, Cap.SREGS2: 1, Cap.INTERNAL_ERROR_DATA: 1,
+    Cap.DISABLE_QUIRKS: 1, Cap.DISABLE_QUIRKS2: QUIRKS,
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ KVM_EXIT_IO and KVM_EXIT_MMIO, and what is left to do of the instruction when us
 import struct
 from typing import Final
 
+from kvmsr.abi import Quirk
 from kvmsr.backend.soft.cpu.access import MemoryAccess, PortAccess
 from kvmsr.backend.soft.cpu.code import fetch, first_byte
 from kvmsr.backend.soft.cpu.delivery import deliver
@@ -32,8 +33,8 @@ _DF, _RF = 1 << 10, 1 << 16
 _CS64: Final = 1 << 15
 _STRINGS: Final = frozenset(b"\x6c\x6d\x6e\x6f")
 _PLAIN: Final = frozenset(b"\xe4\xe5\xe6\xe7\xec\xed\xee\xef")
-_RIP_GOES_ON: Final = 0x7E
-"""A port that old user space knew like that (KVM_X86_QUIRK_OUT_7E_INC_RIP)."""
+_OLD_PORT: Final = 0x7E
+"""User space of old knew the RIP behind an OUT to this one."""
 _OVERRIDES: Final = {0x26: ES, 0x2E: CS, 0x36: SS, 0x3E: DS, 0x64: FS, 0x65: GS}
 
 
@@ -48,7 +49,7 @@ def port_access(vcpu: Vcpu, access: PortAccess) -> bool:
     vcpu.page.bytes[DATA : DATA + size] = access.value.to_bytes(size, "little")  # 0 for a read
     vcpu.page.exit_io(access, 1)
     emulated = vcpu.vm.profile.completion == "emulator"
-    if access.write and (emulated or access.port == _RIP_GOES_ON):
+    if access.write and (emulated or _rip_goes_on(vcpu, access.port)):
         # The instruction is over; nobody comes back to it, not even for a single step.
         vcpu.cpu.state.eflags.value &= ~_RF
         vcpu.emulation.skip(access.length, steps=not emulated)
@@ -72,6 +73,10 @@ def port_access(vcpu: Vcpu, access: PortAccess) -> bool:
 
     vcpu.complete_emulation = complete
     return False
+
+
+def _rip_goes_on(vcpu: Vcpu, port: int) -> bool:
+    return port == _OLD_PORT and vcpu.vm.has_quirk(Quirk.OUT_7E_INC_RIP)
 
 
 def read_in_place(vcpu: Vcpu, port: int, size: int) -> int | None:

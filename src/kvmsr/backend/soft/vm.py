@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol
 
+from kvmsr.abi import Quirk
 from kvmsr.backend.soft.clock import Clock
 from kvmsr.backend.soft.execution import Execution
 from kvmsr.backend.soft.irqchip import IrqChip, Pit
@@ -75,6 +76,9 @@ class VmVcpu(Protocol):
     def clock_changed(self) -> None:
         """kvmclock was set."""
 
+    def quirks_changed(self) -> None:
+        """Other quirks are disabled now."""
+
 
 class Vm:
     """
@@ -102,6 +106,7 @@ class Vm:
         self.user_space_msr_mask = 0
         self.msr_filter: MsrFilter | None = None
         self.guest_can_read_platform_info = True
+        self.disabled_quirks = 0
         self.active = 0
         self.closed = False
 
@@ -109,6 +114,19 @@ class Vm:
     def irqchip_in_kernel(self) -> bool:
         """Whether KVM_CREATE_IRQCHIP was done."""
         return self.chip is not None
+
+    def has_quirk(self, quirk: Quirk) -> bool:
+        """Return whether a quirk is not disabled (KVM_CAP_DISABLE_QUIRKS2)."""
+        return not self.disabled_quirks & quirk
+
+    def disable_quirks(self, quirks: int) -> None:
+        """Disable these quirks and no others."""
+        with self.lock:
+            self.disabled_quirks = quirks
+            if self.chip is not None:
+                self.chip.reenables_lint0 = self.has_quirk(Quirk.LINT0_REENABLED)
+            for vcpu in self.vcpus.values():
+                vcpu.quirks_changed()
 
     def close(self) -> None:
         """End; the vCPUs that are still open keep what they need."""

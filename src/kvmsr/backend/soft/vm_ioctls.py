@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from kvmsr.abi import Cap, ioctls, vm
-from kvmsr.backend.soft.capabilities import MAX_VCPUS, check_extension
+from kvmsr.backend.soft.capabilities import MAX_VCPUS, QUIRKS, check_extension
 from kvmsr.backend.soft.exits import Intercepts
 from kvmsr.backend.soft.irqchip import IrqChip, Pit
 from kvmsr.backend.soft.msr.filter import MsrFilter
@@ -97,6 +97,7 @@ def _create_irqchip(machine: Vm, _arg: int) -> int:
         if machine.vcpus:
             raise _error(errno.EINVAL)
         machine.chip = IrqChip()
+        machine.disable_quirks(machine.disabled_quirks)  # the local APICs that are to come know
     return 0
 
 
@@ -243,6 +244,10 @@ def _enable_cap(machine: Vm, arg: int) -> int:
         machine.user_space_msr_mask = profile.user_space_msr_mask(value)
     elif given.cap == Cap.MSR_PLATFORM_INFO:
         machine.guest_can_read_platform_info = bool(value)
+    elif given.cap == Cap.DISABLE_QUIRKS or (
+        given.cap == Cap.DISABLE_QUIRKS2 and not value & ~QUIRKS
+    ):
+        machine.disable_quirks(value)
     else:
         raise _error(errno.EINVAL)
     return 0

@@ -21,6 +21,7 @@ __all__ = ("GuestCpuid",)
 _REGISTERS: Final = {"eax": 0, "ebx": 1, "ecx": 2, "edx": 3}
 
 _FEATURES: Final = {
+    "sse3": (1, "ecx", 0),
     "mwait": (1, "ecx", 3),
     "pdcm": (1, "ecx", 15),
     "x2apic": (1, "ecx", 21),
@@ -80,6 +81,7 @@ class GuestCpuid:
         self, entries: Sequence[CpuidEntry] | None, profile: Profile | None = None
     ) -> None:
         self.entries = tuple(entries or ())
+        self._profile = profile
         self._withheld = profile.withheld if profile else frozenset()
         self._granted = profile.granted if profile else frozenset()
         self._leaves: dict[tuple[int, int | None], tuple[int, ...]] = {}
@@ -96,6 +98,16 @@ class GuestCpuid:
         if entries is not None or profile is None or profile.empty_cpuid_counts:
             self.cr4_reserved |= cr4_reserved(self._leaves)
         self._has: dict[str, bool] = {}
+
+    def with_mwait(self, there: bool) -> "GuestCpuid":
+        """Return these leaves with MONITOR and MWAIT in CPUID, or not."""
+        function, register, bit = _FEATURES["mwait"]
+        at = 3 + _REGISTERS[register]
+        entries = [list(entry) for entry in self.entries]
+        for entry in entries:
+            if entry[0] == function:
+                entry[at] = entry[at] & ~(1 << bit) | there << bit
+        return GuestCpuid([tuple(entry) for entry in entries], self._profile)  # type: ignore[misc]
 
     def leaf(self, function: int, index: int) -> tuple[int, ...]:
         """Return EAX, EBX, ECX and EDX of a leaf; zeros where there is no such leaf."""
