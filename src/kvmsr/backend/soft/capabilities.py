@@ -11,16 +11,18 @@ from typing import Final
 from kvmsr.abi import Cap, Quirk, SyncReg
 from kvmsr.backend.soft.profile import Profile
 
-__all__ = ("MAX_VCPUS", "QUIRKS", "check_extension")
+__all__ = ("MAX_VCPUS", "MAX_VCPU_IDS", "QUIRKS", "check_extension")
 
 MAX_VCPUS: Final = 8
+MAX_VCPU_IDS: Final = 255
+"""Numbers of vCPUs, which are local APICs' numbers, are below this."""
 
 QUIRKS: Final = sum(Quirk)
 """Those that can be disabled. CD_NW_CLEARED, about caching, shows nowhere here."""
 
 _VALUES: Final[dict[int, int]] = {
     Cap.IRQCHIP: 1, Cap.HLT: 1, Cap.USER_MEMORY: 1, Cap.SET_TSS_ADDR: 1, Cap.EXT_CPUID: 1,
-    Cap.NR_VCPUS: MAX_VCPUS, Cap.MAX_VCPUS: MAX_VCPUS, Cap.MAX_VCPU_ID: 255,
+    Cap.NR_VCPUS: MAX_VCPUS, Cap.MAX_VCPUS: MAX_VCPUS, Cap.MAX_VCPU_ID: MAX_VCPU_IDS,
     Cap.NR_MEMSLOTS: 32764, Cap.MP_STATE: 1, Cap.USER_NMI: 1, Cap.SET_GUEST_DEBUG: 1,
     Cap.REINJECT_CONTROL: 1, Cap.IRQ_ROUTING: 4096, Cap.MCE: 32, Cap.PIT2: 1,
     Cap.SET_BOOT_CPU_ID: 1, Cap.PIT_STATE2: 1, Cap.SET_IDENTITY_MAP_ADDR: 1, Cap.ADJUST_CLOCK: 0xE,

@@ -87,6 +87,7 @@ class Vm:
     :ivar lock: held around everything that devices and vCPUs share.
     :ivar changed: on that lock; notified when something may be of interest to another thread.
     :ivar vcpus: by number.
+    :ivar max_vcpu_ids: the numbers of vCPUs are below this; 0: it is open yet.
     :ivar active: how many vCPUs have begun to run and do not sleep. While one is out of KVM_RUN its
         time goes on.
     """
@@ -102,7 +103,7 @@ class Vm:
         self.vcpus: dict[int, VmVcpu] = {}
         self.chip: IrqChip | None = None
         self.pit: Pit | None = None
-        self.boot_cpu = 0
+        self.boot_cpu = self.max_vcpu_ids = 0
         self.user_space_msr_mask = 0
         self.msr_filter: MsrFilter | None = None
         self.guest_can_read_platform_info = True

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from kvmsr.abi import Cap, ioctls, vm
-from kvmsr.backend.soft.capabilities import MAX_VCPUS, QUIRKS, check_extension
+from kvmsr.backend.soft.capabilities import MAX_VCPU_IDS, MAX_VCPUS, QUIRKS, check_extension
 from kvmsr.backend.soft.exits import Intercepts
 from kvmsr.backend.soft.irqchip import IrqChip, Pit
 from kvmsr.backend.soft.msr.filter import MsrFilter
@@ -25,7 +25,6 @@ from kvmsr.backend.soft.vm import Vm
 __all__ = ("VM_IOCTLS", "create_vcpu")
 
 _LAST_TSS: Final = 0xFFFF_D000
-_LAST_VCPU_ID: Final = 254
 _CLOCK_TSC_STABLE, _CLOCK_REALTIME, _CLOCK_HOST_TSC = 2, 4, 8
 
 Handler = Callable[[Vm, int], int]
@@ -73,9 +72,10 @@ def create_vcpu(machine: Vm, vcpu_id: int) -> Vcpu:
 
     :raises OSError: EINVAL for too high a number or too many, EEXIST.
     """
-    if not 0 <= vcpu_id <= _LAST_VCPU_ID:
-        raise _error(errno.EINVAL)
     with machine.lock:
+        machine.max_vcpu_ids = machine.max_vcpu_ids or MAX_VCPU_IDS
+        if not 0 <= vcpu_id < machine.max_vcpu_ids:
+            raise _error(errno.EINVAL)
         if vcpu_id in machine.vcpus:
             raise _error(errno.EEXIST)
         if len(machine.vcpus) >= MAX_VCPUS:
@@ -85,6 +85,13 @@ def create_vcpu(machine: Vm, vcpu_id: int) -> Vcpu:
         reset(vcpu)
         machine.vcpus[vcpu_id] = vcpu
     return vcpu
+
+
+def _set_max_vcpu_ids(machine: Vm, value: int) -> None:
+    """Take a bound once, and before there are vCPUs; the same again does no harm."""
+    if value > MAX_VCPU_IDS or (machine.max_vcpu_ids not in (0, value)):
+        raise _error(errno.EINVAL)
+    machine.max_vcpu_ids = value
 
 
 # Interrupt controllers
@@ -248,6 +255,8 @@ def _enable_cap(machine: Vm, arg: int) -> int:
         given.cap == Cap.DISABLE_QUIRKS2 and not value & ~QUIRKS
     ):
         machine.disable_quirks(value)
+    elif given.cap == Cap.MAX_VCPU_ID:
+        _set_max_vcpu_ids(machine, value)
     else:
         raise _error(errno.EINVAL)
     return 0
