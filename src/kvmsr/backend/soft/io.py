@@ -33,6 +33,8 @@ _DF, _RF = 1 << 10, 1 << 16
 _CS64: Final = 1 << 15
 _STRINGS: Final = frozenset(b"\x6c\x6d\x6e\x6f")
 _PLAIN: Final = frozenset(b"\xe4\xe5\xe6\xe7\xec\xed\xee\xef")
+_READ_AHEAD: Final = 1024
+"""Bytes."""
 _OLD_PORT: Final = 0x7E
 """User space of old knew the RIP behind an OUT to this one."""
 _OVERRIDES: Final = {0x26: ES, 0x2E: CS, 0x36: SS, 0x3E: DS, 0x64: FS, 0x65: GS}
@@ -128,19 +130,15 @@ def _allowed(vcpu: Vcpu, port: int, size: int) -> bool:
 
 def _string_access(vcpu: Vcpu, access: PortAccess, instruction: Instruction) -> bool:
     """
-    INS and OUTS: an element a time, or, for REP INS, as many as fit into the page of data.
+    INS and OUTS: an element a time, or, for REP INS, as many as KVM reads ahead.
 
     The engine was stopped behind its first element; that one is done again here.
     """
     regs, size = vcpu.cpu.regs, access.size
     wide = _address_mask(vcpu, instruction)
     step = -size if vcpu.cpu.rflags & _DF else size
-    count = 1
-    if instruction.rep:
-        left = regs[_RCX] & wide
-        if not left:
-            return vcpu.emulation.skip(instruction.start)
-        count = 1 if access.write else min(left, 0x1000 // size)
+    if instruction.rep and not regs[_RCX] & wide:
+        return vcpu.emulation.skip(instruction.start)
     pointer = _RSI if access.write else _RDI
     segment = ES
     if access.write:
@@ -150,12 +148,16 @@ def _string_access(vcpu: Vcpu, access: PortAccess, instruction: Instruction) -> 
         if data is None:
             return _page_fault(vcpu, address, write=False)
         vcpu.page.bytes[DATA : DATA + size] = data
-    vcpu.page.exit_io(access, count)
+    ahead = instruction.rep and not access.write
+    vcpu.page.exit_io(access, _read_ahead(vcpu, size, wide) if ahead else 1)
 
     def complete(vcpu: Vcpu) -> bool:
         regs = vcpu.cpu.regs
+        if instruction.rep and not regs[_RCX] & wide:
+            return vcpu.emulation.skip(instruction.start)
         writes: list[MemoryAccess] = []
-        for number in range(count):
+        # By the registers as they are now: user space may have changed them.
+        for number in range(_read_ahead(vcpu, size, wide) if ahead else 1):
             if not access.write:
                 address = _linear(vcpu, ES, regs[_RDI] & wide)
                 at = DATA + number * size
@@ -170,6 +172,14 @@ def _string_access(vcpu: Vcpu, access: PortAccess, instruction: Instruction) -> 
 
     vcpu.complete_emulation = complete
     return False
+
+
+def _read_ahead(vcpu: Vcpu, size: int, wide: int) -> int:
+    """Return how many elements a REP INS gets at once (pio_in_emulated of emulate.c)."""
+    regs = vcpu.cpu.regs
+    offset = regs[_RDI] & 0xFFF
+    in_page = offset if vcpu.cpu.rflags & _DF else 0x1000 - offset
+    return max(1, min(in_page, _READ_AHEAD // size, regs[_RCX] & wide))
 
 
 def _store(vcpu: Vcpu, address: int, data: bytes, elsewhere: list[MemoryAccess]) -> bool:
