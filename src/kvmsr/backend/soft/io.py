@@ -176,10 +176,10 @@ def _string_access(vcpu: Vcpu, access: PortAccess, instruction: Instruction) -> 
 
 def _read_ahead(vcpu: Vcpu, size: int, wide: int) -> int:
     """Return how many elements a REP INS gets at once (pio_in_emulated of emulate.c)."""
-    regs = vcpu.cpu.regs
-    offset = regs[_RDI] & 0xFFF
+    left, address = (int(vcpu.cpu.regs[number]) for number in (_RCX, _RDI))
+    offset = address & 0xFFF
     in_page = offset if vcpu.cpu.rflags & _DF else 0x1000 - offset
-    return max(1, min(in_page, _READ_AHEAD // size, regs[_RCX] & wide))
+    return max(1, min(in_page, _READ_AHEAD // size, left & wide))
 
 
 def _store(vcpu: Vcpu, address: int, data: bytes, elsewhere: list[MemoryAccess]) -> bool:
