@@ -133,3 +133,10 @@ def test_without_apt_it_says_so(fetcher, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "/nowhere")
     fetcher.main([str(tmp_path / "peers"), "busybox"])
     assert "busybox: CANNOT BE HAD: this is no Debian system" in capsys.readouterr().out
+
+
+def test_without_a_compiler_it_says_so(fetcher, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "/nowhere")
+    fetcher.main([str(tmp_path / "peers"), "selftests"])
+    end = "selftests: CANNOT BE HAD: to build it takes gcc, make, strip, xz\n"
+    assert capsys.readouterr().out == end

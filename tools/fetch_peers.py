@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
 Fetch the real programs that the tests and the demo run against: Debian's cloud kernel, SeaBIOS,
-busybox, QEMU, tools that check tables, other guests, and Chromium to look at reports. Each comes as
-a Debian package and is unpacked into a folder of its own; nothing is installed, nothing outside
-that folder is touched, and no rights are needed. What cannot be had is named with the reason:
-tests that need it are skipped, or, with KVMSR_REQUIRE_PEERS=1, this exits with status 1.
+busybox, QEMU, tools that check tables, other guests, Chromium to look at reports, and Linux's KVM
+selftests, which are built from the kernel's source. Each comes as a Debian package and is unpacked
+into a folder of its own; nothing is installed, nothing outside that folder is touched, and no
+rights are needed. What cannot be had is named with the reason: tests that need it are skipped, or,
+with KVMSR_REQUIRE_PEERS=1, this exits with status 1.
 
     tools/fetch_peers.py FOLDER [NAME…]
 """
@@ -60,10 +61,27 @@ PEERS = {
     "perf": (["linux-perf"], [], ["usr/bin/perf"]),
     "xen": (["xen-system-amd64"], ["./boot"], ["boot/xen-4*.gz"]),
     "chromium": (["chromium"], [], ["usr/lib/chromium/chromium"]),
+    "selftests": (
+        ["linux-source-6.1"],
+        ["./usr/src/linux-source-6.1.tar.xz"],
+        ["x86_64/userspace_msr_exit_test"],
+    ),
 }
 
 SYSTEM = {"qemu": "qemu-system-x86_64", "perf": "perf", "chromium": "chromium"}
 """Programs that need not be fetched where the system has them."""
+
+# Of the kernel's source: what `make headers` and the KVM selftests are made from.
+SELFTESTS = "tools/testing/selftests"
+SOURCES = [
+    f"linux-source-*/{part}"
+    for part in (
+        "Makefile", "scripts", "include/uapi", "arch/x86/Makefile*", "arch/x86/include/uapi",
+        "arch/x86/entry/syscalls", "arch/x86/tools", "tools/include", "tools/arch/x86/include",
+        "tools/build", "tools/scripts", "tools/lib/rbtree.c", f"{SELFTESTS}/kvm",
+        f"{SELFTESTS}/rseq", f"{SELFTESTS}/*.*",
+    )
+]  # fmt: skip
 
 
 class Unavailable(Exception):
@@ -155,6 +173,40 @@ def unpack(deb: Path, parts: list[str], target: Path) -> None:
     deb.unlink()
 
 
+def build_selftests(folder: Path) -> None:
+    """Build Linux's KVM selftests for x86 from the source in *folder*, and leave nothing else."""
+    jobs = f"-j{os.cpu_count() or 1}"
+    (archive,) = folder.glob("usr/src/*.tar.xz")
+    source = folder / "source"
+    source.mkdir()
+    wanted = ["--strip-components=1", "--wildcards", "--no-wildcards-match-slash", *SOURCES]
+    build("tar", "-xJf", archive, "-C", source, *wanted)
+    tests = source / SELFTESTS / "kvm"
+    programs = [path.with_suffix("") for path in sorted(tests.glob("x86_64/*.c"))]
+    build("make", "-C", source, jobs, "headers")
+    # Not all need build with every compiler; if none does, present() sees it.
+    build("make", "-C", tests, jobs, "-k", *programs, check=False)
+    (folder / "x86_64").mkdir()
+    for program in filter(Path.exists, programs):
+        build("strip", "-o", folder / "x86_64" / program.name, program)
+    for left in (source, folder / "usr"):
+        shutil.rmtree(left)
+
+
+def build(*words: str | Path, check: bool = True) -> None:
+    # What a make above says is not meant for this one.
+    environment = {name: os.environ[name] for name in os.environ if not name.startswith("MAKE")}
+    environment.pop("MFLAGS", None)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    if check and done.returncode:
+        lines = done.stderr.strip().splitlines() or ["it failed"]
+        raise Unavailable(f"{words[0]}: {lines[-1]}")
+
+
+BUILD = {"selftests": (build_selftests, ("gcc", "make", "strip", "xz"))}
+"""What is done with what a package holds, and the programs that this takes."""
+
+
 def present(folder: Path, name: str) -> Path | None:
     found = [sorted((folder / name).glob(pattern)) for pattern in PEERS[name][2]]
     return found[0][-1] if all(found) else None
@@ -169,6 +221,8 @@ def fetch(apt: Apt, folder: Path, name: str) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     for deb in apt.fetch(packages, recursive=not parts):
         unpack(deb, parts, partial)
+    if name in BUILD:
+        BUILD[name][0](partial)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     if present(folder, name) is None:
@@ -177,7 +231,8 @@ def fetch(apt: Apt, folder: Path, name: str) -> None:
 
 def fetch_all(folder: Path, names: list[str]) -> dict[str, str]:
     """Fetch peers, in a few tries; return those that cannot be had, and why."""
-    missing = dict.fromkeys(names, "")
+    hopeless = {name: why for name in names if (why := lacks(name))}
+    missing = {name: "" for name in names if name not in hopeless}
     for number in range(TRIES):
         if not missing:
             break
@@ -188,7 +243,7 @@ def fetch_all(folder: Path, names: list[str]) -> dict[str, str]:
             apt = Apt(folder / "apt")
             apt.update()
         except (Unavailable, OSError) as error:
-            return dict.fromkeys(names, str(error))
+            return dict.fromkeys(missing, str(error)) | hopeless
         for name in list(missing):
             print(f"{name}: fetching …", flush=True)
             try:
@@ -196,7 +251,13 @@ def fetch_all(folder: Path, names: list[str]) -> dict[str, str]:
                 del missing[name]
             except (Unavailable, OSError, subprocess.SubprocessError) as error:
                 missing[name] = str(error)
-    return missing
+    return missing | hopeless
+
+
+def lacks(name: str) -> str:
+    """Return why a peer cannot be built here, or ""."""
+    programs = [each for each in BUILD.get(name, ((), ()))[1] if not shutil.which(each)]
+    return f"to build it takes {', '.join(programs)}" if programs else ""
 
 
 def here(folder: Path, name: str) -> str:

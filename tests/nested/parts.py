@@ -162,8 +162,9 @@ def project_files() -> list[Path]:
             continue
         known[name] = distribution(name)
         waiting += [need for need in known[name].requires or () if "extra ==" not in need]
-    paths = [Path(str(d.locate_file(file))) for d in known.values() for file in d.files or ()]
-    return [path for path in paths if path.is_file() and "bin" not in path.parts[-2:]]
+    paths = {Path(str(d.locate_file(file))) for d in known.values() for file in d.files or ()}
+    paths |= set(Path(kvmsr.__file__).parent.rglob("*"))  # after make dev they are in no list
+    return sorted(path for path in paths if path.is_file() and "bin" not in path.parts[-2:])
 
 
 def pack_files(archive: Archive, files: list[Path]) -> list[Path]:

@@ -64,6 +64,7 @@ class Cap(enum.IntEnum):
     EXT_EMUL_CPUID = 95
     ENABLE_CAP_VM = 98
     CHECK_EXTENSION_VM = 105
+    DISABLE_QUIRKS = 116
     X86_SMM = 117
     SPLIT_IRQCHIP = 121
     MAX_VCPU_ID = 128
@@ -190,6 +191,18 @@ class GuestDbg(enum.IntFlag):
     BLOCKIRQ = 0x100000
 
 
+class Quirk(enum.IntFlag):
+    """What KVM does otherwise than a CPU, unless that is disabled (KVM_X86_QUIRK_*)."""
+
+    LINT0_REENABLED = 1 << 0
+    CD_NW_CLEARED = 1 << 1
+    LAPIC_MMIO_HOLE = 1 << 2
+    OUT_7E_INC_RIP = 1 << 3
+    MISC_ENABLE_NO_MWAIT = 1 << 4
+    FIX_HYPERCALL_INSN = 1 << 5
+    MWAIT_NEVER_UD_FAULTS = 1 << 6
+
+
 class SyncReg(enum.IntFlag):
     """Register groups shared through the kvm_run page (KVM_SYNC_X86_*)."""
 
@@ -259,6 +272,7 @@ C_PREFIX: Final[dict[type[enum.IntEnum] | type[enum.IntFlag], str]] = {
     Chip: "KVM_IRQCHIP_",
     MemFlag: "KVM_MEM_",
     GuestDbg: "KVM_GUESTDBG_",
+    Quirk: "KVM_X86_QUIRK_",
     SyncReg: "KVM_SYNC_X86_",
     EventFlag: "KVM_VCPUEVENT_VALID_",
     IoeventfdFlag: "KVM_IOEVENTFD_FLAG_",

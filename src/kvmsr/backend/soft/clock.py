@@ -26,12 +26,15 @@ class Clock:
     :ivar real_time: keep to the host's time, even where the guest sleeps.
     :ivar tsc_khz: what the guest's TSC counts in a millisecond.
     :ivar kvmclock_ahead: how far kvmclock is ahead of it, in nanoseconds (KVM_SET_CLOCK).
+    :ivar is_master: kvmclock and TSC advance together for all vCPUs (use_master_clock of
+        arch/x86/kvm/x86.c): as soon as there are vCPUs and KVM had reason to look.
     """
 
     def __init__(self, tsc_khz: int, *, real_time: bool = False) -> None:
         self.tsc_khz = tsc_khz
         self.real_time = real_time
         self.kvmclock_ahead = 0
+        self.is_master = False
         self._begin = time.perf_counter_ns()
         self._warp = 0
         self._last_poll: int | None = None
@@ -55,7 +58,11 @@ class Clock:
 
     def tsc(self) -> int:
         """Return what a TSC counts that began with the VM."""
-        return self.now() * self.tsc_khz // 1_000_000
+        return self.tsc_at(self.now())
+
+    def tsc_at(self, now: int) -> int:
+        """Return what :meth:`tsc` is when :meth:`now` is *now*."""
+        return now * self.tsc_khz // 1_000_000
 
     def tsc_to_ns(self, tsc: int) -> int:
         """Return when :meth:`tsc` will be *tsc*."""
@@ -105,5 +112,5 @@ class GuestClock:
         """Return the VM's kvmclock, in nanoseconds, and the guest's TSC at that moment."""
         # Of one reading: what passed between two would differ from vCPU to vCPU.
         now = self._clock.now()
-        tsc = now * self.tsc_khz // 1_000_000 + self.tsc_offset
+        tsc = self._clock.tsc_at(now) + self.tsc_offset
         return now + self._clock.kvmclock_ahead, tsc & _U64

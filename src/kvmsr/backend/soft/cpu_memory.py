@@ -28,7 +28,12 @@ _Part = tuple[int, int, bool]
 
 
 class CpuMemory:
-    """The memory map of one CPU. It is brought up to date while the CPU does not run."""
+    """
+    The memory map of one CPU. It is brought up to date while the CPU does not run.
+
+    :ivar lapic_leaves_hole: nothing else is where the local APIC would be if it were not disabled
+        or in x2APIC mode (KVM_X86_QUIRK_LAPIC_MMIO_HOLE).
+    """
 
     def __init__(self, cpu: Engine, slots: Slots) -> None:
         self._cpu, self._slots = cpu, slots
@@ -37,6 +42,7 @@ class CpuMemory:
         self._written: list[tuple[int, int]] = []
         self._lapic: Lapic | None = None
         self._lapic_page: int | None = None
+        self.lapic_leaves_hole = True
         self._map_lapic_at: Callable[[int], None] | None = None
 
     def add_apics(
@@ -109,8 +115,13 @@ class CpuMemory:
 
     def _find_lapic_page(self) -> int | None:
         """Return where the local APIC lies now, or None if the CPU does not see it."""
-        page = None if self._lapic is None else self._lapic.apic_base & ~0xFFF
-        return None if page is None or page == _IOAPIC_PAGE or page > _LAST_PAGE else page
+        lapic = self._lapic
+        if lapic is None:
+            return None
+        if not self.lapic_leaves_hole and (lapic.is_x2apic or not lapic.is_enabled):
+            return None
+        page = lapic.apic_base & ~0xFFF
+        return None if page == _IOAPIC_PAGE or page > _LAST_PAGE else page
 
     def _map_slots(self, devices: tuple[int, ...]) -> None:
         """Map what is wanted and unmap what is not; pages of *devices* hide memory."""

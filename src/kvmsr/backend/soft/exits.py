@@ -68,7 +68,7 @@ HANDLERS: Final[dict[int, Callable[[Vcpu, int], bool]]] = {
     Exit.HLT: instructions.hlt,
     Exit.SHUTDOWN: _shutdown,
     Exit.ICEBP: instructions.icebp,
-    Exit.VMMCALL: instructions.hypercall,
+    Exit.VMMCALL: instructions.vmmcall,
     Exit.CR4_WRITE: instructions.write_cr4,
     Exit.CR8_READ: instructions.read_cr8,
     Exit.CR8_WRITE: instructions.write_cr8,

@@ -7,6 +7,7 @@ What the engine can do, as CPUID says it (APM volume 3, appendix E). Hidden is w
 (AVX: results are silently wrong), what needs it (XSAVE), and what it does not do at all.
 """
 
+import functools
 import struct
 from collections.abc import Mapping
 from typing import Final
@@ -15,7 +16,7 @@ from kvmsr.abi import CPUID_FLAG_SIGNIFCANT_INDEX
 from kvmsr.backend.soft.profile import Profile
 from kvmsr.backend.soft.tables import CpuidEntry
 
-__all__ = ("cr4_reserved", "supported_cpuid")
+__all__ = ("cr4_reserved", "cr4_unsupported", "supported_cpuid")
 
 _BRAND: Final = b"kvmsr soft CPU"
 _MAX_BASIC: Final = 0xD
@@ -87,10 +88,18 @@ def supported_cpuid(profile: Profile) -> tuple[CpuidEntry, ...]:
 
 
 def cr4_reserved(leaves: Mapping[tuple[int, int | None], tuple[int, ...]]) -> int:
-    """Return the bits of CR4 that a guest with these CPUID leaves must leave 0."""
+    """Return the bits of CR4 that CPUID *leaves* do not allow."""
     allowed = _CR4_ALWAYS
     for bit, function, register, feature in _CR4_BY_FEATURE:
         leaf = leaves.get((function, 0)) or leaves.get((function, None))
         if leaf is not None and leaf[("eax", "ebx", "ecx", "edx").index(register)] >> feature & 1:
             allowed |= 1 << bit
     return ~allowed & 0xFFFF_FFFF_FFFF_FFFF
+
+
+@functools.cache
+def cr4_unsupported(profile: Profile) -> int:
+    """Return the bits of CR4 that no guest may set, whatever its CPUID says."""
+    return cr4_reserved(
+        {(leaf, None): tuple(regs) for leaf, _, _, *regs in supported_cpuid(profile)}
+    )

@@ -11,8 +11,8 @@ the run loop.
 from collections.abc import Callable
 from typing import Any, Final
 
-from kvmsr.abi import ExitReason, GuestDbg, Mp
-from kvmsr.backend.soft.cpu.code import code_at_rip, fetch, length_of, rip_mask
+from kvmsr.abi import ExitReason, GuestDbg, Mp, Quirk
+from kvmsr.backend.soft.cpu.code import code_at_rip, fetch, length_of, linear_rip, rip_mask
 from kvmsr.backend.soft.cpu.delivery import deliver
 from kvmsr.backend.soft.cpu.state import CS, SS
 from kvmsr.backend.soft.debugging import DB, SINGLESTEP, TF
@@ -23,7 +23,6 @@ from kvmsr.backend.soft.vcpu import Vcpu
 __all__ = (
     "cpuid",
     "hlt",
-    "hypercall",
     "icebp",
     "move_dr",
     "msr",
@@ -33,15 +32,18 @@ __all__ = (
     "software_interrupt",
     "syscall",
     "undefined",
+    "vmmcall",
     "write_cr4",
     "write_cr8",
 )
 
 _RIP: Final = 16
-_BP, _OF, _UD, _GP = 3, 4, 6, 13
+_BP, _OF, _UD, _GP, _PF = 3, 4, 6, 13, 14
 _CS64: Final = 1 << 15
 _RF: Final = 1 << 16
-_HYPERCALLS: Final = (b"\x0f\x01\xc1", b"\x0f\x01\xd9")  # VMCALL, VMMCALL
+_VMMCALL: Final = b"\x0f\x01\xd9"
+_HYPERCALLS: Final = {"intel": b"\x0f\x01\xc1", "amd": _VMMCALL}
+_MONITOR_MWAIT: Final = (b"\x0f\x01\xc8", b"\x0f\x01\xc9")
 _FORCED_EMULATION: Final = b"\x0f\x0bkvm"  # UD2 and a signature
 _SOFTWARE_INTERRUPTS: Final = frozenset(b"\xcc\xcd\xce")
 _ICEBP: Final = b"\xf1"
@@ -117,9 +119,43 @@ def undefined(vcpu: Vcpu, _info: int = 0) -> bool:
     if instruction is not None:
         if instruction.opcode == _ICEBP:  # the engine does not know it
             return icebp(vcpu, 0)
-        if (instruction.opcode + instruction.rest[:1]) in _HYPERCALLS:
-            return hypercall(vcpu, 0)  # the other vendor's, which KVM emulates
+        code = instruction.opcode + instruction.rest[:1]
+        if code in _HYPERCALLS.values():
+            return _hypercall(vcpu, code)
+        if code in _MONITOR_MWAIT and not vcpu.cpu.cpl:
+            return _monitor_mwait(vcpu, instruction.start + 1)
     return vcpu.emulation.raise_exception(_UD)
+
+
+def _hypercall(vcpu: Vcpu, code: bytes) -> bool:
+    """
+    VMCALL or VMMCALL.
+
+    KVM overwrites the other vendor's with the CPU's own, which is then executed
+    (emulator_fix_hypercall of x86.c).
+    """
+    own = _HYPERCALLS.get(vcpu.vm.profile.vendor, code)
+    if code == own:
+        kvm_emulate_hypercall(vcpu)
+        return vcpu.emulation.skip(len(code))
+    if not vcpu.vm.has_quirk(Quirk.FIX_HYPERCALL_INSN):
+        return vcpu.emulation.raise_exception(_UD)
+    at = linear_rip(vcpu.cpu)
+    if vcpu.cpu.write_linear(at, own):
+        vcpu.cpu.flush_code()
+        return True
+    vcpu.cpu.state.cr[2] = at
+    write_to_what_is_there = 1 << 1 | 1 | (1 << 2 if vcpu.cpu.cpl == 3 else 0)
+    return vcpu.emulation.raise_exception(_PF, write_to_what_is_there)
+
+
+def _monitor_mwait(vcpu: Vcpu, length: int) -> bool:
+    """MONITOR or MWAIT: nothing happens (kvm_emulate_monitor_mwait of x86.c)."""
+    vm = vcpu.vm
+    never_faults = vm.profile.vendor != "pvm" and vm.has_quirk(Quirk.MWAIT_NEVER_UD_FAULTS)
+    if not never_faults and not vcpu.cpuid.has("mwait"):
+        return vcpu.emulation.raise_exception(_UD)
+    return vcpu.emulation.skip(length)
 
 
 def _emulate_forced(vcpu: Vcpu) -> bool:
@@ -137,10 +173,9 @@ def _emulate_forced(vcpu: Vcpu) -> bool:
     return msr(vcpu, _MSR_OPCODES[instruction.opcode], emulated=True)
 
 
-def hypercall(vcpu: Vcpu, _info: int) -> bool:
-    """VMCALL or VMMCALL."""
-    kvm_emulate_hypercall(vcpu)
-    return vcpu.emulation.skip(3)
+def vmmcall(vcpu: Vcpu, _info: int) -> bool:
+    """VMMCALL."""
+    return _hypercall(vcpu, _VMMCALL)
 
 
 # CPUID, time and sleep

@@ -9,6 +9,7 @@ KVM_EXIT_IO and KVM_EXIT_MMIO, and what is left to do of the instruction when us
 import struct
 from typing import Final
 
+from kvmsr.abi import Quirk
 from kvmsr.backend.soft.cpu.access import MemoryAccess, PortAccess
 from kvmsr.backend.soft.cpu.code import fetch, first_byte
 from kvmsr.backend.soft.cpu.delivery import deliver
@@ -32,8 +33,10 @@ _DF, _RF = 1 << 10, 1 << 16
 _CS64: Final = 1 << 15
 _STRINGS: Final = frozenset(b"\x6c\x6d\x6e\x6f")
 _PLAIN: Final = frozenset(b"\xe4\xe5\xe6\xe7\xec\xed\xee\xef")
-_RIP_GOES_ON: Final = 0x7E
-"""A port that old user space knew like that (KVM_X86_QUIRK_OUT_7E_INC_RIP)."""
+_READ_AHEAD: Final = 1024
+"""Bytes."""
+_OLD_PORT: Final = 0x7E
+"""User space of old knew the RIP behind an OUT to this one."""
 _OVERRIDES: Final = {0x26: ES, 0x2E: CS, 0x36: SS, 0x3E: DS, 0x64: FS, 0x65: GS}
 
 
@@ -48,7 +51,7 @@ def port_access(vcpu: Vcpu, access: PortAccess) -> bool:
     vcpu.page.bytes[DATA : DATA + size] = access.value.to_bytes(size, "little")  # 0 for a read
     vcpu.page.exit_io(access, 1)
     emulated = vcpu.vm.profile.completion == "emulator"
-    if access.write and (emulated or access.port == _RIP_GOES_ON):
+    if access.write and (emulated or _rip_goes_on(vcpu, access.port)):
         # The instruction is over; nobody comes back to it, not even for a single step.
         vcpu.cpu.state.eflags.value &= ~_RF
         vcpu.emulation.skip(access.length, steps=not emulated)
@@ -72,6 +75,10 @@ def port_access(vcpu: Vcpu, access: PortAccess) -> bool:
 
     vcpu.complete_emulation = complete
     return False
+
+
+def _rip_goes_on(vcpu: Vcpu, port: int) -> bool:
+    return port == _OLD_PORT and vcpu.vm.has_quirk(Quirk.OUT_7E_INC_RIP)
 
 
 def read_in_place(vcpu: Vcpu, port: int, size: int) -> int | None:
@@ -123,19 +130,15 @@ def _allowed(vcpu: Vcpu, port: int, size: int) -> bool:
 
 def _string_access(vcpu: Vcpu, access: PortAccess, instruction: Instruction) -> bool:
     """
-    INS and OUTS: an element a time, or, for REP INS, as many as fit into the page of data.
+    INS and OUTS: an element a time, or, for REP INS, as many as KVM reads ahead.
 
     The engine was stopped behind its first element; that one is done again here.
     """
     regs, size = vcpu.cpu.regs, access.size
     wide = _address_mask(vcpu, instruction)
     step = -size if vcpu.cpu.rflags & _DF else size
-    count = 1
-    if instruction.rep:
-        left = regs[_RCX] & wide
-        if not left:
-            return vcpu.emulation.skip(instruction.start)
-        count = 1 if access.write else min(left, 0x1000 // size)
+    if instruction.rep and not regs[_RCX] & wide:
+        return vcpu.emulation.skip(instruction.start)
     pointer = _RSI if access.write else _RDI
     segment = ES
     if access.write:
@@ -145,12 +148,16 @@ def _string_access(vcpu: Vcpu, access: PortAccess, instruction: Instruction) -> 
         if data is None:
             return _page_fault(vcpu, address, write=False)
         vcpu.page.bytes[DATA : DATA + size] = data
-    vcpu.page.exit_io(access, count)
+    ahead = instruction.rep and not access.write
+    vcpu.page.exit_io(access, _read_ahead(vcpu, size, wide) if ahead else 1)
 
     def complete(vcpu: Vcpu) -> bool:
         regs = vcpu.cpu.regs
+        if instruction.rep and not regs[_RCX] & wide:
+            return vcpu.emulation.skip(instruction.start)
         writes: list[MemoryAccess] = []
-        for number in range(count):
+        # By the registers as they are now: user space may have changed them.
+        for number in range(_read_ahead(vcpu, size, wide) if ahead else 1):
             if not access.write:
                 address = _linear(vcpu, ES, regs[_RDI] & wide)
                 at = DATA + number * size
@@ -165,6 +172,14 @@ def _string_access(vcpu: Vcpu, access: PortAccess, instruction: Instruction) -> 
 
     vcpu.complete_emulation = complete
     return False
+
+
+def _read_ahead(vcpu: Vcpu, size: int, wide: int) -> int:
+    """Return how many elements a REP INS gets at once (pio_in_emulated of emulate.c)."""
+    left, address = (int(vcpu.cpu.regs[number]) for number in (_RCX, _RDI))
+    offset = address & 0xFFF
+    in_page = offset if vcpu.cpu.rflags & _DF else 0x1000 - offset
+    return max(1, min(in_page, _READ_AHEAD // size, left & wide))
 
 
 def _store(vcpu: Vcpu, address: int, data: bytes, elsewhere: list[MemoryAccess]) -> bool:

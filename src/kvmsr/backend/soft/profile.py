@@ -41,6 +41,8 @@ class Profile:
     :ivar feature_msrs_frozen: feature MSRs do not change after the first KVM_RUN.
     :ivar cpuid_frozen: what KVM_SET_CPUID2 refuses after the first KVM_RUN: ``changes``, ``all``
         (also the same table again), or ``none``.
+    :ivar empty_cpuid_counts: before the first KVM_SET_CPUID2, CR4 takes what an empty table allows,
+        which is hardly anything (since Linux 6.14; older kernels take all that they support).
     :ivar withheld: CPUID features that KVM does not have and a guest therefore neither, whatever
         its CPUID says; older kernels go by the guest's CPUID alone.
     :ivar granted: the opposite: what a guest has as soon as its CPUID is set.
@@ -79,6 +81,7 @@ class Profile:
     zeroes_failed_get: bool = True
     feature_msrs_frozen: bool = True
     cpuid_frozen: str = "changes"
+    empty_cpuid_counts: bool = True
     withheld: frozenset[str] = frozenset(("pdcm",))
     granted: frozenset[str] = frozenset()
     hyperv: bool = True
@@ -125,6 +128,7 @@ _6_1_AMD: Final = replace(
     exempts_all_listed=False,
     zeroes_failed_get=False,
     feature_msrs_frozen=False,
+    empty_cpuid_counts=False,
     withheld=frozenset(),
     hwcr_bits=_HWCR_18,
     hwcr_exact=True,

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-from kvmsr.abi import Mp
+from kvmsr.abi import Mp, Quirk
 from kvmsr.backend.soft.clock import GuestClock
 from kvmsr.backend.soft.cpu.engine import Engine
 from kvmsr.backend.soft.cpu_memory import CpuMemory
@@ -31,6 +31,7 @@ __all__ = ("Vcpu",)
 
 _BOOT_BASE: Final = 0xFEE0_0800
 _BSP: Final = 1 << 8
+_APIC_MODE: Final = 10  # from this bit on: mode, and address
 _IF: Final = 1 << 9
 
 
@@ -62,8 +63,9 @@ class Vcpu:
         self.debugging = Debugging(self.cpu, self.page, vm.profile)
         self.emulation = Emulation(self.cpu, self.events, self.debugging, vm.profile)
         self.memory = CpuMemory(self.cpu, vm.slots)
+        self.memory.lapic_leaves_hole = vm.has_quirk(Quirk.LAPIC_MMIO_HOLE)
         self.msrs = MsrState()
-        self.cpuid = GuestCpuid((), vm.profile)
+        self.cpuid = GuestCpuid(None, vm.profile)
         self.has_begun = self.has_run = self.enforce_pv_cpuid = False
         self.complete_emulation: Callable[[Vcpu], bool] | None = None
         self.deferred: tuple[int, int | None, int | None] = (0, None, None)
@@ -113,7 +115,7 @@ class Vcpu:
             self._own_apic_base = value
             return
         with self.vm.lock:
-            moves = (self.lapic.apic_base ^ value) >> 12
+            moves = (self.lapic.apic_base ^ value) >> _APIC_MODE
             self.lapic.apic_base = value
             if moves:
                 self.memory.invalidate()
@@ -275,3 +277,9 @@ class Vcpu:
     def clock_changed(self) -> None:
         """Write the clock to the guest again: kvmclock was set."""
         update_clock(self)
+
+    def quirks_changed(self) -> None:
+        """Do what is due when other quirks are disabled."""
+        self.memory.lapic_leaves_hole = self.vm.has_quirk(Quirk.LAPIC_MMIO_HOLE)
+        self.memory.invalidate()
+        self.cpu.interrupt()

@@ -11,9 +11,10 @@ import os
 from collections.abc import Callable
 from typing import Any, Final
 
-from kvmsr.abi import Cap, GuestDbg, Mp, cpu, ioctls, size_of, vm
+from kvmsr.abi import Cap, GuestDbg, Mp, Quirk, cpu, ioctls, size_of, vm
 from kvmsr.backend.soft import structs
 from kvmsr.backend.soft.cpu import registers
+from kvmsr.backend.soft.msr.common import MWAIT
 from kvmsr.backend.soft.msr.cpuid import GuestCpuid
 from kvmsr.backend.soft.msr.lists import kvm_get_msrs, kvm_set_msrs
 from kvmsr.backend.soft.msr.mce import setup_mce
@@ -27,6 +28,8 @@ __all__ = ("VCPU_IOCTLS",)
 _DEBUG_FLAGS: Final = int(
     GuestDbg.ENABLE | GuestDbg.SINGLESTEP | GuestDbg.USE_SW_BP | GuestDbg.USE_HW_BP
 )
+
+_MISC_ENABLE: Final = 0x1A0
 
 Handler = Callable[[Vcpu, int], int]
 
@@ -161,10 +164,13 @@ def _translate(vcpu: Vcpu, arg: int) -> int:
 
 def _set_cpuid2(vcpu: Vcpu, arg: int) -> int:
     entries = read_cpuid(arg)
+    given = GuestCpuid(entries, vcpu.vm.profile)
+    if not vcpu.vm.has_quirk(Quirk.MISC_ENABLE_NO_MWAIT):
+        given = given.with_mwait(bool(vcpu.msrs[_MISC_ENABLE] & MWAIT))
     frozen = vcpu.vm.profile.cpuid_frozen if vcpu.has_run else "none"
-    if frozen == "all" or (frozen == "changes" and entries != vcpu.cpuid.entries):
+    if frozen == "all" or (frozen == "changes" and given.entries != vcpu.cpuid.entries):
         raise _error(errno.EINVAL)
-    vcpu.cpuid = GuestCpuid(entries, vcpu.vm.profile)
+    vcpu.cpuid = given
     return 0
 
 

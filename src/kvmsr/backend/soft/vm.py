@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol
 
+from kvmsr.abi import Quirk
 from kvmsr.backend.soft.clock import Clock
 from kvmsr.backend.soft.execution import Execution
 from kvmsr.backend.soft.irqchip import IrqChip, Pit
@@ -78,6 +79,9 @@ class VmVcpu(Protocol):
     def clock_changed(self) -> None:
         """kvmclock was set."""
 
+    def quirks_changed(self) -> None:
+        """Other quirks are disabled now."""
+
 
 class Vm:
     """
@@ -86,6 +90,7 @@ class Vm:
     :ivar lock: held around everything that devices and vCPUs share.
     :ivar changed: on that lock; notified when something may be of interest to another thread.
     :ivar vcpus: by number.
+    :ivar max_vcpu_ids: the numbers of vCPUs are below this; 0: it is open yet.
     :ivar active: how many vCPUs have begun to run and do not sleep. While one is out of KVM_RUN its
         time goes on.
     """
@@ -101,10 +106,11 @@ class Vm:
         self.vcpus: dict[int, VmVcpu] = {}
         self.chip: IrqChip | None = None
         self.pit: Pit | None = None
-        self.boot_cpu = 0
+        self.boot_cpu = self.max_vcpu_ids = 0
         self.user_space_msr_mask = 0
         self.msr_filter: MsrFilter | None = None
         self.guest_can_read_platform_info = True
+        self.disabled_quirks = 0
         self.active = 0
         self.closed = False
 
@@ -112,6 +118,19 @@ class Vm:
     def irqchip_in_kernel(self) -> bool:
         """Whether KVM_CREATE_IRQCHIP was done."""
         return self.chip is not None
+
+    def has_quirk(self, quirk: Quirk) -> bool:
+        """Return whether a quirk is not disabled (KVM_CAP_DISABLE_QUIRKS2)."""
+        return not self.disabled_quirks & quirk
+
+    def disable_quirks(self, quirks: int) -> None:
+        """Disable these quirks and no others."""
+        with self.lock:
+            self.disabled_quirks = quirks
+            if self.chip is not None:
+                self.chip.reenables_lint0 = self.has_quirk(Quirk.LINT0_REENABLED)
+            for vcpu in self.vcpus.values():
+                vcpu.quirks_changed()
 
     def close(self) -> None:
         """End; the vCPUs that are still open keep what they need."""
@@ -176,6 +195,7 @@ class Vm:
     def begin(self) -> None:
         """A vCPU is about to run for the first time; somebody has to watch the time from now on."""
         self.active += 1
+        self.clock.is_master = True
         if not self.timers.watched:
             self.timers.watched = True
             Ticker(self.changed, self._look).start()

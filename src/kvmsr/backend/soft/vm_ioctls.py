@@ -8,11 +8,12 @@ One function an ioctl, as in kvm_vm_ioctl and kvm_arch_vm_ioctl of the kernel.
 
 import errno
 import os
+import time
 from collections.abc import Callable
 from typing import Final
 
 from kvmsr.abi import Cap, ioctls, vm
-from kvmsr.backend.soft.capabilities import MAX_VCPUS, check_extension
+from kvmsr.backend.soft.capabilities import MAX_VCPU_IDS, MAX_VCPUS, QUIRKS, check_extension
 from kvmsr.backend.soft.exits import Intercepts
 from kvmsr.backend.soft.irqchip import IrqChip, Pit
 from kvmsr.backend.soft.msr.filter import MsrFilter
@@ -25,7 +26,7 @@ from kvmsr.backend.soft.vm import Vm
 __all__ = ("VM_IOCTLS", "create_vcpu")
 
 _LAST_TSS: Final = 0xFFFF_D000
-_LAST_VCPU_ID: Final = 254
+_CLOCK_TSC_STABLE, _CLOCK_REALTIME, _CLOCK_HOST_TSC = 2, 4, 8
 
 Handler = Callable[[Vm, int], int]
 
@@ -82,9 +83,10 @@ def create_vcpu(machine: Vm, vcpu_id: int, page: RunPage | None = None) -> Vcpu:
 
     :raises OSError: EINVAL for too high a number or too many, EEXIST.
     """
-    if not 0 <= vcpu_id <= _LAST_VCPU_ID:
-        raise _error(errno.EINVAL)
     with machine.lock:
+        machine.max_vcpu_ids = machine.max_vcpu_ids or MAX_VCPU_IDS
+        if not 0 <= vcpu_id < machine.max_vcpu_ids:
+            raise _error(errno.EINVAL)
         if vcpu_id in machine.vcpus:
             raise _error(errno.EEXIST)
         if len(machine.vcpus) >= MAX_VCPUS:
@@ -94,6 +96,13 @@ def create_vcpu(machine: Vm, vcpu_id: int, page: RunPage | None = None) -> Vcpu:
         reset(vcpu)
         machine.vcpus[vcpu_id] = vcpu
     return vcpu
+
+
+def _set_max_vcpu_ids(machine: Vm, value: int) -> None:
+    """Take a bound once, and before there are vCPUs; the same again does no harm."""
+    if value > MAX_VCPU_IDS or (machine.max_vcpu_ids not in (0, value)):
+        raise _error(errno.EINVAL)
+    machine.max_vcpu_ids = value
 
 
 # Interrupt controllers
@@ -106,6 +115,7 @@ def _create_irqchip(machine: Vm, _arg: int) -> int:
         if machine.vcpus:
             raise _error(errno.EINVAL)
         machine.chip = IrqChip()
+        machine.disable_quirks(machine.disabled_quirks)  # the local APICs that are to come know
     return 0
 
 
@@ -211,18 +221,25 @@ def _reinject_control(machine: Vm, arg: int) -> int:
 
 
 def _get_clock(machine: Vm, arg: int) -> int:
-    found = vm.ClockData()
-    found.clock = machine.clock.now() + machine.clock.kvmclock_ahead
+    clock, found = machine.clock, vm.ClockData()
+    now = clock.now()
+    found.clock = now + clock.kvmclock_ahead
+    if clock.is_master:
+        found.flags = _CLOCK_TSC_STABLE | _CLOCK_REALTIME | _CLOCK_HOST_TSC
+        found.realtime, found.host_tsc = time.time_ns(), clock.tsc_at(now)
     write_user(arg, found)
     return 0
 
 
 def _set_clock(machine: Vm, arg: int) -> int:
     given = read_struct(vm.ClockData, arg)
-    if given.flags & ~0xE:
+    if given.flags & ~(_CLOCK_TSC_STABLE | _CLOCK_REALTIME | _CLOCK_HOST_TSC):
         raise _error(errno.EINVAL)
+    passed = time.time_ns() - given.realtime if given.flags & _CLOCK_REALTIME else 0
     with machine.lock:
-        machine.clock.kvmclock_ahead = given.clock - machine.clock.now()
+        clock = machine.clock
+        clock.is_master = bool(machine.vcpus)
+        clock.kvmclock_ahead = given.clock + max(passed, 0) - clock.now()
         for vcpu in machine.vcpus.values():
             vcpu.clock_changed()
     return 0
@@ -245,6 +262,12 @@ def _enable_cap(machine: Vm, arg: int) -> int:
         machine.user_space_msr_mask = profile.user_space_msr_mask(value)
     elif given.cap == Cap.MSR_PLATFORM_INFO:
         machine.guest_can_read_platform_info = bool(value)
+    elif given.cap == Cap.DISABLE_QUIRKS or (
+        given.cap == Cap.DISABLE_QUIRKS2 and not value & ~QUIRKS
+    ):
+        machine.disable_quirks(value)
+    elif given.cap == Cap.MAX_VCPU_ID:
+        _set_max_vcpu_ids(machine, value)
     else:
         raise _error(errno.EINVAL)
     return 0

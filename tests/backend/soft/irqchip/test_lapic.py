@@ -44,6 +44,7 @@ class Board:
 
     def __init__(self, apic_id=1, is_bsp=False):
         self.told, self.ended = [], []
+        self.reenables_lint0 = True
         self.clock = Clock()
         self.lapic = Lapic(apic_id, self.clock, self, self, is_bsp=is_bsp)
         self.write(SPIV, 0x1FF)

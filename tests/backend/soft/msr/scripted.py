@@ -72,6 +72,9 @@ class Vm:
         self.msr_filter = None
         self.guest_can_read_platform_info, self.irqchip_in_kernel = True, False
 
+    def has_quirk(self, quirk):
+        return True
+
     def has_memory(self, gpa):
         return False
 

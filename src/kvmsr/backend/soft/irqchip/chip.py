@@ -33,9 +33,11 @@ class IrqChip:
 
     :ivar pic: the 8259 pair.
     :ivar ioapic: the I/O APIC.
+    :ivar reenables_lint0: whether the boot CPU's LINT0 takes the 8259's interrupts after RESET.
     """
 
     def __init__(self) -> None:
+        self.reenables_lint0 = True
         self.pic = Pic()
         self.pic.on_change = self._pic_changed
         self.pic.on_ack = self._pic_acked

@@ -58,6 +58,8 @@ _LOW: Final = 0xFFFF_FFFF
 class Bus(Protocol):
     """What connects the local APICs and the I/O APIC."""
 
+    reenables_lint0: bool  # as a BIOS would; some guests rely on it (KVM_X86_QUIRK_LINT0_REENABLED)
+
     def send(self, message: Message, *, sender: "Lapic", shorthand: int) -> int:
         """Send a message to the local APICs that it is for; return how many took it."""
 
@@ -92,8 +94,8 @@ class Lapic:
         self._regs = dict.fromkeys(_KEPT, 0)
         for offset in _LVT_MASKS:
             self._regs[offset] = _MASKED
-        if self._is_bsp:
-            self._regs[_LVT0] = EXTINT << 8  # as a BIOS would leave it; some guests rely on it
+        if self._is_bsp and self._bus.reenables_lint0:
+            self._regs[_LVT0] = EXTINT << 8
         self._regs[_DFR], self._regs[_SPIV] = _LOW, 0xFF
         self._irr = self._isr = self._tmr = 0
         self._timer.reset()

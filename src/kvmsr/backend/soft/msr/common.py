@@ -9,6 +9,7 @@ have a room of their own.
 
 from typing import Final
 
+from kvmsr.abi import Quirk
 from kvmsr.backend.soft.msr.pv import update_clock
 from kvmsr.backend.soft.msr.result import MsrRet
 from kvmsr.backend.soft.msr.table import (
@@ -21,7 +22,7 @@ from kvmsr.backend.soft.msr.table import (
 )
 from kvmsr.backend.soft.msr.vcpu import MsrVcpu
 
-__all__ = ("TABLE", "set_apic_base")
+__all__ = ("MWAIT", "TABLE", "set_apic_base")
 
 _U64: Final = (1 << 64) - 1
 _TSC, _TSC_ADJUST, _PAT, _EFER = 0x10, 0x3B, 0x277, 0xC000_0080
@@ -129,6 +130,8 @@ TABLE.add(_CPU_HELD, *cpu_held)
 # Configuration
 
 _EMON: Final = 1 << 7
+MWAIT: Final = 1 << 18
+"""MISC_ENABLE: MONITOR and MWAIT, and their CPUID bit."""
 _PMU_READ_ONLY: Final = 1 << 11 | 1 << 12
 _HWCR_IGNORED: Final = 1 << 3 | 1 << 6 | 1 << 8
 
@@ -139,7 +142,12 @@ def _write_misc_enable(vcpu: MsrVcpu, index: int, value: int, host: bool) -> Msr
         if (old ^ value) & _PMU_READ_ONLY:
             return MsrRet.INVALID
         value = value & ~_EMON | old & _EMON
+    follows = not vcpu.vm.has_quirk(Quirk.MISC_ENABLE_NO_MWAIT) and (old ^ value) & MWAIT
+    if follows and not vcpu.cpuid.has("sse3"):
+        return MsrRet.INVALID
     vcpu.msrs[index] = value
+    if follows:
+        vcpu.cpuid = vcpu.cpuid.with_mwait(bool(value & MWAIT))
     return MsrRet.OK
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from kvmsr.abi import CPUID_FLAG_SIGNIFCANT_INDEX
-from kvmsr.backend.soft.features import cr4_reserved
+from kvmsr.backend.soft.features import cr4_reserved, cr4_unsupported
 from kvmsr.backend.soft.profile import Profile
 from kvmsr.backend.soft.tables import CpuidEntry
 
@@ -21,6 +21,7 @@ __all__ = ("GuestCpuid",)
 _REGISTERS: Final = {"eax": 0, "ebx": 1, "ecx": 2, "edx": 3}
 
 _FEATURES: Final = {
+    "sse3": (1, "ecx", 0),
     "mwait": (1, "ecx", 3),
     "pdcm": (1, "ecx", 15),
     "x2apic": (1, "ecx", 21),
@@ -65,6 +66,7 @@ class GuestCpuid:
     """
     CPUID leaves.
 
+    :param entries: as KVM_SET_CPUID2 gave them; None: it is yet to come.
     :param profile: says which features a guest never has, and always, whatever the leaves say.
     :ivar entries: them, as user space gave them.
     :ivar is_set: whether there are any.
@@ -75,12 +77,15 @@ class GuestCpuid:
     :ivar cr4_reserved: the bits of CR4 that the guest must leave 0.
     """
 
-    def __init__(self, entries: Sequence[CpuidEntry], profile: Profile | None = None) -> None:
-        self.entries = tuple(entries)
+    def __init__(
+        self, entries: Sequence[CpuidEntry] | None, profile: Profile | None = None
+    ) -> None:
+        self.entries = tuple(entries or ())
+        self._profile = profile
         self._withheld = profile.withheld if profile else frozenset()
         self._granted = profile.granted if profile else frozenset()
         self._leaves: dict[tuple[int, int | None], tuple[int, ...]] = {}
-        for function, index, flags, *registers in entries:
+        for function, index, flags, *registers in self.entries:
             place = (function, index if flags & CPUID_FLAG_SIGNIFCANT_INDEX else None)
             self._leaves.setdefault(place, tuple(registers))  # of several, the first counts
         self.is_set = bool(self._leaves)
@@ -89,8 +94,20 @@ class GuestCpuid:
         self.is_intel = vendor == _INTEL
         self.maxphyaddr = self._find_maxphyaddr()
         self.pv_features = self._find_pv_features()
-        self.cr4_reserved = cr4_reserved(self._leaves)
+        self.cr4_reserved = cr4_unsupported(profile) if profile else 0
+        if entries is not None or profile is None or profile.empty_cpuid_counts:
+            self.cr4_reserved |= cr4_reserved(self._leaves)
         self._has: dict[str, bool] = {}
+
+    def with_mwait(self, there: bool) -> "GuestCpuid":
+        """Return these leaves with MONITOR and MWAIT in CPUID, or not."""
+        function, register, bit = _FEATURES["mwait"]
+        at = 3 + _REGISTERS[register]
+        entries = [list(entry) for entry in self.entries]
+        for entry in entries:
+            if entry[0] == function:
+                entry[at] = entry[at] & ~(1 << bit) | there << bit
+        return GuestCpuid([tuple(entry) for entry in entries], self._profile)  # type: ignore[misc]
 
     def leaf(self, function: int, index: int) -> tuple[int, ...]:
         """Return EAX, EBX, ECX and EDX of a leaf; zeros where there is no such leaf."""

@@ -9,6 +9,7 @@ Protocols, so that the path can be tested with a CPU that merely says "RDMSR of 
 from collections.abc import Callable, MutableSequence
 from typing import Any, Protocol
 
+from kvmsr.abi import Quirk
 from kvmsr.backend.soft.msr.cpuid import GuestCpuid
 from kvmsr.backend.soft.msr.filter import MsrFilter
 from kvmsr.backend.soft.msr.state import MsrState
@@ -27,6 +28,9 @@ class MsrVm(Protocol):
     user_space_msr_mask: int
     msr_filter: MsrFilter | None
     guest_can_read_platform_info: bool
+
+    def has_quirk(self, quirk: Quirk) -> bool:
+        """Return whether a quirk is not disabled (KVM_CAP_DISABLE_QUIRKS2)."""
 
     @property
     def irqchip_in_kernel(self) -> bool:
@@ -101,6 +105,7 @@ class MsrVcpu(Protocol):
     """
     A vCPU, as the MSR path sees it.
 
+    :ivar cpuid: what CPUID shows the guest.
     :ivar complete_emulation: what is left to do of a deflected instruction when user space comes
         back; it is called once, and says whether the guest goes on.
     :ivar deferred: of that instruction, its length, the RIP behind it and RFLAGS; None: what is so
@@ -110,6 +115,7 @@ class MsrVcpu(Protocol):
     id: int
     run: Any
     msrs: MsrState
+    cpuid: GuestCpuid
     apic_base: int
     has_run: bool
     enforce_pv_cpuid: bool
@@ -127,10 +133,6 @@ class MsrVcpu(Protocol):
     @property
     def clock(self) -> MsrClock:
         """Its time."""
-
-    @property
-    def cpuid(self) -> GuestCpuid:
-        """What CPUID shows the guest."""
 
     @property
     def lapic(self) -> LapicMsrs | None:
