@@ -25,6 +25,7 @@ from kvmsr.cli._output import echo, print_json
 from kvmsr.cli._parameters import LOG, NAME, OBSERVE, POLICY, STATE, MemorySize
 from kvmsr.cli._progress import progress
 from kvmsr.cli._reload import RELOAD, expect_hangup, reloading, terminal_is_there
+from kvmsr.cli._traces import SYMBOLS
 from kvmsr.cli._tracing import served, traced
 from kvmsr.cli._view import View, shown_live
 from kvmsr.errors import KvmsrError, UsageError
@@ -38,6 +39,7 @@ from kvmsr.session import RunResult, kept_state, save_state
 from kvmsr.session.control import ControlServer
 from kvmsr.session.requests import About, Requests
 from kvmsr.session.supervisor import Witness, supervise
+from kvmsr.symbols import Symbols
 from kvmsr.trace import TraceOptions
 
 __all__ = ("command", "run_guest")
@@ -115,6 +117,7 @@ Examples:
 @traced
 @RELOAD
 @NAME
+@SYMBOLS
 @click.option("--timeout", type=float, metavar="S", help="End the run after S seconds.")
 @click.option("--live", is_flag=True, help="Watch the run meanwhile, as kvmsr top does.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -140,6 +143,7 @@ def command(
     metrics: str | None,
     reload: bool,
     name: str,
+    symbols: Path | None,
     timeout: float | None,
     live: bool,
     as_json: bool,
@@ -180,6 +184,7 @@ def command(
             cpus=cpus,
             memory=memory,
             hidden=hidden,
+            symbols=None if symbols is None else Symbols.read(symbols),
             trace=trace,
             metrics=metrics,
         )
@@ -285,9 +290,10 @@ def _print(result: RunResult, *, as_json: bool, view: View) -> None:
     if as_json:
         print_json(result.as_dict())
     else:
-        from kvmsr.cli._table import print_result
+        from kvmsr.cli._table import print_positions, print_result
 
         sys.stdout.flush()
+        print_positions(result)
         print_result(result)
 
 

@@ -80,6 +80,10 @@ class Board:
         )
         bus.add_region(testdev.MEMORY_BASE, testdev.MEMORY_SIZE, testdev.TestMemory())
 
+    def name(self, memory: bool, address: int) -> str:
+        """Return the name of the device in memory or at a port, or ""."""
+        return self._bus.name(memory, address)
+
     def serve(self, exit_: IoIn | IoOut | MmioRead | MmioWrite) -> None:
         """Handle a port or memory exit."""
         with self._lock:
