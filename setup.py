@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pyproject.toml cannot say: how the native core is compiled. All else is there."""
+"""What pyproject.toml cannot say: how what is C is compiled. All else is there."""
 
 import runpy
 
@@ -18,6 +18,13 @@ setup(
             extra_compile_args=[*build["CFLAGS"], "-fvisibility=hidden"],
             optional=True,
             py_limited_api=True,
-        )
+        ),
+        Extension(
+            "kvmsr.backend.soft.cpu._tlb",  # no module either: Unicorn's functions call it
+            ["src/kvmsr/backend/soft/cpu/tlb.c"],
+            extra_compile_args=[*build["CFLAGS"], "-fvisibility=hidden"],
+            optional=True,
+            py_limited_api=True,
+        ),
     ],
 )

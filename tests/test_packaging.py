@@ -29,7 +29,11 @@ write = "ignore"
 """
 COUNT = 500
 NO_COMPILER = {"CC": "/bin/false"}
-BUILT = {"kvmsr/native/_core.abi3.so", "kvmsr/native/shim.abi3.so"}
+BUILT = {
+    "kvmsr/native/_core.abi3.so",
+    "kvmsr/native/shim.abi3.so",
+    "kvmsr/backend/soft/cpu/_tlb.abi3.so",
+}
 OURS = ("kvmsr", "__editable__")
 SITE = Path(pytest.__file__).parent.parent
 
