@@ -45,6 +45,10 @@ class AccessHooks:
         for each, ends in zip(self._lists, lists, strict=True):
             each[:] = ends
 
+    def give_back(self) -> None:
+        """Put them back for good: the engine is about to be closed, and frees what it has."""
+        self._set(self._full)
+
     @contextmanager
     def there(self) -> Iterator[None]:
         """Return a context in which they are there; no guest may run at its ends."""

@@ -71,6 +71,12 @@ class Engine(GuestCpu):
             self._handle.value or 0, lambda: self._hook(lib.HOOK_MEM, on_access)
         )
 
+    def close(self) -> None:
+        """Give the engine back; one whose thread has not come back goes with the thread."""
+        if self._handle and not self.running:
+            self._access_hooks.give_back()
+        super().close()
+
     # Running
 
     def run(self) -> None:
