@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pyproject.toml cannot say: how the native core is compiled. All else is there."""
+"""What pyproject.toml cannot say: how what is C is compiled. All else is there."""
 
 import runpy
 
@@ -24,6 +24,13 @@ setup(
             [f"{build['SOURCES']}/{name}" for name in build["SOFT"]],
             extra_compile_args=[*build["CFLAGS"], "-fvisibility=hidden"],
             optional=True,
+        ),
+        Extension(
+            "kvmsr.backend.soft.cpu._tlb",  # no module either: Unicorn's functions call it
+            ["src/kvmsr/backend/soft/cpu/tlb.c"],
+            extra_compile_args=[*build["CFLAGS"], "-fvisibility=hidden"],
+            optional=True,
+            py_limited_api=True,
         ),
     ],
 )

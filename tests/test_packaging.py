@@ -31,9 +31,11 @@ write = "ignore"
 COUNT = 500
 NO_COMPILER = {"CC": "/bin/false"}
 BUILT = {
-    "kvmsr/native/_core.abi3.so", "kvmsr/native/shim.abi3.so",
+    "kvmsr/native/_core.abi3.so",
+    "kvmsr/native/shim.abi3.so",
     f"kvmsr/native/soft{sysconfig.get_config_var('EXT_SUFFIX')}",
-}  # fmt: skip
+    "kvmsr/backend/soft/cpu/_tlb.abi3.so",
+}
 OURS = ("kvmsr", "__editable__")
 SITE = Path(pytest.__file__).parent.parent
 

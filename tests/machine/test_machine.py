@@ -284,7 +284,7 @@ def test_so_is_one_with_several_cpus(tmp_path):
 def test_where_nothing_can_wake_it_the_run_ends_at_once(tmp_path, on, monkeypatch):
     if on.name != "soft":
         pytest.skip("KVM does not report that every vCPU sleeps; the machine polls")
-    monkeypatch.setattr("kvmsr.machine.machine._SHORTEST_WATCH", 3600.0)
+    monkeypatch.setattr("kvmsr.machine.watch._SHORTEST", 3600.0)
     for cpus in (1, 3):
         result, _ = run_code(tmp_path, b"\xfa\xf4\xeb\xfd", cpus=cpus, timeout=60)
         assert (result.end.kind, result.exit_status) == (EndKind.HALT, 0)

@@ -16,6 +16,7 @@ MAP = f"""\
 {BASE + 0x1000:016x} t native_write_msr
 {BASE + 0x1020:016x} T native_read_msr
 {BASE + 0x1040:016x} t init_amd
+{BASE + 0x2000:016x} T entry_SYSCALL_64
 {BASE + 0x300000:016x} T do_idle
 {BASE + 0x800000:016x} D jiffies
 {BASE + 0x10000000:016x} t in_a_module\t[kvm]
@@ -30,7 +31,7 @@ def symbols(tmp_path):
 
 
 def test_functions_of_a_map(symbols):
-    assert len(symbols) == 5
+    assert len(symbols) == 6
     assert symbols.name(BASE + 0x1004) == "native_write_msr+0x4"
     assert symbols.name(BASE + 0x1040) == "init_amd+0x0"
     assert symbols.name(0x7C00) == ""
@@ -43,6 +44,18 @@ def test_a_kernel_that_was_moved(symbols, slide):
     assert symbols.find_slide(rips)
     assert symbols.slide == slide
     assert symbols.name(BASE + 0x1025 + slide) == "native_read_msr+0x5"
+
+
+@pytest.mark.parametrize("slide", [0, SLIDE, -0x1000000])
+def test_a_kernel_that_says_where_it_is(symbols, slide):
+    assert symbols.place_by_syscall(BASE + 0x2000 + slide)
+    assert symbols.name(BASE + 0x300002 + slide) == "do_idle+0x2"
+
+
+@pytest.mark.parametrize("lstar", [0, BASE + 0x2001, BASE + 0x2000 + (1 << 30)])
+def test_an_entry_that_is_not_the_kernels(symbols, lstar):
+    assert not symbols.place_by_syscall(lstar)
+    assert symbols.slide == 0
 
 
 def test_what_cannot_be_known(symbols):

@@ -16,14 +16,16 @@ from rich.table import Table
 from kvmsr.cli._output import cell
 from kvmsr.policy import Policy
 from kvmsr.policy.file.toml import action_text, msr_names, policy_tables
-from kvmsr.session import EndKind, RunResult, VmReport
+from kvmsr.session import EndKind, LastAccess, Position, RunResult, VmReport
 from kvmsr.text import counted
 from kvmsr.trace import Row
 
-__all__ = ("print_policy", "print_result")
+__all__ = ("print_policy", "print_positions", "print_result")
 
 _WIDE: Final = 200
 _GOOD: Final = (EndKind.HALT, EndKind.RESET, EndKind.POWEROFF, EndKind.SHUTDOWN, EndKind.VMM)
+_VCPUS: Final = 16
+"""Whose positions are shown at most."""
 _OTHER_KEYS: Final = ("reset", "bits", "scope", "keep", "when", "log")
 _DEBUG_EXIT: Final = "isa-debug-exit"
 _ENDED_WITH_0: Final = 1
@@ -59,6 +61,42 @@ def print_result(result: RunResult, file: TextIO | None = None) -> None:
     if more > 0:
         say(f"[red]… and {counted(more, 'more handler failure')}[/red]")
     say(_ending(result))
+
+
+def print_positions(result: RunResult) -> None:
+    """Print where the guest was, to standard error, if it did not end the run itself."""
+    if not result.positions:
+        return
+    console = Console(stderr=True, highlight=False)
+    say = partial(console.print, soft_wrap=True)
+    for place in result.positions[:_VCPUS]:
+        head = f"vCPU {place.vcpu}"
+        say(f"{head}  {cell(_position(place))}")
+        for what, access in (("port", place.port), ("memory", place.memory)):
+            if access is not None:
+                say(f"{' ' * len(head)}  last {what:6} {cell(_access(access))}")
+    more = len(result.positions) - _VCPUS
+    if more > 0:
+        say(f"… and {counted(more, 'more vCPU')}: --json has all")
+    if result.last_line:
+        say(f"last line of output: {cell(result.last_line)}")
+
+
+def _position(place: Position) -> str:
+    if place.problem:
+        return place.problem
+    at = f"RIP {place.rip:#x}"
+    if place.linear != place.rip:
+        at += f" (linear {place.linear:#x})"
+    masked = "" if place.interrupts else ", interrupts off"
+    where = f"{place.mode} mode, {place.bits}-bit code, CPL {place.cpl}, {place.state}{masked}"
+    return f"{at}{f' {place.symbol}' if place.symbol else ''}, {where}"
+
+
+def _access(access: LastAccess) -> str:
+    verb = "write" if access.write else "read"
+    value = f"{access.value:#0{2 + 2 * access.size}x}"
+    return f"{verb:5} {access.address:#x} {value} ({access.device or 'no device there'})"
 
 
 def _ending(result: RunResult) -> str:

@@ -25,6 +25,7 @@ from kvmsr.cli._output import echo, print_json
 from kvmsr.cli._parameters import LOG, NAME, OBSERVE, POLICY, STATE, DiskFile, MemorySize
 from kvmsr.cli._progress import progress
 from kvmsr.cli._reload import RELOAD, expect_hangup, reloading, terminal_is_there
+from kvmsr.cli._traces import SYMBOLS
 from kvmsr.cli._tracing import served, traced
 from kvmsr.cli._view import View, shown_live
 from kvmsr.errors import KvmsrError, UsageError
@@ -38,6 +39,7 @@ from kvmsr.session import RunResult, kept_state, save_state
 from kvmsr.session.control import ControlServer
 from kvmsr.session.requests import About, Requests
 from kvmsr.session.supervisor import Witness, supervise
+from kvmsr.symbols import Symbols
 from kvmsr.trace import TraceOptions
 
 __all__ = ("command", "run_guest")
@@ -135,6 +137,7 @@ Examples:
 @traced
 @RELOAD
 @NAME
+@SYMBOLS
 @click.option("--timeout", type=float, metavar="S", help="End the run after S seconds.")
 @click.option("--live", is_flag=True, help="Watch the run meanwhile, as kvmsr top does.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -162,6 +165,7 @@ def command(
     metrics: str | None,
     reload: bool,
     name: str,
+    symbols: Path | None,
     timeout: float | None,
     live: bool,
     as_json: bool,
@@ -205,6 +209,7 @@ def command(
             hidden=hidden,
             disks=disks,
             console=console,
+            symbols=None if symbols is None else Symbols.read(symbols),
             trace=trace,
             metrics=metrics,
         )
@@ -313,9 +318,10 @@ def _print(result: RunResult, *, as_json: bool, view: View) -> None:
     if as_json:
         print_json(result.as_dict())
     else:
-        from kvmsr.cli._table import print_result
+        from kvmsr.cli._table import print_positions, print_result
 
         sys.stdout.flush()
+        print_positions(result)
         print_result(result)
 
 

@@ -7,7 +7,6 @@ Runs a guest: :class:`Machine`; :class:`Boot`, which says what it boots, and :cl
 """
 
 from kvmsr.machine.board import Disk
-from kvmsr.machine.cpuid import Feature, find_feature
 from kvmsr.machine.driver import MachineDriver
 from kvmsr.machine.loaders import Boot, Loaded
 from kvmsr.machine.machine import Machine

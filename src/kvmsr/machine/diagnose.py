@@ -6,41 +6,50 @@ Diagnosis
 Explains where a vCPU is and why it cannot continue.
 """
 
-from dataclasses import dataclass
+from typing import Final
 
+from kvmsr.abi import Mp, cpu
 from kvmsr.errors import KvmsrError
 from kvmsr.kvm import Vcpu, Vm
 from kvmsr.kvm.exits import EmulationFailure, FailEntry, Internal
+from kvmsr.session import Position
 
-__all__ = ("Position", "explain_emulation_failure", "explain_internal", "where")
+__all__ = ("explain_emulation_failure", "explain_internal", "where")
 
 _LONGEST = 15
 _PAGE = 4096
+_PE: Final = 1  # CR0
+_LMA: Final = 1 << 10  # EFER
+_IF, _VM = 1 << 9, 1 << 17  # RFLAGS
+_STATES: Final = {
+    Mp.HALTED: "halted",
+    Mp.UNINITIALIZED: "waits for INIT",
+    Mp.INIT_RECEIVED: "waits for SIPI",
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
-    """
-    Where a vCPU is.
-
-    :ivar rip: RIP, without the segment's base.
-    :ivar linear: the linear address of the instruction.
-    :ivar bits: the width of the code segment: 16, 32 or 64.
-    :ivar code: the 15 bytes at that address, or fewer if memory ends before.
-    """
-
-    rip: int
-    linear: int
-    bits: int
-    code: bytes
-
-
-def where(vm: Vm, vcpu: Vcpu) -> Position:
+def where(vcpu: Vcpu) -> Position:
     """Return where *vcpu* is. It must not be running."""
     regs, sregs = vcpu.get_regs(), vcpu.get_sregs()
     bits = 64 if sregs.cs.l else 32 if sregs.cs.db else 16
-    linear = regs.rip if bits == 64 else sregs.cs.base + regs.rip & 0xFFFFFFFF
-    return Position(regs.rip, linear, bits, _read(vm, vcpu, linear))
+    return Position(
+        vcpu=vcpu.id,
+        rip=regs.rip,
+        linear=regs.rip if bits == 64 else sregs.cs.base + regs.rip & 0xFFFFFFFF,
+        mode=_mode(sregs, regs.rflags),
+        bits=bits,
+        cpl=sregs.ss.dpl if sregs.cr0 & _PE else 0,
+        state=_STATES.get(vcpu.get_mp_state(), "running"),
+        interrupts=bool(regs.rflags & _IF),
+    )
+
+
+def _mode(sregs: cpu.Sregs, rflags: int) -> str:
+    if sregs.efer & _LMA:
+        return "long"
+    if not sregs.cr0 & _PE:
+        return "real"
+    return "virtual-8086" if rflags & _VM else "protected"
 
 
 def _read(vm: Vm, vcpu: Vcpu, linear: int) -> bytes:
@@ -70,8 +79,9 @@ def disassemble(code: bytes, bits: int, address: int) -> tuple[bytes, str]:
 
 def explain_emulation_failure(vm: Vm, vcpu: Vcpu, exit_: EmulationFailure) -> str:
     """Return which instruction KVM could not emulate, and what that means."""
-    place = where(vm, vcpu)
-    code, text = disassemble(exit_.instruction or place.code, place.bits, place.linear)
+    place = where(vcpu)
+    there = exit_.instruction or _read(vm, vcpu, place.linear)
+    code, text = disassemble(there, place.bits, place.linear)
     shown = code.hex(" ") or "(unreadable)"
     what = f"{text} " if text else "an instruction that the disassembler does not know "
     return (
@@ -81,9 +91,9 @@ def explain_emulation_failure(vm: Vm, vcpu: Vcpu, exit_: EmulationFailure) -> st
     )
 
 
-def explain_internal(vm: Vm, vcpu: Vcpu, exit_: Internal | FailEntry) -> str:
+def explain_internal(vcpu: Vcpu, exit_: Internal | FailEntry) -> str:
     """Return where KVM gave up for another reason."""
-    place = where(vm, vcpu)
+    place = where(vcpu)
     if isinstance(exit_, FailEntry):
         return (
             f"the CPU refused to enter the guest at RIP {place.rip:#x}: hardware reason"

@@ -10,6 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
 from typing import Final, Self, TypeVar
 
 from kvmsr.abi import Cap
@@ -39,18 +41,19 @@ from kvmsr.machine.gate import Gate
 from kvmsr.machine.interrupts import create_interrupt_controllers
 from kvmsr.machine.layout import FOUR_GIB, IDENTITY_MAP, TSS_PAGES, Layout
 from kvmsr.machine.loaders import Boot, Guest, Loaded, load
+from kvmsr.machine.positions import LastLine, ended_by_the_guest, positions
 from kvmsr.machine.vcpu import VcpuThread
+from kvmsr.machine.watch import Watch
 from kvmsr.policy import Access, Policy
 from kvmsr.policy.plan import Plan
-from kvmsr.session import End, EndKind, RunResult, Session, VmFacts
-from kvmsr.session.result import FAILED, INTERRUPTED, TIMEOUT
+from kvmsr.session import End, EndKind, Position, RunResult, Session, VmFacts
+from kvmsr.session.result import FAILED, INTERRUPTED
+from kvmsr.symbols import Symbols
 from kvmsr.trace import TraceOptions
 
 __all__ = ("Machine",)
 
 _LOW_SLOT, _HIGH_SLOT = 0, 1
-_SHORTEST_WATCH: Final = 0.02
-_LONGEST_WATCH: Final = 0.5
 _GRACE: Final = 3.0
 
 Output = Callable[[bytes], None]
@@ -85,6 +88,8 @@ class Machine:
     :param disks: its disks: raw images, read-only unless a :class:`Disk` says otherwise.
     :param console: where the guest takes input: on the ``serial`` line, or on a ``virtio`` console
         beside it, whose output goes to *output*, too.
+    :param symbols: the functions of the guest, to say where it was; by default, those of a Linux
+        kernel that is loaded.
     :param trace: how to record the run in a trace file; by default it is not recorded.
     :param timed: whether to count latencies; see :meth:`Session.latencies`.
     :param native: whether C may answer accesses that need no Python, on the host's KVM.
@@ -108,6 +113,7 @@ class Machine:
         debug_output: Output | None = None,
         disks: Iterable[Disk | StrPath] = (),
         console: str = "serial",
+        symbols: Symbols | None = None,
         trace: TraceOptions | None = None,
         timed: bool = False,
         native: bool = True,
@@ -125,10 +131,12 @@ class Machine:
         if isinstance(backend, str):
             backend, why_soft = choose_backend(backend)
             self._notes += [f"on the soft backend: {why_soft}"] if why_soft else []
+        self._last_line = LastLine(output)
+        self._symbols: Symbols | Path | None = symbols
         self.over = False
         self.gate = Gate()
         self._end: End | None = None
-        self._news = threading.Event()  # the run is over, or every vCPU may be asleep
+        self._watch = Watch()
         self._ending = threading.Lock()
         self._loaded: Loaded | None = None
         self._memories: list[Memory] = []
@@ -146,8 +154,8 @@ class Machine:
             )  # fmt: skip
             self._put_under_policy()
             events = BoardEvents(
-                output,
-                debug_output,
+                self._last_line.write,
+                self._last_line.write if debug_output is None else debug_output,
                 self._debug_exit,
                 lambda what: self.end(End(EndKind.RESET, 0, f"the guest reset itself by {what}")),
                 lambda: self.end(End(EndKind.POWEROFF, 0, "the guest turned itself off")),
@@ -210,8 +218,9 @@ class Machine:
         """Return a function that ends the run at an access of *vcpu*."""
 
         def stop(access: Access, outcome: Outcome) -> None:
-            rip = where(self.vm, vcpu).rip
-            detail = f"{outcome.rule} stops the run at a {access}, RIP {rip:#x}"
+            # What becomes of the instruction afterwards moves RIP.
+            place = self._threads[vcpu.id].stopped_at = where(vcpu)
+            detail = f"{outcome.rule} stops the run at a {access}, RIP {place.rip:#x}"
             self.end(End(EndKind.STOP, FAILED, detail))
 
         return stop
@@ -242,6 +251,8 @@ class Machine:
             tell(self.vcpus, self.layout, self.board)
         self._loaded = load(Guest(self.vm, self.layout, rsdp), boot)
         self._image = str(boot.image or boot.bios)
+        if self._symbols is None and boot.image is not None:
+            self._symbols = Path(boot.image)
         apply_start(self.vm, self.vcpus[0], self._loaded.start)
         return self._loaded
 
@@ -268,7 +279,7 @@ class Machine:
         begun = time.monotonic()
         try:
             self._start()
-            self._watch(None if timeout is None else begun + timeout, timeout)
+            self._watch.wait(self, self._threads, timeout)
         except KeyboardInterrupt:
             self.end(End(EndKind.STOP, INTERRUPTED, "interrupted"))
         self._join()
@@ -282,7 +293,12 @@ class Machine:
             for thread in self._threads
             if thread.is_alive()
         ]
-        return self.session.result(self._image, self._end, wall, notes=notes)
+        result = self.session.result(self._image, self._end, wall, notes=notes)
+        found = () if ended_by_the_guest(self._end) else self._positions()
+        return replace(result, positions=found, last_line=self._last_line.text)
+
+    def _positions(self) -> tuple[Position, ...]:
+        return positions(self._threads, self.board.name, self._symbols)
 
     def _start(self) -> None:
         try:
@@ -297,13 +313,13 @@ class Machine:
             if self._end is None:
                 self._end = end
         self.over = True
-        self._news.set()
+        self._watch.news.set()
         self._kick()
 
     def fell_asleep(self) -> None:
         """Look soon whether the guest has halted for good: a vCPU's thread may have noticed."""
         if all(thread.asleep for thread in self._threads):
-            self._news.set()
+            self._watch.news.set()
 
     def _debug_exit(self, value: int) -> None:
         detail = f"the guest wrote {value:#x} to the debug exit"
@@ -316,43 +332,6 @@ class Machine:
     def _kick(self) -> None:
         for vcpu in self.vcpus:
             vcpu.kick()
-
-    def _watch(self, deadline: float | None, timeout: float | None) -> None:
-        """
-        Wait for the end of the run, and end it if the guest has halted for good.
-
-        With an in-kernel interrupt controller, a vCPU that halts for good never returns from
-        KVM_RUN. So vCPUs that have not exited for a while are kicked, and each then finds out
-        whether only another vCPU can wake it. A vCPU may be woken just after it has found that, so
-        all of them have to be asleep twice in a row, without an exit in between. The soft backend
-        interrupts KVM_RUN by itself when nothing can wake a vCPU any more: then nobody has to wait
-        for the next kick.
-        """
-        pause = _SHORTEST_WATCH
-        seen = [-1] * len(self._threads)
-        asleep = 0
-        while True:
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                self.end(End(EndKind.TIMEOUT, TIMEOUT, f"{timeout:g} seconds are over"))
-                return
-            self._news.wait(pause if left is None else min(pause, left))
-            self._news.clear()
-            if self.over:
-                return
-            exits = [thread.exits for thread in self._threads]
-            all_asleep = exits == seen and all(thread.asleep for thread in self._threads)
-            asleep = asleep + 1 if all_asleep else 0
-            if asleep == 2:
-                detail = "every vCPU has halted and nothing can wake it"
-                self.end(End(EndKind.HALT, 0, detail))
-                return
-            for thread, before in zip(self._threads, seen, strict=True):
-                was_asleep, thread.asleep = thread.asleep, False
-                if was_asleep or thread.exits == before:
-                    thread.vcpu.kick()
-            seen = exits
-            pause = min(pause * 2, _LONGEST_WATCH)
 
     def _join(self) -> None:
         """Wait for the threads, once. They have been kicked; those that go on are kicked again."""

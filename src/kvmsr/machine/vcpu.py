@@ -12,6 +12,7 @@ lock is taken on the path of an MSR access.
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from kvmsr.abi import Chip, ExitReason, Mp
@@ -35,7 +36,7 @@ from kvmsr.kvm.exits import (
 from kvmsr.machine.board import Board
 from kvmsr.machine.diagnose import explain_emulation_failure, explain_internal
 from kvmsr.machine.gate import Gate
-from kvmsr.session import End, EndKind, GuestVcpu
+from kvmsr.session import End, EndKind, GuestVcpu, LastAccess, Position
 from kvmsr.session.result import CRASHED, INTERRUPTED
 
 __all__ = ("Runner", "VcpuThread")
@@ -74,13 +75,17 @@ class VcpuThread(threading.Thread):
     :ivar vcpu: the vCPU.
     :ivar asleep: whether, when last interrupted, only another vCPU could wake it: it waited for
         SIPI, or had halted with interrupts disabled and no interrupt line was wired to NMI.
+    :ivar stopped_at: where it was when the policy stopped the run, if it was stopped by this vCPU.
     """
 
     def __init__(self, runner: Runner, vcpu: Vcpu, guest: GuestVcpu) -> None:
         super().__init__(name=f"vcpu{vcpu.id}", daemon=True)
         self.vcpu = vcpu
         self.asleep = False
+        self.stopped_at: Position | None = None
         self._exits = 0
+        self._last_port: tuple[IoIn | IoOut, bytes] | None = None
+        self._last_memory: tuple[MmioRead | MmioWrite, bytes] | None = None
         self._guest = guest
         self._runner = runner
 
@@ -128,8 +133,34 @@ class VcpuThread(threading.Thread):
             self._runner.board.serve(exit_)  # type: ignore[arg-type]
         except OSError as error:
             self._end(EndKind.ERROR, 1, f"cannot write the guest's output: {error.strerror}")
+        # The data is a view of the page, which the next exit overwrites.
+        if isinstance(exit_, (IoOut, IoIn)):
+            self._last_port = exit_, bytes(exit_.data)
+        else:
+            self._last_memory = exit_, bytes(exit_.data)  # type: ignore[union-attr,assignment]
         self._exits += 1
         return True
+
+    def last_accesses(
+        self, name_device: Callable[[bool, int], str]
+    ) -> tuple[LastAccess | None, LastAccess | None]:
+        """
+        Return the last port and the last memory access that the board handled.
+
+        :param name_device: returns which device is in memory (True) or at a port, by the address.
+        """
+        port = memory = None
+        if self._last_port is not None:
+            exit_, data = self._last_port
+            value = int.from_bytes(data[-exit_.size :], "little")
+            device = name_device(False, exit_.port)
+            port = LastAccess(exit_.port, type(exit_) is IoOut, exit_.size, value, device)
+        if self._last_memory is not None:
+            access, data = self._last_memory
+            value, device = int.from_bytes(data, "little"), name_device(True, access.address)
+            writes = type(access) is MmioWrite
+            memory = LastAccess(access.address, writes, len(data), value, device)
+        return port, memory
 
     # Other exits
 
@@ -140,7 +171,7 @@ class VcpuThread(threading.Thread):
             detail = explain_emulation_failure(self._runner.vm, self.vcpu, exit_)
             self._end(EndKind.EMULATION_FAILURE, CRASHED, detail)
         elif isinstance(exit_, (Internal, FailEntry)):
-            detail = explain_internal(self._runner.vm, self.vcpu, exit_)
+            detail = explain_internal(self.vcpu, exit_)
             self._end(EndKind.ERROR, CRASHED, detail)
         elif isinstance(exit_, Hlt):
             self._end(EndKind.HALT, 0, "the guest halted")

@@ -8,6 +8,7 @@ A policy at work: the :class:`Session`, and its :class:`RunResult`.
 
 from kvmsr.session.change import Change
 from kvmsr.session.facts import VmFacts
+from kvmsr.session.position import LastAccess, Position
 from kvmsr.session.result import End, EndKind, RunResult, VmReport
 from kvmsr.session.session import Session
 from kvmsr.session.state import State, kept_state, load_state, parse_state, save_state
@@ -18,6 +19,8 @@ __all__ = (
     "End",
     "EndKind",
     "GuestVcpu",
+    "LastAccess",
+    "Position",
     "RunResult",
     "Session",
     "State",

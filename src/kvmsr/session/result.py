@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from kvmsr.dispatch import HandlerFailure
 from kvmsr.policy.plan import NotObserved
+from kvmsr.session.position import Position
 from kvmsr.trace import Summary
 
 __all__ = ("End", "EndKind", "RunResult", "VmReport")
@@ -94,6 +95,8 @@ class RunResult:
     :ivar losses: what was not under the policy, a line each.
     :ivar vms: the VMs, if another VMM ran them.
     :ivar not_observed: what the policy wants to observe and is left with KVM, with the reasons.
+    :ivar positions: where each vCPU was, if not the guest itself ended the run.
+    :ivar last_line: the last line of the guest's output.
     :ivar lost: whether the summary was lost with the process that kept it; a note says so, too.
     """
 
@@ -109,6 +112,8 @@ class RunResult:
     losses: tuple[str, ...] = ()
     vms: tuple[VmReport, ...] = ()
     not_observed: tuple[NotObserved, ...] = ()
+    positions: tuple[Position, ...] = ()
+    last_line: str = ""
     lost: bool = False
 
     @property
@@ -154,4 +159,6 @@ class RunResult:
             "notes": list(self.notes),
             "not_observed": [one.as_dict() for one in self.not_observed],
             "vms": [asdict(vm) for vm in self.vms],
+            "vcpus": [place.as_dict() for place in self.positions],
+            "last_line": self.last_line,
         }

@@ -31,6 +31,7 @@ _SLIDES: Final = 1 << 30  # RANDOMIZE_BASE_MAX_OFFSET of arch/x86/Kconfig
 _LINE: Final = re.compile(rb"^([0-9a-f]{16}) ([A-Za-z]) (\S+)(\t\[.*\])?$", re.MULTILINE)
 _CODE: Final = b"tTwW"
 _HELPER: Final = re.compile(r"(rd|wr|read_|write_)msr|(^|_)msr_(read|write|set_bit|clear_bit)")
+_ENTRY: Final = "entry_SYSCALL_64"  # arch/x86/entry/entry_64.S
 _ELF: Final = b"\x7fELF"
 _MAGIC: Final = b"HdrS"  # of a bzImage
 _MAGIC_AT: Final = 0x202
@@ -92,6 +93,22 @@ class Symbols:
         slides = [slide for slide, score in scores.items() if score == best]
         self.slide = min(slides, key=abs)
         return len(slides) == 1 and 2 * best >= len(rips)
+
+    def place_by_syscall(self, lstar: int) -> bool:
+        """
+        Find out where a 64-bit Linux kernel is, from its IA32_LSTAR.
+
+        :return: whether that is certain: LSTAR is where the kernel enters at SYSCALL, moved by a
+            slide that KASLR may choose.
+        """
+        try:
+            slide = lstar - self.range(_ENTRY)[0]
+        except SymbolError:
+            return False
+        if slide % _STEP or not -_SLIDES < slide < _SLIDES:
+            return False
+        self.slide = slide
+        return True
 
     def have_msr(self, rips: Iterable[int]) -> bool:
         """Return whether one of these addresses is in a function for MSRs."""

@@ -130,6 +130,7 @@ class CpuMemory:
             for first, end in _without(slot.address, slot.end, devices):
                 place = slot.host_address + first - slot.address
                 wanted[first] = (end - first, place, slot.writable)
+        self._cpu.coherence.forget_memory()
         for address, part in list(self._mapped.items()):
             if wanted.get(address) != part:
                 self._cpu.unmap(address, part[0])
@@ -138,6 +139,9 @@ class CpuMemory:
             if address not in self._mapped:
                 self._cpu.map(address, part[0], part[1], writable=part[2])
                 self._mapped[address] = part
+        self._cpu.coherence.learn_memory(
+            (address, size, place) for address, (size, place, _) in self._mapped.items()
+        )
         self._cpu.watch_gaps(list(_gaps(wanted)))
 
 

@@ -131,6 +131,10 @@ class Board:
         chip.chip.pic.elcr |= sum(1 << line % 8 for line in INTX_LINES)  # they are level-triggered
         self._vm.set_irqchip(chip)
 
+    def name(self, memory: bool, address: int) -> str:
+        """Return the name of the device in memory or at a port, or ""."""
+        return self._bus.name(memory, address)
+
     def serve(self, exit_: IoIn | IoOut | MmioRead | MmioWrite) -> None:
         """Handle a port or memory exit."""
         if isinstance(exit_, MmioRead):

@@ -7,12 +7,15 @@ Routes port and memory accesses to devices. Where there is no device, reads retu
 writes are ignored, as on a PC.
 """
 
-from typing import Protocol
+import re
+from typing import Final, Protocol
 
 from kvmsr.errors import BrokenInvariantError
 from kvmsr.kvm.exits import IoIn, IoOut, MmioRead, MmioWrite
 
 __all__ = ("Bus", "Device")
+
+_WORD: Final = re.compile(r"[A-Z][a-z0-9]*")
 
 
 class Device(Protocol):
@@ -23,6 +26,10 @@ class Device(Protocol):
 
     def write(self, address: int, size: int, value: int) -> None:
         """Handle a write by the guest."""
+
+
+def _name(device: Device | None) -> str:
+    return "" if device is None else " ".join(_WORD.findall(type(device).__name__)).lower()
 
 
 class Bus:
@@ -50,6 +57,12 @@ class Bus:
     def add_region(self, base: int, size: int, device: Device) -> None:
         """Put *device* at *size* bytes of guest-physical memory from *base*."""
         self._regions.append((base, base + size, device))
+
+    def name(self, memory: bool, address: int) -> str:
+        """Return the name of the device in memory or at a port, such as ``debug exit``, or ""."""
+        if not memory:
+            return _name(self._ports.get(address))
+        return next((_name(one) for base, end, one in self._regions if base <= address < end), "")
 
     def port_in(self, exit_: IoIn) -> None:
         """Handle IN or INS."""

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from kvmsr.backend.soft.cpu import library as lib
-from kvmsr.backend.soft.cpu.coherence import install
+from kvmsr.backend.soft.cpu.coherence import Coherence, install
 from kvmsr.backend.soft.cpu.state import MSR_SEGMENTS, State
 from kvmsr.errors import BackendError
 
@@ -38,6 +38,7 @@ class Core:
 
     :ivar state: its registers.
     :ivar regs: the general-purpose ones and RIP, as :attr:`State.regs` has them.
+    :ivar coherence: what makes it notice that code is rewritten.
     :ivar running: it executes a guest.
     """
 
@@ -54,6 +55,7 @@ class Core:
         self.read_register(constants.UC_X86_REG_RIP, 8)  # the CPU is made at the first use
         self.state = state = State(self._handle.value or 0)
         self.regs: Any = state.regs
+        self.coherence = Coherence(self._handle.value or 0, state.cpu)
         self._byte = ctypes.c_uint8()
         self._byte_at = ctypes.addressof(self._byte)
         state.no_exit_request.value = 1
@@ -72,6 +74,7 @@ class Core:
         if self._handle:
             self._library.close(self._handle)
             self._handle = ctypes.c_void_p()
+            self.coherence.close()
         self._keep.clear()
 
     def __del__(self) -> None:

@@ -17,6 +17,7 @@ from typing import Final
 
 from kvmsr.backend.soft.cpu import library as lib
 from kvmsr.backend.soft.cpu.access import Client, MemoryAccess, PortAccess
+from kvmsr.backend.soft.cpu.access_hooks import AccessHooks
 from kvmsr.backend.soft.cpu.vmcb import Exit
 from kvmsr.backend.soft.cpu.vmrun import LOADED, GuestCpu
 from kvmsr.errors import BackendError
@@ -64,6 +65,17 @@ class Engine(GuestCpu):
         self._hook(lib.HOOK_INSN, lib.OnOut(self._on_out), lib.INSN_OUT)
         self._hook(lib.HOOK_INSN, lib.OnSyscall(self._on_syscall), lib.INSN_SYSCALL)
         self._on_memory_hook = lib.OnMemory(self._on_memory)
+        self._recorder: Callable[..., bool] = _unwatched
+        on_access = lib.OnMemory(lambda *access: self._recorder(*access))
+        self._access_hooks = AccessHooks(
+            self._handle.value or 0, lambda: self._hook(lib.HOOK_MEM, on_access)
+        )
+
+    def close(self) -> None:
+        """Give the engine back; one whose thread has not come back goes with the thread."""
+        if self._handle and not self.running:
+            self._access_hooks.give_back()
+        super().close()
 
     # Running
 
@@ -106,17 +118,15 @@ class Engine(GuestCpu):
         pin = ctypes.c_char.from_buffer(scratch)
         unknown: list[MemoryAccess] = []
         written: list[MemoryAccess] = []
-        hooks = []
+        if self.state.eflags.value & _TF:
+            self.flush_code()  # it may have been translated for a single step without the hooks
+        self._recorder = _recorder(known, unknown, written, pages)
         for number, page in enumerate(pages):
             self.map(page, 0x1000, ctypes.addressof(pin) + number * 0x1000, writable=True)
-            callback = lib.OnMemory(_recorder(known, unknown, written))
-            hooks.append(self._hook(lib.HOOK_MEM, callback, 0, page, page + 0xFFF))
         try:
-            self.step()
+            with self._access_hooks.there():
+                self.step()
         finally:
-            for hook in hooks:
-                self._library.hook_del(self._handle, hook)
-            del self._keep[-len(hooks) :]
             for page in pages:
                 self.unmap(page, 0x1000)
         self.writes += written
@@ -247,10 +257,19 @@ class Engine(GuestCpu):
         return False
 
 
+def _unwatched(*_access: int) -> bool:
+    return True
+
+
 def _recorder(
-    known: dict[int, int], unknown: list[MemoryAccess], written: list[MemoryAccess]
+    known: dict[int, int],
+    unknown: list[MemoryAccess],
+    written: list[MemoryAccess],
+    pages: list[int],
 ) -> Callable[..., bool]:
     def record(_uc: int, kind: int, address: int, size: int, value: int, _data: int) -> bool:
+        if address & ~0xFFF not in pages:
+            return True
         if kind == _MEM_WRITE:
             written.append(MemoryAccess(True, address, size, value & (1 << 8 * size) - 1))
         elif not known.keys() >= set(range(address, address + size)):

@@ -40,7 +40,6 @@ OnSyscall = CFUNCTYPE(None, pointer, pointer)
 OnMemory = CFUNCTYPE(c_bool, pointer, c_int, c_uint64, c_int, c_int64, pointer)
 OnMmioRead = CFUNCTYPE(c_uint64, pointer, c_uint64, c_uint32, pointer)
 OnMmioWrite = CFUNCTYPE(None, pointer, c_uint64, c_uint32, c_uint64, pointer)
-OnProtect = CFUNCTYPE(c_bool, c_uint64, c_uint64, c_uint32)
 
 
 class Library:

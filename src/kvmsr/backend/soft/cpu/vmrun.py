@@ -23,7 +23,6 @@ import mmap
 from typing import Final
 
 from kvmsr.backend.soft.cpu import vmcb
-from kvmsr.backend.soft.cpu.coherence import running
 from kvmsr.backend.soft.cpu.core import Core
 from kvmsr.backend.soft.cpu.state import CS
 from kvmsr.backend.soft.cpu.vmcb import StartState
@@ -134,14 +133,14 @@ class GuestCpu(Core):
     # Running
 
     def _start(self, address: int) -> int:
-        outer, running.cpu = running.cpu, self.state.cpu
+        outer = self.coherence.enter()
         self._stopping, self._put_off = False, 0
         try:
             return int(self._library.emu_start(self._handle, address, _NEVER, 0, 0))
         finally:
             if self._put_off:
                 self.state.interrupt_request.value |= self._put_off
-            running.cpu = outer
+            self.coherence.leave(outer)
 
     def interrupt(self) -> None:
         """Make the engine come out with an SMI exit soon; from any thread. May have to be repeated,
