@@ -41,6 +41,7 @@ PEERS = {
     "memtest": (["memtest86+"], ["./boot"], ["boot/memtest86+x64.bin", "boot/memtest86+ia32.bin"]),
     "dmidecode": (["dmidecode"], ["*bin/dmidecode"], ["usr/sbin/dmidecode"]),
     "qemu": (["qemu-system-x86"], [], ["usr/bin/qemu-system-x86_64"]),
+    "ipxe": (["ipxe"], ["./boot"], ["boot/ipxe.lkrn"]),
     "xen": (["xen-system-amd64"], ["./boot"], ["boot/xen-4*.gz"]),
     "chromium": (["chromium"], [], ["usr/lib/chromium/chromium"]),
 }

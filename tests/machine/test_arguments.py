@@ -63,7 +63,9 @@ def test_a_policy_may_be_a_preset():
         ("mode=8: give 16, 32 or 64", {"image": "x", "mode": 8}),
         ("mode='16': give 16, 32 or 64", {"image": "x", "mode": "16"}),
         ("nothing to boot", {}),
-        ("not both", {"image": "x", "bios": "y"}),
+        ("an option ROM is for firmware", {"image": "x", "option_rom": "y"}),
+        ("starts no flat binaries", {"image": "x", "bios": "y", "mode": 16}),
+        ("option_rom=True: give a path", {"bios": "y", "option_rom": True}),
     ],
 )
 def test_what_cannot_be_booted_is_refused(message, arguments):
