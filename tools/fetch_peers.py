@@ -28,12 +28,17 @@ MODULES = [
     f"*lib/modules/*/kernel/{part}"
     for part in ("arch/x86/kvm/*", "virt/lib/*", "arch/x86/kernel/msr.ko*")
 ]
+# For guests that have a disk and a console.
+MODULES += [
+    f"*lib/modules/*/kernel/drivers/{part}"
+    for part in ("virtio/*", "block/virtio_blk.ko*", "char/virtio_console.ko*")
+]
 PEERS = {
     # name: (packages, what to unpack of them, what must be there afterwards)
     "kernel": (
         ["linux-image-cloud-amd64"],
         ["./boot", *MODULES],
-        ["boot/vmlinuz-*", "**/kvm-amd.ko*"],
+        ["boot/vmlinuz-*", "**/kvm-amd.ko*", "**/virtio_blk.ko*"],
     ),
     "seabios": (["seabios"], ["./usr/share/seabios"], ["usr/share/seabios/bios.bin"]),
     "acpica": (["acpica-tools"], ["*bin/iasl"], ["usr/bin/iasl"]),

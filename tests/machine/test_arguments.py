@@ -147,6 +147,9 @@ FUNCTION = "give a function"
         ("log='x.log': " + FUNCTION, {"log": "x.log"}),
         ("output=<.*: " + FUNCTION, {"output": sys.stdout}),
         ("debug_output=0: " + FUNCTION, {"debug_output": 0}),
+        ("disks='x': give disks, as a list", {"disks": "x"}),
+        (r"disks\[1\]=5: give a path", {"disks": ["x", 5]}),
+        ("console='hvc0': give serial or virtio", {"console": "hvc0"}),
     ],
 )
 def test_what_a_machine_cannot_be_made_of_is_refused(message, arguments):

@@ -29,8 +29,7 @@ from kvmsr.machine.arguments import (
     to_seconds,
     to_size,
 )
-from kvmsr.machine.board import Board, BoardEvents
-from kvmsr.machine.board.virtio import Disk, DiskImage
+from kvmsr.machine.board import Board, BoardEvents, Disk, DiskImage
 from kvmsr.machine.choice import choose_backend
 from kvmsr.machine.cpuid import Feature, set_up_features, to_features
 from kvmsr.machine.cpustate import apply_start
