@@ -59,6 +59,7 @@ PEERS = {
         ["usr/sbin/turbostat", "usr/sbin/rdmsr", "usr/bin/x86info"],
     ),
     "perf": (["linux-perf"], [], ["usr/bin/perf"]),
+    "ipxe": (["ipxe"], ["./boot"], ["boot/ipxe.lkrn"]),
     "xen": (["xen-system-amd64"], ["./boot"], ["boot/xen-4*.gz"]),
     "chromium": (["chromium"], [], ["usr/lib/chromium/chromium"]),
     "selftests": (

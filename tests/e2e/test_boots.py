@@ -12,7 +12,7 @@ import pytest
 
 from kvmsr import __version__
 from kvmsr.machine.probe import probe
-from tests.command import KVMSR, run_guest
+from tests.command import KVMSR, kvmsr, run_guest
 from tests.conftest import kvm_missing, need, peer
 from tests.nested.archive import Archive
 
@@ -210,3 +210,35 @@ def test_a_32_bit_kernel_runs_to_power_off(backend, qemu, tmp_path):
         assert "\n32-bit code in user space\n" in sent
         assert last_message(sent) == "reboot: Power down"
     assert report["exit"]["kind"] == "poweroff"
+
+
+def test_ipxe_runs_on_seabios_as_under_qemu(backend, qemu, seabios, start, tmp_path):
+    """An image that starts in real mode, which QEMU's option ROM loads."""
+    image = peer("ipxe", "boot/ipxe.lkrn")
+    rom = Path("/usr/share/qemu/linuxboot_dma.bin")
+    rom = rom if rom.exists() else peer("qemu", "usr/share/qemu/linuxboot_dma.bin")
+    last = "No bootable device."
+    report, console = run_guest(
+        tmp_path, image, "--bios", seabios / "bios-256k.bin", "--option-rom", rom,
+        "--timeout", "100",
+        backend=backend,
+    )  # fmt: skip
+    theirs = tmp_path / "theirs"
+    there = sent_until(
+        start, last, theirs,
+        [*qemu, *TCG, "-serial", f"file:{theirs}", "-machine", "graphics=off", "-kernel", image],
+    )  # fmt: skip
+    for sent in (console, there.replace("\r", "")):
+        _, _, screen = sent.partition("iPXE initialising devices...ok")
+        assert "Open Source Network Boot Firmware" in screen
+        assert "Press Ctrl-B for the iPXE command line..." in screen
+        assert "No more network devices" in screen
+        assert last in screen
+    assert report["exit"]["kind"] == "reset"
+
+
+def test_an_image_for_a_bios_says_so_without_one():
+    image = peer("ipxe", "boot/ipxe.lkrn")
+    _, said = kvmsr("run", image, status=3)
+    assert said.count("\n") == 1
+    assert f"{image} starts in real mode and needs a BIOS: give SeaBIOS with --bios" in said

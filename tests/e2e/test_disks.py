@@ -171,6 +171,67 @@ def test_a_console_takes_what_is_typed(boots, start, append, chip):
     assert guest.wait() == 0
 
 
+class Talk:
+    """A guest on whose console one waits for words and types others."""
+
+    def __init__(self, guest):
+        self.guest, self.seen = guest, ""
+
+    def until(self, words):
+        """Return what the guest says up to and with *words*."""
+        while words not in self.seen:
+            more = os.read(self.guest.stdout.fileno(), 65536)
+            assert more, self.seen[-4000:]
+            self.seen += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\r", "", more.decode(errors="replace"))
+        said, _, self.seen = self.seen.partition(words)
+        return said + words
+
+    def type(self, line):
+        self.guest.stdin.write(f"{line}\n".encode())
+        self.guest.stdin.flush()
+
+
+def log_in(start, folder, *options):
+    """Boot Debian, log in, and return the session."""
+    command = words_of(
+        "run", folder / "vmlinuz", "--initrd", folder / "initrd.img", "--memory", "512M",
+        "--backend", "soft", "--timeout", "500", *options,
+    )  # fmt: skip
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    talk = Talk(start(command, **pipes))
+    talk.until("login: ")
+    talk.type("root")
+    talk.until("# ")
+    return talk
+
+
+@pytest.mark.slow
+def test_debian_boots_to_its_login(start, tmp_path):
+    if "KVMSR_DEBIAN" not in os.environ:
+        pytest.skip("needs KVMSR_DEBIAN, a folder that tools/make_debian.sh has filled")
+    folder = Path(os.environ["KVMSR_DEBIAN"])
+    image = tmp_path / "debian.img"
+    subprocess.run(["cp", "--sparse=always", folder / "debian.img", image], check=True)
+
+    def on(mount, disk, console="ttyS0", *options):
+        line = f"root=/dev/vda {mount} console={console}"
+        return log_in(start, folder, "--disk", disk, "--append", line, *options)
+
+    talk = on("rw", f"{image},write")
+    talk.type("apt list 2>/dev/null | grep ^bash/")
+    assert "bash/" in talk.until("amd64")
+    talk.type("echo it is >/root/kept; poweroff -f")
+    talk.until("MSR accesses")
+    talk = on("rw", f"{image},write")
+    talk.type("cat /root/kept; mount -o remount,ro / && poweroff -f")
+    assert "it is\n" in talk.until("MSR accesses")
+    talk = on("ro", image, "hvc0", "--console", "virtio")
+    talk.type("cat /root/kept; touch /root/more; poweroff -f")
+    said = talk.until("MSR accesses")
+    assert "it is\n" in said
+    assert "Read-only file system" in said
+
+
 SECTOR = b"".join(b"\xb0%c\xe6\xe9" % byte for byte in b"booted\n") + b"\xb0\x10\xe6\xf4\xf4"
 
 

@@ -289,6 +289,9 @@ def test_fw_cfg_dma(fwcfg):
     assert bytes(fwcfg.ram.memory_at(0x2000, 2)) == b"MU"
     assert dma(fwcfg, 2, 8, 0xFFFFFFFF) == 1  # nowhere to put it
     assert dma(fwcfg, 2, 1 << 30, 0) == 1  # a guest cannot make us copy gigabytes
+    fwcfg.ram.memory_at(0x4000, 0x80000)[:] = b"\xff" * 0x80000
+    assert dma(fwcfg, 0x00 << 16 | 8 | 2, 0x7FFFF, 0x4000) == 0  # behind an item there are zeros
+    assert bytes(fwcfg.ram.memory_at(0x4000, 0x80000)) == b"QEMU".ljust(0x7FFFF, b"\0") + b"\xff"
     assert dma(fwcfg, 0x10, 8, 0x2000) == 1  # writes are not for it
     fwcfg.write(0x518, 4, 0xFFFFFFFF)  # the request itself lies nowhere: ignored
 

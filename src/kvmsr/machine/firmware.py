@@ -17,6 +17,7 @@ from kvmsr.machine import acpi, smbios
 from kvmsr.machine.board import COM1, Board
 from kvmsr.machine.cpustate import enable_mtrrs
 from kvmsr.machine.layout import ACPI_BASE, BDA, EBDA, SMBIOS, Layout
+from kvmsr.machine.loaders import Boot, hand_over
 
 __all__ = ("stand_in", "tell")
 
@@ -51,8 +52,16 @@ def _write_data_areas(vm: Vm) -> None:
     vm.memory_at(EBDA, 1)[0] = (0xA0000 - EBDA) >> 10  # KiB
 
 
-def tell(vcpus: Sequence[Vcpu], layout: Layout, board: Board) -> None:
-    """Give a firmware image what it cannot find out by itself."""
+def tell(vcpus: Sequence[Vcpu], layout: Layout, board: Board, boot: Boot) -> None:
+    """
+    Give a firmware image what it cannot find out by itself, and what it is to start.
+
+    :raises ImageError: if it cannot be given that.
+    """
+    hand_over(board.fwcfg, layout, boot)
+    # There is no screen: SeaBIOS shows on the serial line what programs write to it.
+    board.fwcfg.add_file("etc/sercon-port", struct.pack("<H", COM1))
+    board.fwcfg.add_file("etc/screen-and-debug", struct.pack("<I", 0))  # not there as well
     structures = _structures(vcpus, layout, firmware=False)
     board.fwcfg.add_file("etc/smbios/smbios-anchor", smbios.entry_point(0, structures))
     board.fwcfg.add_file("etc/smbios/smbios-tables", structures)

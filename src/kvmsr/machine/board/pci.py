@@ -235,6 +235,10 @@ class PciBus:
                 return
         raise UsageError(f"too many devices: the PCI bus has {SLOTS - FIRST_SLOT} slots for them")
 
+    def function(self, slot: int, number: int = 0) -> Function | None:
+        """Return a function, or None where there is none."""
+        return self._functions.get((slot, number))
+
     def assign(self) -> None:
         """Give the functions addresses, as firmware does."""
         address = WINDOW_END
