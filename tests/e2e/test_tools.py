@@ -37,6 +37,7 @@ energy() {
 }
 later() { energy; sleep 20; energy; }
 run later
+run x86info -a
 """
 PERF = "run perf stat -a -e power/energy-pkg/ sleep 10\n"
 
@@ -148,17 +149,28 @@ def test_cpupower_finds_the_energy_bias_on_intel(guest):
 
 
 def test_cpupower_finds_frequencies(guest):
+    assert guest["cpupower frequency-set -g performance"].status == 0
     info = guest["cpupower frequency-info"].text
     if guest.vendor == "amd":
         states = re.findall(r"Pstate-P(\d): +(\d+)MHz", info)
         expected = enumerate(parameters(0xC0010064).mhz)
         assert states == [(str(number), str(mhz)) for number, mhz in expected]
+        assert "driver: acpi-cpufreq" in info
+        assert "available frequency steps:  3.00 GHz, 2.20 GHz, 1.50 GHz" in info
+        assert "current CPU frequency: 3.00 GHz (asserted by call to hardware)" in info
         return
-    assert guest["cpupower frequency-set -g performance"].status == 0
     assert "driver: intel_cpufreq" in info
     assert "hardware limits: 800 MHz - 3.00 GHz" in info
     assert "Supported: yes\n    Active: yes" in info
     assert re.search(r"current CPU frequency: [23]\.\d+ GHz \(asserted by call to kernel\)", info)
+
+
+def test_x86info_decodes_registers(guest):
+    done = guest["x86info -a"]
+    assert done.status == 0
+    assert "Number of reporting banks : 10" in done.text
+    if guest.vendor == "intel":
+        assert f"MSR_IA32_PERF_STATUS: {MHZ // 100 << 8:#x}" in done.text
 
 
 def test_cpupower_monitor_measures_the_frequency(guest):
