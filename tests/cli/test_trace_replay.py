@@ -39,6 +39,19 @@ def test_the_guest_sees_what_was_recorded(tmp_path, backend):
     assert errors == ""
 
 
+def test_the_guest_sees_the_features_that_it_saw(tmp_path):
+    """Those whose MSRs the policy answered then, and no others that the recorded accesses allow."""
+    path = tmp_path / "trace"
+    kvmsr(
+        "run", LIST, "--backend", "soft", "--append", "e7 e8 c0010299 c001029b", "--serial",
+        tmp_path / "serial", "--policy", "preset:power-meter", "--trace", path, "--cpu-feature",
+        "-aperfmperf",
+    )  # fmt: skip
+    said, output, _ = replay(tmp_path, path, "soft", "e7 e8 c0010299 c001029b")
+    assert said == (tmp_path / "serial").read_text()
+    assert "note: CPUID shows eff_freq_ro, hw_pstate, rapl, because" in output
+
+
 def test_divergences_are_shown_and_counted(tmp_path, backend):
     path = record(tmp_path, "soft", "35 1b0=5 1b0 277")
     said, output, errors = replay(tmp_path, path, backend, "35 35 1b0=6 1b0 36", status=6)

@@ -37,6 +37,7 @@ energy() {
 }
 later() { energy; sleep 20; energy; }
 run later
+run x86info -a
 """
 PERF = "run perf stat -a -e power/energy-pkg/ sleep 10\n"
 
@@ -63,6 +64,18 @@ class Tools:
         return self._said[command]
 
 
+def run_tools(folder, kernel, vendor, script, *options, policy=PRESET, programs=()):
+    """Run a script in a guest on a vendor's CPU, and return what the tools in it said."""
+    (folder / "initrd").write_bytes(ram_disk(kernel, script, programs))
+    report, console = run_guest(
+        folder, kernel, "--soft-profile", PROFILES[vendor], "--policy", policy, "--memory", "512M",
+        "--initrd", folder / "initrd", "--append", "console=ttyS0 quiet panic=-1",
+        "--timeout", "250", *options, backend="soft",
+    )  # fmt: skip
+    assert report["exit"]["kind"] == "reset", console
+    return Tools(vendor, report, console)
+
+
 @pytest.fixture(scope="module", params=PROFILES)
 def guest(request, kernel, tmp_path_factory):
     """Run all tools in one guest of each vendor's CPU."""
@@ -71,14 +84,7 @@ def guest(request, kernel, tmp_path_factory):
         programs, script = [perf()], SCRIPT + PERF
     except pytest.skip.Exception:
         programs, script = [], SCRIPT
-    (folder / "initrd").write_bytes(ram_disk(kernel, script, programs))
-    report, console = run_guest(
-        folder, kernel, "--soft-profile", PROFILES[request.param], "--policy", PRESET,
-        "--memory", "512M", "--initrd", folder / "initrd", "--append",
-        "console=ttyS0 quiet panic=-1", "--timeout", "250", backend="soft",
-    )  # fmt: skip
-    assert report["exit"]["kind"] == "reset", console
-    return Tools(request.param, report, console)
+    return run_tools(folder, kernel, request.param, script, programs=programs)
 
 
 def close_to(value):
@@ -148,17 +154,28 @@ def test_cpupower_finds_the_energy_bias_on_intel(guest):
 
 
 def test_cpupower_finds_frequencies(guest):
+    assert guest["cpupower frequency-set -g performance"].status == 0
     info = guest["cpupower frequency-info"].text
     if guest.vendor == "amd":
         states = re.findall(r"Pstate-P(\d): +(\d+)MHz", info)
         expected = enumerate(parameters(0xC0010064).mhz)
         assert states == [(str(number), str(mhz)) for number, mhz in expected]
+        assert "driver: acpi-cpufreq" in info
+        assert "available frequency steps:  3.00 GHz, 2.20 GHz, 1.50 GHz" in info
+        assert "current CPU frequency: 3.00 GHz (asserted by call to hardware)" in info
         return
-    assert guest["cpupower frequency-set -g performance"].status == 0
     assert "driver: intel_cpufreq" in info
     assert "hardware limits: 800 MHz - 3.00 GHz" in info
     assert "Supported: yes\n    Active: yes" in info
     assert re.search(r"current CPU frequency: [23]\.\d+ GHz \(asserted by call to kernel\)", info)
+
+
+def test_x86info_decodes_registers(guest):
+    done = guest["x86info -a"]
+    assert done.status == 0
+    assert "Number of reporting banks : 10" in done.text
+    if guest.vendor == "intel":
+        assert f"MSR_IA32_PERF_STATUS: {MHZ // 100 << 8:#x}" in done.text
 
 
 def test_cpupower_monitor_measures_the_frequency(guest):
@@ -187,3 +204,41 @@ def test_perf_counts_the_policys_joules(guest):
     assert done.status == 0
     joules, seconds = re.findall(r"([\d.]+) (?:Joules power/energy-pkg/|seconds time)", done.text)
     assert float(joules) / float(seconds) == close_to(POWER)
+
+
+HWP = """
+[policy]
+extends = ["preset:power-meter"]
+
+[[rule]]
+msr = [
+    0xe7, 0xe8, 0xce, "0x1ad-0x1ae", "0x198-0x199", 0x1b0, 0x648,
+    "0x770-0x771", "0x773-0x774", 0x777,
+]
+read = { model = "frequency", minimum = 8, turbo = [40, 38] }
+write = { model = "frequency", minimum = 8, turbo = [40, 38] }
+"""
+ASK = """
+run cpupower frequency-info
+run cpupower frequency-set -u 2GHz
+run turbostat --quiet --num_iterations 1 --interval 10
+"""
+
+
+def test_each_vcpu_runs_at_the_frequency_that_linux_requests_by_hwp(kernel, tmp_path):
+    (tmp_path / "hwp.toml").write_text(HWP)
+    guest = run_tools(
+        tmp_path, kernel, "intel", ASK, "--cpus", "2", "--cpu-feature", "+hwp", "--cpu-feature",
+        "-epb", policy=tmp_path / "hwp.toml",
+    )  # fmt: skip
+    assert "driver: intel_pstate" in guest["cpupower frequency-info"].text
+    assert "hardware limits: 800 MHz - 4.00 GHz" in guest["cpupower frequency-info"].text
+    rows = guest["turbostat --quiet --num_iterations 1 --interval 10"].table
+    assert [row["CPU"] for row in rows] == ["-", "0", "1"]
+    for row in rows:
+        assert float(row["Bzy_MHz"]) == close_to(2000)
+        assert float(row["Busy%"]) == close_to(100)
+    assert float(rows[0]["PkgWatt"]) == close_to(POWER)
+    (note,) = [note for note in guest.report["notes"] if note.startswith("CPUID shows ")]
+    assert "hwp, hwp_epp, hwp_notify, because" in note
+    assert "epb" not in note

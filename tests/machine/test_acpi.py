@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from kvmsr.machine import acpi
+from kvmsr.machine.layout import ACPI_BASE, SMBIOS
 from tests.conftest import peer
 
 
@@ -25,6 +26,20 @@ def tables(image, base):
     fadt = next(one for one in listed if one[:4] == b"FACP")
     hung_on = [table(image, base, at) for at in struct.unpack_from("<QQ", fadt, 132)]
     return {one[:4].decode(): one for one in (xsdt, *listed, *hung_on)}
+
+
+def read_by_reference(iasl, folder, image, base):
+    """Return the source that Intel's compiler makes of the DSDT; it must have no complaint."""
+    for name, data in tables(image, base).items():
+        (folder / f"{name}.dat").write_bytes(data)
+        words = [iasl, "-d", f"{name}.dat"]
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True)
+        said = done.stderr + (folder / f"{name}.dsl").read_text()
+        for word in ("Error", "Warning", "Invalid", "Unknown"):
+            assert word not in said, said
+    source = (folder / "DSDT.dsl").read_text()
+    subprocess.run([iasl, "DSDT.dsl"], cwd=folder, capture_output=True, check=True)
+    return source
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 255, 300])
@@ -56,14 +71,23 @@ def test_acpi_tables_lead_to_each_other_and_add_up(cpus):
 
 @pytest.mark.peer
 def test_the_reference_tools_read_the_tables(tmp_path):
-    iasl = peer("acpica", "usr/bin/iasl")
-    for name, data in tables(acpi.build_tables(0xE0000, 2), 0xE0000).items():
-        (tmp_path / f"{name}.dat").write_bytes(data)
-        words = [iasl, "-d", f"{name}.dat"]
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
-        said = done.stderr + (tmp_path / f"{name}.dsl").read_text()
-        for word in ("Error", "Warning", "Invalid", "Unknown"):
-            assert word not in said, said
-    source = (tmp_path / "DSDT.dsl").read_text()
+    iasl, base = peer("acpica", "usr/bin/iasl"), 0xE0000
+    source = read_by_reference(iasl, tmp_path, acpi.build_tables(base, 2), base)
     assert "Name (\\_S5, Package (0x04)" in source
-    subprocess.run([iasl, "DSDT.dsl"], cwd=tmp_path, capture_output=True, check=True)
+    assert "_PSS" not in source
+
+
+@pytest.mark.peer
+def test_the_reference_tools_read_p_states(tmp_path):
+    iasl, base = peer("acpica", "usr/bin/iasl"), 0xE0000
+    image = acpi.build_tables(base, 2, [3000, 1500])
+    source = read_by_reference(iasl, tmp_path, image, base)
+    for piece in (
+        "Device (C000)", "Device (C001)", '"ACPI0007" /* Processor Device */',
+        "Register (FFixedHW,", "Return (PSS)", "Return (PCT)", "0x00000BB8", "0x000005DC",
+    ):  # fmt: skip
+        assert piece in source
+
+
+def test_as_many_p_states_as_there_can_be_fit_below_smbios():
+    assert len(acpi.build_tables(ACPI_BASE, 1024, [3000] * 8)) < SMBIOS - ACPI_BASE

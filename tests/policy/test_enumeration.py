@@ -39,6 +39,12 @@ def test_all_msrs_of_a_feature_must_be_answered_when_read():
     assert names(Rule(PAIR, write="shadow")) == []
 
 
+def test_a_rule_for_everything_means_no_msr_in_particular():
+    assert names(Rule("0-0xffffffff", lambda access: 0)) == []
+    assert names(Rule("0xe0-0xff", 5)) == ["aperfmperf"]
+    assert names(Rule("0xe7-0x1e7", 5), Rule(PAIR, 5)) == []  # the first rule answers
+
+
 def test_the_data_names_features_and_msrs():
     for one in enumerated():
         assert features()[one.name] == one.feature

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvmsr.backend.soft import DEFAULT_PROFILE
 from kvmsr.cli._console import TerminalLog, guest_input, guest_output
@@ -19,9 +20,13 @@ from kvmsr.cli._output import echo
 from kvmsr.machine import Boot, Machine
 from kvmsr.machine.arguments import to_seconds
 from kvmsr.machine.choice import choose_backend
+from kvmsr.msr import enumerated
 from kvmsr.policy import Policy
 from kvmsr.session import RunResult
 from kvmsr.trace import TraceOptions
+
+if TYPE_CHECKING:
+    from kvmsr.trace.replay import Recorded  # numpy takes 0.1 s to import
 
 __all__ = ("run_again",)
 
@@ -31,7 +36,7 @@ def run_again(
     policy: Policy,
     options: GuestOptions,
     *,
-    vcpus: int,
+    recorded: "Recorded",
     to_stderr: bool,
     begins: Callable[[Machine, Callable[[str], None]], None] = lambda machine, say: None,
     trace: TraceOptions | None = None,
@@ -40,7 +45,8 @@ def run_again(
     Run a guest, and return the result.
 
     :param policy: the policy. Its Python must be kvmsr's own: no supervisor watches over it.
-    :param vcpus: number of vCPUs that the trace has.
+    :param recorded: what was recorded. As far as its CPUID is known, the guest sees no features of
+        MSRs now that it did not see then.
     :param to_stderr: whether the guest's output goes to standard error.
     :param begins: called before the guest runs, with the machine, and a function that shows a line
         on standard error.
@@ -53,6 +59,8 @@ def run_again(
     chosen, why_soft = choose_backend(options.backend, profile=profile)
     if why_soft:
         echo(f"kvmsr: on the soft backend: {why_soft}", err=True)
+    seen = recorded.seen
+    unseen = [] if seen is None else [one.name for one in enumerated() if one.name not in seen]
     with ExitStack() as stack:
         output = stack.enter_context(guest_output(options.serial, to_stderr=to_stderr))
         lines = TerminalLog(output, shared=options.serial == "-")
@@ -62,8 +70,8 @@ def run_again(
                 chosen,
                 policy=policy,
                 memory=options.memory,
-                cpus=vcpus if options.cpus is None else options.cpus,
-                hidden=[word.removeprefix("-") for word in options.hidden],
+                cpus=recorded.vcpus() if options.cpus is None else options.cpus,
+                hidden=[*(word.removeprefix("-") for word in options.hidden), *unseen],
                 output=lines.output,
                 trace=trace,
             )

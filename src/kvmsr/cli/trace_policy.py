@@ -100,9 +100,7 @@ def _verify(
     policy = parse_policy(learned.text, source="learned.toml")
     with tempfile.TemporaryDirectory(prefix="kvmsr-") as folder:
         trace = TraceOptions(Path(folder) / "trace", lossless=True)
-        result = run_again(
-            image, policy, options, vcpus=recorded.vcpus(), to_stderr=err, trace=trace
-        )
+        result = run_again(image, policy, options, recorded=recorded, to_stderr=err, trace=trace)
         here = Recorded(trace.path)
     for note in [*recorded.notes, *here.notes, *result.notes]:
         echo(f"note: {note}", err=err)

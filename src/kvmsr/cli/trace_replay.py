@@ -58,7 +58,7 @@ def replay(file: Path, image: Path, strict: bool, as_json: bool, **options: Any)
         image,
         recorded.policy(answers, f"the replay of {file}"),
         given,
-        vcpus=recorded.vcpus(),
+        recorded=recorded,
         to_stderr=as_json,
         begins=stage.begins,
     )

@@ -8,9 +8,10 @@ timer and the PCI bus: RSDP, XSDT, FADT, FACS, MADT and DSDT. Source: ACPI 6.5, 
 """
 
 import struct
+from collections.abc import Sequence
 from typing import Final
 
-from kvmsr.machine.aml import pci_root, sleep_off
+from kvmsr.machine.aml import pci_root, processors, sleep_off
 from kvmsr.machine.board.small import AcpiPm
 
 __all__ = ("build_tables",)
@@ -36,12 +37,13 @@ _FLAGS: Final = (
 )
 
 
-def build_tables(base: int, cpus: int) -> bytes:
+def build_tables(base: int, cpus: int, mhz: Sequence[int] = ()) -> bytes:
     """
     Return the tables, the RSDP first.
 
     :param base: the guest-physical address where they will be placed.
     :param cpus: the number of vCPUs; their APIC IDs count from 0.
+    :param mhz: the frequencies of the P-states that MSRs choose, if there are any.
     """
     image = bytearray(struct.calcsize(_RSDP_FORMAT) + 28)  # the other tables start at offset 64
 
@@ -52,7 +54,7 @@ def build_tables(base: int, cpus: int) -> bytes:
         return address
 
     facs = place(_facs())
-    dsdt = place(_sdt(b"DSDT", 2, sleep_off(AcpiPm.OFF) + pci_root()))
+    dsdt = place(_sdt(b"DSDT", 2, sleep_off(AcpiPm.OFF) + pci_root() + processors(cpus, mhz)))
     fadt = place(_fadt(facs, dsdt))
     madt = place(_madt(cpus))
     xsdt = place(_sdt(b"XSDT", 1, struct.pack("<QQ", fadt, madt)))

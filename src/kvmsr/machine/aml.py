@@ -3,19 +3,21 @@
 AML
 ---
 
-What the DSDT says: how to turn the machine off; and of the PCI bus a root bridge, what it passes
-on, and where interrupt pins go. Source: ACPI 6.5, sections 6.2.13 (_PRT), 6.4 (resources), 7.4.2
-(_S5) and 20.2 (AML).
+What the DSDT says: how to turn the machine off; of the PCI bus a root bridge, what it passes on,
+and where interrupt pins go; and the P-states of the processors. Source: ACPI 6.5, sections 6.2.13
+(_PRT), 6.4 (resources), 7.4.2 (_S5), 8.4.5 (P-states) and 20.2 (AML).
 """
 
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 from kvmsr.machine.board.pci import FIRST_SLOT, SLOTS, WINDOW_BASE, WINDOW_END, intx_line
 
-__all__ = ("pci_root", "sleep_off")
+__all__ = ("pci_root", "processors", "sleep_off")
 
 _NAME, _SCOPE, _BUFFER, _PACKAGE, _DEVICE = b"\x08", b"\x10", b"\x11", b"\x12", b"\x5b\x82"
+_METHOD, _RETURN, _STRING = b"\x14", b"\xa4", b"\x0d"
 _PCI_HOST_BRIDGE: Final = 0x030AD041  # EISAID("PNP0A03")
 
 _MEMORY, _PORTS, _BUSES = 0, 1, 2
@@ -23,6 +25,8 @@ _FIXED: Final = 0x0C  # both ends of the range
 _READ_WRITE: Final = 1
 _ENTIRE_RANGE: Final = 3
 _END_TAG: Final = b"\x79\x00"
+_FIXED_HARDWARE: Final = 0x7F  # the CPU's own registers: MSRs
+_LATENCY: Final = 10  # microseconds until a P-state is reached
 
 
 def sleep_off(kind: int) -> bytes:
@@ -40,6 +44,41 @@ def pci_root() -> bytes:
         _name(b"_PRT", _package(*(_route(slot) for slot in range(FIRST_SLOT, SLOTS)))),
     )
     return _SCOPE + _sized(b"\\_SB_" + _DEVICE + _sized(b"PCI0" + b"".join(names)))
+
+
+def processors(cpus: int, mhz: Sequence[int]) -> bytes:
+    """
+    Return ``Scope (\\_SB)`` with a device for each vCPU and its P-states, which the CPU's own MSRs
+    choose by number; b"" without any.
+
+    :param mhz: the frequency of each P-state, in MHz, the fastest first.
+    """
+    if not mhz:
+        return b""
+    register = struct.pack("<BHBBBBQ", 0x82, 12, _FIXED_HARDWARE, 0, 0, 0, 0) + _END_TAG
+    states = (
+        _package(*map(_integer, (speed, 0, _LATENCY, _LATENCY, number, number)))
+        for number, speed in enumerate(mhz)
+    )
+    shared = (
+        _name(b"PCT_", _package(_buffer(register), _buffer(register))),
+        _name(b"PSS_", _package(*states)),
+    )
+    devices = (_processor(number) for number in range(cpus))
+    return _SCOPE + _sized(b"\\_SB_" + b"".join((*shared, *devices)))
+
+
+def _processor(number: int) -> bytes:
+    names = (
+        _name(b"_HID", _STRING + b"ACPI0007\0"),
+        _name(b"_UID", _integer(number)),
+        _name(b"_PPC", _integer(0)),  # all states may be used
+        *(
+            _METHOD + _sized(b"_" + name + b"\0" + _RETURN + name + b"_")
+            for name in (b"PCT", b"PSS")
+        ),
+    )
+    return _DEVICE + _sized(b"C%03X" % number + b"".join(names))
 
 
 def _resources() -> bytes:

@@ -10,26 +10,31 @@ and tells in its own way.
 
 import struct
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from kvmsr.kvm import Vcpu, Vm
 from kvmsr.machine import acpi, smbios
 from kvmsr.machine.board import COM1, Board
+from kvmsr.machine.cpuid import has
 from kvmsr.machine.cpustate import enable_mtrrs
 from kvmsr.machine.layout import ACPI_BASE, BDA, EBDA, SMBIOS, Layout
 from kvmsr.machine.loaders import Boot, hand_over
+from kvmsr.msr import features
+from kvmsr.policy import Model, Policy
 
 __all__ = ("stand_in", "tell")
 
+_PSTATE0: Final = 0xC0010064  # MSR_AMD_PSTATE_DEF0
+_MOST_DESCRIBED: Final = 1024  # vCPUs whose devices fit below SMBIOS
 _POINT_SIZE: Final = 32  # SMBIOS' entry point has 24 bytes, and is aligned to 16
 
 
-def stand_in(vm: Vm, vcpus: Sequence[Vcpu], layout: Layout, board: Board) -> int:
+def stand_in(vm: Vm, vcpus: Sequence[Vcpu], layout: Layout, board: Board, policy: Policy) -> int:
     """Do what firmware does, and return the address of the RSDP."""
     board.set_up()
     enable_mtrrs(vcpus)
     _write_data_areas(vm)
-    tables = acpi.build_tables(ACPI_BASE, len(vcpus))
+    tables = acpi.build_tables(ACPI_BASE, len(vcpus), _p_states(vcpus, policy))
     vm.memory_at(ACPI_BASE, len(tables))[:] = tables
     structures = _structures(vcpus, layout, firmware=True)
     point = smbios.entry_point(SMBIOS + _POINT_SIZE, structures)
@@ -65,6 +70,19 @@ def tell(vcpus: Sequence[Vcpu], layout: Layout, board: Board, boot: Boot) -> Non
     structures = _structures(vcpus, layout, firmware=False)
     board.fwcfg.add_file("etc/smbios/smbios-anchor", smbios.entry_point(0, structures))
     board.fwcfg.add_file("etc/smbios/smbios-tables", structures)
+
+
+def _p_states(vcpus: Sequence[Vcpu], policy: Policy) -> Sequence[int]:
+    """Return the frequencies in MHz of the P-states that the policy gives an AMD CPU, if any."""
+    if not has(vcpus[0].get_cpuid2(), features()["hw_pstate"]) or len(vcpus) > _MOST_DESCRIBED:
+        return ()
+    rules = (rule for rule in policy.rules if any(a <= _PSTATE0 <= b for a, b in rule.msrs))
+    answer = next((rule.read for rule in rules if rule.read is not None), None)
+    if not isinstance(answer, Model) or answer.name != "amd.pstates":
+        return ()
+    given: Any = answer.parameters
+    mhz: tuple[int, ...] = given.mhz
+    return mhz
 
 
 def _structures(vcpus: Sequence[Vcpu], layout: Layout, *, firmware: bool) -> bytes:

@@ -246,7 +246,7 @@ class Machine:
         refuse_unless(isinstance(boot, Boot), "boot", boot, remedy)
         rsdp = 0
         if boot.bios is None:
-            rsdp = stand_in(self.vm, self.vcpus, self.layout, self.board)
+            rsdp = stand_in(self.vm, self.vcpus, self.layout, self.board, self.plan.policy)
         else:
             tell(self.vcpus, self.layout, self.board, boot)
         self._loaded = load(Guest(self.vm, self.layout, rsdp), boot)

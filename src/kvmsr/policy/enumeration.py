@@ -8,20 +8,25 @@ for an MSR has no effect on a guest that does not look.
 """
 
 from collections.abc import Container
+from typing import Final
 
 from kvmsr.msr import Enumerated, catalog, enumerated
-from kvmsr.policy.actions import Plain
+from kvmsr.policy.actions import Model, Plain
 from kvmsr.policy.policy import Policy
 
 __all__ = ("enumerated_by", "enumeration_lines", "enumeration_of", "unseen_line")
+
+_WIDE: Final = 256
+"""MSRs in a range from which on its author does not mean each one of them."""
 
 
 def enumerated_by(policy: Policy) -> list[Enumerated]:
     """
     Return the CPUID features all of whose MSRs *policy* answers when a guest reads them.
 
-    Only rules count. What is ignored, as KVM itself ignores MSRs that it does not know, is not
-    answered; nor is what faults, or is left to KVM.
+    Only rules count, and of those for ranges of more than 256 MSRs only the ones that name a model:
+    a rule for everything does not know what an MSR means. What is ignored, as KVM itself ignores
+    MSRs that it does not know, is not answered; nor is what faults, or is left to KVM.
     """
     return [one for one in enumerated() if all(_answers(policy, index) for index in one.msrs)]
 
@@ -31,11 +36,14 @@ def _answers(policy: Policy, index: int) -> bool:
     for rule in policy.rules:
         if rule.read is None or rule.never:
             continue
-        if any(first <= index <= last for first, last in rule.msrs):
-            if not isinstance(rule.read, Plain) or rule.read is Plain.SHADOW:
-                return True
-            if rule.when is None:
-                return False
+        width = next((b - a + 1 for a, b in rule.msrs if a <= index <= b), 0)
+        if not width:
+            continue
+        gives_value = not isinstance(rule.read, Plain) or rule.read is Plain.SHADOW
+        if gives_value and (width <= _WIDE or isinstance(rule.read, Model)):
+            return True
+        if rule.when is None:
+            return False
     return False
 
 

@@ -18,11 +18,11 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from kvmsr.errors import TraceError
-from kvmsr.msr import catalog
+from kvmsr.msr import catalog, enumerated
 from kvmsr.policy import Access, Defaults, Fault, Op, Policy, Python, Reason, Rule
 from kvmsr.policy.selector import MAX_INDEX
 from kvmsr.text import counted
-from kvmsr.trace.file import LATENCY, OPS, OUTCOMES, REASONS, Grade, Trace
+from kvmsr.trace.file import LATENCY, OPS, OUTCOMES, REASONS, Grade, Head, Trace
 
 __all__ = ("Divergence", "Recorded", "Replay", "differences")
 
@@ -78,6 +78,8 @@ class Recorded:
 
     :param path: the trace.
     :ivar notes: lines that the user should read.
+    :ivar seen: the features that consist of MSRs and that the guest's CPUID had; None if its CPUID
+        is not known.
     :raises TraceError: if it cannot be read, or does not have every access.
     """
 
@@ -103,6 +105,7 @@ class Recorded:
                 if "kernel" in trace.rules:
                     is_exact &= rows["rule"] != trace.rules.index("kernel")
                 self._take(rows[is_exact], parts)
+            self.seen = _seen(trace.head)
             if trace.cut:
                 self.notes.append(f"{path}: {trace.cut}; it is used up to there")
         if left:
@@ -160,7 +163,12 @@ class Recorded:
         :param name: what messages call it.
         """
         act = Python(answer, name)
-        rules = []
+        # Features whose MSRs the policy answered then are answered now: the guest looks for them.
+        rules = [
+            Rule(one.msrs, act, when={"reason": _GIVEN_UP}, log="never", where=_RULE)
+            for one in enumerated()
+            if one.name in (self.seen or ())
+        ]
         for op, actions in enumerate(({"read": act}, {"write": act})):
             indices = sorted(index for index, own in self._deflected if own == op)
             if indices:
@@ -173,6 +181,25 @@ class Recorded:
             Rule([(0, MAX_INDEX)], act, act, when={"reason": _GIVEN_UP}, log="never", where=_RULE)
         )
         return Policy(rules, Defaults(), name=name)
+
+
+def _seen(head: Head) -> frozenset[str] | None:
+    """Return which features that consist of MSRs the guest's CPUID had; None if it is not known."""
+    registers = {
+        (function, index, name): value
+        for function, index, *values in head.cpuid
+        for name, value in zip(("eax", "ebx", "ecx", "edx"), values, strict=True)
+    }
+    return (
+        frozenset(
+            one.name
+            for one in enumerated()
+            for bit in [one.feature]
+            if registers.get((bit.function, bit.index, bit.register), 0) >> bit.bit & 1
+        )
+        if registers
+        else None
+    )
 
 
 def said(key: _Key, value: int, outcome: int) -> str:
