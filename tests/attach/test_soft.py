@@ -10,16 +10,23 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from kvmsr import native
 from kvmsr.attach.soft import find_python
+from kvmsr.backend import HostBackend
+from kvmsr.backend.soft import DEFAULT_PROFILE
+from kvmsr.cli._vmm_backend import backend_of
 from kvmsr.errors import BackendError
 from tests.attach.qemu import SEEN, guest, lines, summary, under
-from tests.command import words_of
+from tests.attach.test_other_vmms import IN_REAL_MODE, flat
+from tests.command import call, words_of
 from tests.conftest import ROOT, kvm_missing, need, peer
+
+__all__ = ("flat",)
 
 SECONDS = 120
 CONSTANT = "[[rule]]\nmsr = 0x35\nread = { value = 0x1200 }\n"
@@ -195,6 +202,22 @@ def test_what_qemu_lacks_is_said_by_its_name(tmp_path, qemu):
     ]
 
 
+def test_kvmtool(tmp_path, flat):
+    program = os.environ.get("KVMSR_KVMTOOL")
+    if not program:
+        pytest.skip("needs KVMSR_KVMTOOL, the program lkvm of kvmtool")
+    words = [program, *"run -m 64 -c 2 --console serial -n mode=none -k".split(), flat]
+    under_soft = under(tmp_path, *words, options=["--backend", "soft"])
+    done = subprocess.run(
+        under_soft, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS,
+        check=False,
+    )  # fmt: skip
+    if "does not support hardware virtualization" in done.stdout + done.stderr:
+        pytest.skip("needs a CPU with VMX or SVM, for which kvmtool looks itself")
+    seen = [line for line in done.stdout.splitlines() if line.startswith(("rdmsr", "wrmsr"))]
+    assert (done.returncode, seen) == (0, IN_REAL_MODE), done.stderr
+
+
 # Python
 
 
@@ -228,3 +251,25 @@ def test_a_python_of_another_version_is_refused(tmp_path):
     done, report = run(tmp_path, another_python(), ROOT / "tests/attach/python_vmm.py")
     assert "No such device: '/dev/kvm'" in done.stderr
     assert "the VMM has a Python of its own, 3." in report["notes"][0]
+
+
+# What is missing
+
+
+def test_without_pythons_library_a_line_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr("kvmsr.attach.soft._NAME", "libpython2.4.so.1.0")
+    with pytest.raises(BackendError, match=r"^libpython2\.4\.so\.1\.0 is missing, .*: install it"):
+        find_python()
+
+
+def test_without_kvm_a_line_says_that_there_is_soft(monkeypatch):
+    monkeypatch.setattr("kvmsr.backend.HostBackend", partial(HostBackend, "/dev/not-there"))
+    with pytest.raises(BackendError, match=r"cannot open /dev/not-there.*--backend soft"):
+        backend_of("kvm", DEFAULT_PROFILE)
+
+
+def test_a_wrapper_keeps_the_options(tmp_path, vmm):
+    script = tmp_path / "wrapped"
+    done = call("wrap", vmm[0], "--backend", "soft", "--soft-profile", "pvm", "-o", script)
+    assert done.returncode == 0, done.stderr
+    assert "exec --backend soft --soft-profile pvm -- " in script.read_text()
