@@ -7,7 +7,7 @@ a folder of its own; nothing is installed, nothing outside that folder is touche
 needed. What cannot be had is named with the reason: tests that need it are skipped, or, with
 KVMSR_REQUIRE_PEERS=1, this exits with status 1.
 
-    tools/fetch_peers.py FOLDER [kernel] [seabios] [busybox] [qemu] [chromium]
+    tools/fetch_peers.py FOLDER [kernel] [seabios] [busybox] [qemu] [chromium] [libpython]
 """
 
 import os
@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -28,6 +29,9 @@ MODULES = [
     f"*lib/modules/*/kernel/{part}"
     for part in ("arch/x86/kvm/*", "virt/lib/*", "arch/x86/kernel/msr.ko*")
 ]
+# Python's shared library, for the soft backend in a VMM.
+PYTHON = f"libpython{sys.version_info.major}.{sys.version_info.minor}"
+LIBPYTHON = f"{PYTHON}.so.1.0"
 PEERS = {
     # name: (packages, what to unpack of them, what must be there afterwards)
     "kernel": (
@@ -39,6 +43,7 @@ PEERS = {
     "busybox": (["busybox-static"], ["*bin/busybox"], ["**/busybox"]),
     "qemu": (["qemu-system-x86"], [], ["usr/bin/qemu-system-x86_64"]),
     "chromium": (["chromium"], [], ["usr/lib/chromium/chromium"]),
+    "libpython": ([PYTHON], ["*/" + LIBPYTHON], ["**/" + LIBPYTHON]),
 }
 
 SYSTEM = {"qemu": "qemu-system-x86_64", "chromium": "chromium"}
@@ -181,6 +186,10 @@ def fetch_all(folder: Path, names: list[str]) -> dict[str, str]:
 def here(folder: Path, name: str) -> str:
     """Return where a peer is, or "" if it is yet to be fetched."""
     system = shutil.which(SYSTEM[name]) if name in SYSTEM else None
+    if name == "libpython":
+        folders = [str(sysconfig.get_config_var(name)) for name in ("LIBDIR", "LIBPL")]
+        folders.append(f"/usr/lib/{sysconfig.get_config_var('MULTIARCH')}")
+        system = next((path for path in folders if Path(path, LIBPYTHON).exists()), None)
     if system:
         return f"{system} (the system's)"
     place = present(folder, name)

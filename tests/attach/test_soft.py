@@ -24,7 +24,7 @@ from kvmsr.errors import BackendError
 from tests.attach.qemu import SEEN, guest, lines, summary, under
 from tests.attach.test_other_vmms import IN_REAL_MODE, flat
 from tests.command import call, words_of
-from tests.conftest import ROOT, kvm_missing, need, peer
+from tests.conftest import PEERS, ROOT, kvm_missing, need, peer
 
 __all__ = ("flat",)
 
@@ -34,6 +34,8 @@ COUNT = 2000
 
 
 def why_not_soft():
+    for fetched in (PEERS / "libpython").glob("**/libpython*.so.1.0"):
+        os.environ.setdefault("KVMSR_LIBPYTHON", str(fetched))
     try:
         find_python()
     except BackendError as error:
@@ -258,7 +260,14 @@ def test_a_python_of_another_version_is_refused(tmp_path):
 
 def test_without_pythons_library_a_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr("kvmsr.attach.soft._NAME", "libpython2.4.so.1.0")
+    monkeypatch.delenv("KVMSR_LIBPYTHON", raising=False)
     with pytest.raises(BackendError, match=r"^libpython2\.4\.so\.1\.0 is missing, .*: install it"):
+        find_python()
+
+
+def test_a_library_elsewhere_can_be_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("KVMSR_LIBPYTHON", str(tmp_path / "none.so"))
+    with pytest.raises(BackendError, match=r"^KVMSR_LIBPYTHON=.*: there is no such file"):
         find_python()
 
 
