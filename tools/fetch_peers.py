@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -40,6 +41,9 @@ MODULES += [
     for part in ("virtio/*", "block/virtio_blk.ko*", "char/virtio_console.ko*")
 ]
 TOOLS_NEED = ["libcpupower1", "libpci3", "libcap2"]
+# Python's shared library, for the soft backend in a VMM.
+PYTHON = f"libpython{sys.version_info.major}.{sys.version_info.minor}"
+LIBPYTHON = f"{PYTHON}.so.1.0"
 PEERS = {
     # name: (packages, what to unpack of them, what must be there afterwards)
     "kernel": (
@@ -67,6 +71,7 @@ PEERS = {
         ["./usr/src/linux-source-6.1.tar.xz"],
         ["x86_64/userspace_msr_exit_test"],
     ),
+    "libpython": ([PYTHON], ["*/" + LIBPYTHON], ["**/" + LIBPYTHON]),
 }
 
 SYSTEM = {"qemu": "qemu-system-x86_64", "perf": "perf", "chromium": "chromium"}
@@ -264,6 +269,10 @@ def lacks(name: str) -> str:
 def here(folder: Path, name: str) -> str:
     """Return where a peer is, or "" if it is yet to be fetched."""
     system = shutil.which(SYSTEM[name]) if name in SYSTEM else None
+    if name == "libpython":
+        folders = [str(sysconfig.get_config_var(name)) for name in ("LIBDIR", "LIBPL")]
+        folders.append(f"/usr/lib/{sysconfig.get_config_var('MULTIARCH')}")
+        system = next((path for path in folders if Path(path, LIBPYTHON).exists()), None)
     if system:
         return f"{system} (the system's)"
     place = present(folder, name)

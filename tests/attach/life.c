@@ -264,24 +264,32 @@ static void ignored(void)
 
 static void *run_for_ever(void *guest)
 {
+	const struct guest *g = guest;
+
 	pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, NULL);
 	for (;;)
-		interrupted(guest);
+		ioctl(g->vcpus[0], KVM_RUN, 0);
 	return NULL;
 }
 
 static void cancel(void)
 {
-	struct guest guest = MAKE(LOOPS, 1, 0), other = MAKE(READS, 1, 0);
-	pthread_t thread;
-	void *result;
+	struct guest guests[] = { MAKE(LOOPS, 1, 0), MAKE(SLEEPS, 1, 1), MAKE(READS, 1, 0) };
+	int cancelled = 0;
 
-	pthread_create(&thread, NULL, run_for_ever, &guest);
-	usleep(100000);
-	pthread_cancel(thread);
-	pthread_join(thread, &result);
-	printf("%s, then %#lx\n", result == PTHREAD_CANCELED ? "cancelled" : "ended",
-	       read_msr(&other, 0));
+	for (int i = 0; i < 15; i++) {
+		pthread_t thread;
+		void *result;
+
+		pthread_create(&thread, NULL, run_for_ever, &guests[i % 3]);
+		usleep(10000 + 777 * i);
+		pthread_cancel(thread);
+		pthread_join(thread, &result);
+		cancelled += result == PTHREAD_CANCELED;
+	}
+	struct guest another = MAKE(READS, 1, 0);
+
+	printf("cancelled %d, then %#lx\n", cancelled, read_msr(&another, 0));
 }
 
 static void *kick_once(void *unused)

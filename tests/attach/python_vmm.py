@@ -33,7 +33,8 @@ class Guest:
         self.memory = mmap.mmap(-1, SIZE)
         self.memory[: len(code)] = code
         address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
-        fcntl.ioctl(self.vm, KVM_SET_USER_MEMORY_REGION, struct.pack("=IIQQQ", 0, 0, 0, SIZE, address))
+        region = struct.pack("=IIQQQ", 0, 0, 0, SIZE, address)
+        fcntl.ioctl(self.vm, KVM_SET_USER_MEMORY_REGION, region)
         self.vcpu = fcntl.ioctl(self.vm, KVM_CREATE_VCPU, 0)
         self.run_page = mmap.mmap(self.vcpu, fcntl.ioctl(self.kvm, KVM_GET_VCPU_MMAP_SIZE))
         sregs = bytearray(312)
@@ -59,8 +60,9 @@ signal.signal(signal.SIGALRM, lambda *_: handled.append(time.monotonic()))
 looping = Guest(LOOPS)
 began = time.monotonic()
 signal.setitimer(signal.ITIMER_REAL, 0.1)
-print("KVM_RUN", libc.ioctl(looping.vcpu, KVM_RUN, 0), os.strerror(ctypes.get_errno()), len(handled),
-      "soon" if handled and handled[0] - began < 1 else "late")  # fmt: skip
+result = libc.ioctl(looping.vcpu, KVM_RUN, 0)
+when = "soon" if handled and handled[0] - began < 1 else "late"
+print("KVM_RUN", result, os.strerror(ctypes.get_errno()), len(handled), when)
 sys.stdout.flush()
 child = os.fork()
 if not child:

@@ -10,23 +10,32 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from kvmsr import native
 from kvmsr.attach.soft import find_python
+from kvmsr.backend import HostBackend
+from kvmsr.backend.soft import DEFAULT_PROFILE
+from kvmsr.cli._vmm_backend import backend_of
 from kvmsr.errors import BackendError
 from tests.attach.qemu import SEEN, guest, lines, summary, under
-from tests.command import words_of
-from tests.conftest import ROOT, kvm_missing, need, peer
+from tests.attach.test_other_vmms import IN_REAL_MODE, flat
+from tests.command import call, words_of
+from tests.conftest import PEERS, ROOT, kvm_missing, need, peer
 
-SECONDS = 120
+__all__ = ("flat",)
+
+SECONDS = 300
 CONSTANT = "[[rule]]\nmsr = 0x35\nread = { value = 0x1200 }\n"
 COUNT = 2000
 
 
 def why_not_soft():
+    for fetched in (PEERS / "libpython").glob("**/libpython*.so.1.0"):
+        os.environ.setdefault("KVMSR_LIBPYTHON", str(fetched))
     try:
         find_python()
     except BackendError as error:
@@ -66,13 +75,10 @@ def test_the_policy_decides_what_the_guest_sees(tmp_path, vmm):
     assert (report["notes"], report["losses"]) == ([], [])
 
 
-def test_without_a_rule_the_profile_decides(tmp_path, vmm):
-    """Nothing but MSR 0x35 is accessed, which kvm_amd does not know."""
-    _, report = run(tmp_path, *vmm, 1, policy="", options=["--soft-profile", "linux-6.1-amd"])
-    assert report["totals"]["faults"] > 0
-    ignoring = ["--soft-profile", "linux-6.1-amd,ignore_msrs"]
-    _, report = run(tmp_path, *vmm, 1, policy="", options=ignoring)
-    assert report["totals"] == {"reads": 0, "writes": 0, "faults": 0}
+def test_a_profile_that_cannot_have_policies_is_refused(tmp_path):
+    done, report = run(tmp_path, "true", options=["--soft-profile", "patch-v3"])
+    assert (done.returncode, report) == (4, None)
+    assert "KVM_CAP_X86_MSR_FILTER" in done.stderr
 
 
 def test_a_trace_shows_what_came_of_it(tmp_path, vmm):
@@ -124,7 +130,7 @@ SAID = {
     "immediate": "then 0x1200\n",
     "mask": "handled 0, eaten 1, then 0x1200\nhandled 0, then 0x1200, handled 1\n",
     "ignored": "handled 1, at its time\n",
-    "cancel": "cancelled, then 0x1200\n",
+    "cancel": "cancelled 15, then 0x1200\n",
     "busy": "waited\n",
     "threads": "1200 reads, sum 0x546000\n",
     "fork": "child: 3 of 3, own 0x1200\n" * 5 + "parent: 0x1200\n",
@@ -198,11 +204,27 @@ def test_what_qemu_lacks_is_said_by_its_name(tmp_path, qemu):
     ]
 
 
+def test_kvmtool(tmp_path, flat):
+    program = os.environ.get("KVMSR_KVMTOOL")
+    if not program:
+        pytest.skip("needs KVMSR_KVMTOOL, the program lkvm of kvmtool")
+    words = [program, *"run -m 64 -c 2 --console serial -n mode=none -k".split(), flat]
+    under_soft = under(tmp_path, *words, options=["--backend", "soft"])
+    done = subprocess.run(
+        under_soft, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS,
+        check=False,
+    )  # fmt: skip
+    if "does not support hardware virtualization" in done.stdout + done.stderr:
+        pytest.skip("needs a CPU with VMX or SVM, for which kvmtool looks itself")
+    seen = [line for line in done.stdout.splitlines() if line.startswith(("rdmsr", "wrmsr"))]
+    assert (done.returncode, seen) == (0, IN_REAL_MODE), done.stderr
+
+
 # Python
 
 
-def python_vmm(folder, python):
-    done, report = run(folder, python, ROOT / "tests/attach/python_vmm.py", "a", "b")
+def test_a_vmm_that_is_a_python(tmp_path):
+    done, report = run(tmp_path, sys.executable, ROOT / "tests/attach/python_vmm.py", "a", "b")
     assert done.stderr == ""
     assert done.stdout.splitlines() == [
         "['a', 'b'] 0x1200 0x1200 0x1200",
@@ -214,19 +236,49 @@ def python_vmm(folder, python):
     assert (done.returncode, report["totals"]["reads"]) == (0, 6)
 
 
-def test_a_vmm_that_is_a_python(tmp_path):
-    python_vmm(tmp_path, sys.executable)
+def another_python():
+    """Return a Python of another version, from PATH or from beside this one, or skip the test."""
+    own = sys.version_info.minor
+    named = (shutil.which(f"python3.{minor}") for minor in range(8, 20) if minor != own)
+    beside = sorted(Path(sys.base_prefix).parent.glob("3.*/bin/python3"))
+    script = "import sys; print(sys.version_info.minor)"
+    for python in filter(None, (*named, *beside)):
+        done = subprocess.run([python, "-c", script], capture_output=True, text=True, check=False)
+        if done.returncode == 0 and int(done.stdout) not in (own, 6, 7):
+            return python
+    return pytest.skip("needs a Python of another version")
 
 
 def test_a_python_of_another_version_is_refused(tmp_path):
-    versions = (f"3.{minor}" for minor in range(8, 20) if minor != sys.version_info.minor)
-    found = [path for version in versions if (path := shutil.which(f"python{version}"))]
-    for python in found:
-        done = subprocess.run([python, "-c", "pass"], check=False)
-        if done.returncode == 0:  # a shim of pyenv's may have no program behind it
-            break
-    else:
-        pytest.skip("needs a Python of another version")
-    done, report = run(tmp_path, python, ROOT / "tests/attach/python_vmm.py")
+    done, report = run(tmp_path, another_python(), ROOT / "tests/attach/python_vmm.py")
     assert "No such device: '/dev/kvm'" in done.stderr
     assert "the VMM has a Python of its own, 3." in report["notes"][0]
+
+
+# What is missing
+
+
+def test_without_pythons_library_a_line_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr("kvmsr.attach.soft._NAME", "libpython2.4.so.1.0")
+    monkeypatch.delenv("KVMSR_LIBPYTHON", raising=False)
+    with pytest.raises(BackendError, match=r"^libpython2\.4\.so\.1\.0 is missing, .*: install it"):
+        find_python()
+
+
+def test_a_library_elsewhere_can_be_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("KVMSR_LIBPYTHON", str(tmp_path / "none.so"))
+    with pytest.raises(BackendError, match=r"^KVMSR_LIBPYTHON=.*: there is no such file"):
+        find_python()
+
+
+def test_without_kvm_a_line_says_that_there_is_soft(monkeypatch):
+    monkeypatch.setattr("kvmsr.backend.HostBackend", partial(HostBackend, "/dev/not-there"))
+    with pytest.raises(BackendError, match=r"cannot open /dev/not-there.*--backend soft"):
+        backend_of("kvm", DEFAULT_PROFILE)
+
+
+def test_a_wrapper_keeps_the_options(tmp_path, vmm):
+    script = tmp_path / "wrapped"
+    done = call("wrap", vmm[0], "--backend", "soft", "--soft-profile", "pvm", "-o", script)
+    assert done.returncode == 0, done.stderr
+    assert "exec --backend soft --soft-profile pvm -- " in script.read_text()

@@ -22,18 +22,24 @@ __all__ = ("SoftKvm", "find_python")
 
 _VERSION: Final = f"{sys.version_info.major}.{sys.version_info.minor}"
 _NAME: Final = f"libpython{_VERSION}.so.1.0"
+_LIBRARY: Final = "KVMSR_LIBPYTHON"
 _MOST_BYTES: Final = 1 << 16
 
 
 def find_python() -> Path:
     """
-    Return the path of Python's shared library.
+    Return the path of Python's shared library, which KVMSR_LIBPYTHON may name.
 
     :raises BackendError: if it is not there, or the library that needs it was not built.
     """
     if not (native.available() and native.SOFT.exists()):
         raise BackendError(native.why_not() or f"{native.SOFT} is missing: {native.REMEDY}")
     multiarch = sysconfig.get_config_var("MULTIARCH") or f"{platform.machine()}-linux-gnu"
+    named = os.environ.get(_LIBRARY)
+    if named is not None:
+        if not Path(named).is_file():
+            raise BackendError(f"{_LIBRARY}={named}: there is no such file; name {_NAME}")
+        return Path(named).absolute()
     folders = [
         sysconfig.get_config_var("LIBDIR") or "", f"{sys.base_prefix}/lib", f"/usr/lib/{multiarch}",
         f"/lib/{multiarch}", "/usr/lib64", "/usr/lib", "/usr/local/lib",

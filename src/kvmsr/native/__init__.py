@@ -30,7 +30,6 @@ else:
     ffi, lib = _core.ffi, _core.lib
 
 
-
 def _built(name: str) -> Path:
     folder = Path(__file__).parent
     return next(iter(sorted(folder.glob(f"{name}.*so"))), folder / f"{name}.so")

@@ -63,9 +63,7 @@ class Server:
     :param handles_signals: this interpreter is the program's, and handles signals.
     """
 
-    def __init__(
-        self, profile: str, note: Callable[[str], None], *, handles_signals: bool
-    ) -> None:
+    def __init__(self, profile: str, note: Callable[[str], None], *, handles_signals: bool) -> None:
         self._backend = SoftBackend(profile, real_time=True)
         self._note = note
         self._noted: set[str] = set()

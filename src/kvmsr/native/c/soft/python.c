@@ -156,13 +156,13 @@ static void import(void)
 	static const char form[] =
 		"exec('''\n"
 		"import sys, ctypes\n"
-		"place = %#lx\n"
+		"place, own = %#lx, %s\n"
 		"try:\n"
 		"    text = ctypes.c_char_p.from_address(place).value.decode('utf-8', 'surrogateescape')\n"
 		"    _, _, notes, profile, *paths = text.split(chr(10))\n"
-		"    sys.path += [path for path in paths if path not in sys.path]\n"
+		"    sys.path[:] = dict.fromkeys(paths + sys.path if own else sys.path + paths)\n"
 		"    from kvmsr.backend.soft import serving\n"
-		"    serving.begin(place, profile, notes, handles_signals=%s)\n"
+		"    serving.begin(place, profile, notes, handles_signals=not own)\n"
 		"except BaseException as error:\n"
 		"    said = f'{type(error).__name__}: {error}'.encode()[:500]\n"
 		"    ctypes.memmove(place + ctypes.sizeof(ctypes.c_void_p), said, len(said))\n"
@@ -170,7 +170,7 @@ static void import(void)
 	char text[sizeof(form) + 64];
 
 	snprintf(text, sizeof(text), form, (unsigned long)(uintptr_t)&soft_calls,
-		 embedded ? "False" : "True");
+		 embedded ? "True" : "False");
 	if (py.PyRun_SimpleStringFlags(text, NULL) && !*soft_calls.failure)
 		fail("Python cannot load kvmsr");
 }
