@@ -180,6 +180,10 @@ class Core:
         """Forget all translated code: somebody else may have rewritten it."""
         self._library.tb_flush(self.state.cpu)
 
+    def flush_tlb(self) -> None:
+        """Forget all translated addresses."""
+        self._library.tlb_flush(self.state.cpu)
+
     def read_linear(self, address: int, size: int) -> bytes | None:
         """Return *size* bytes at a linear address, or None where a page is missing."""
         data = ctypes.create_string_buffer(size)
