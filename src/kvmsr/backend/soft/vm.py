@@ -15,6 +15,7 @@ from typing import Final, Protocol
 from kvmsr.abi import Quirk
 from kvmsr.backend.soft.clock import Clock
 from kvmsr.backend.soft.execution import Execution
+from kvmsr.backend.soft.host_tsc import host_tsc_khz
 from kvmsr.backend.soft.hyperv.partition import Partition
 from kvmsr.backend.soft.irqchip import IrqChip, Pit
 from kvmsr.backend.soft.memory import Slots
@@ -97,7 +98,8 @@ class Vm:
         self.profile: Profile = profile
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)
-        self.clock = Clock(TSC_KHZ, real_time=real_time)
+        tsc_khz = host_tsc_khz() if real_time else None
+        self.clock = Clock(tsc_khz or TSC_KHZ, real_time=real_time)
         self.timers = Timers(self.clock, self.changed)
         self.slots = Slots()
         self.execution = Execution(self.changed)
