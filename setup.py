@@ -18,6 +18,12 @@ setup(
             extra_compile_args=[*build["CFLAGS"], "-fvisibility=hidden"],
             optional=True,
             py_limited_api=True,
-        )
+        ),
+        Extension(
+            "kvmsr.native.soft",  # nor is this; it loads Python's library when it is needed
+            [f"{build['SOURCES']}/{name}" for name in build["SOFT"]],
+            extra_compile_args=[*build["CFLAGS"], "-fvisibility=hidden"],
+            optional=True,
+        ),
     ],
 )

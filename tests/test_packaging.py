@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from dataclasses import dataclass
@@ -29,7 +30,10 @@ write = "ignore"
 """
 COUNT = 500
 NO_COMPILER = {"CC": "/bin/false"}
-BUILT = {"kvmsr/native/_core.abi3.so", "kvmsr/native/shim.abi3.so"}
+BUILT = {
+    "kvmsr/native/_core.abi3.so", "kvmsr/native/shim.abi3.so",
+    f"kvmsr/native/soft{sysconfig.get_config_var('EXT_SUFFIX')}",
+}  # fmt: skip
 OURS = ("kvmsr", "__editable__")
 SITE = Path(pytest.__file__).parent.parent
 
@@ -213,9 +217,9 @@ def test_exec_and_its_helpers(kvmsr):
     assert f"exec {kvmsr.python} -P -m kvmsr exec --policy" in script
 
 
-@pytest.mark.kvm
-def test_exec(kvmsr, vmm):
-    words = "exec", "--policy", "p.toml", "--", *vmm, COUNT
+@pytest.mark.parametrize("backend", ["soft", pytest.param("kvm", marks=pytest.mark.kvm)])
+def test_exec(kvmsr, vmm, backend):
+    words = "exec", "--backend", backend, "--policy", "p.toml", "--", *vmm, COUNT
     if kvmsr.native:
         out, err = kvmsr(*words, status=7)
         assert out.split()[0] == str(0x1200)

@@ -8,7 +8,9 @@ installed, nothing outside that folder is touched, and no rights are needed. Wha
 named with the reason: tests that need it are skipped, or, with KVMSR_REQUIRE_PEERS=1, this exits
 with status 1.
 
-    tools/fetch_peers.py FOLDER [kernel] [seabios] [busybox] [qemu] [chromium] [selftests]
+    tools/fetch_peers.py FOLDER [NAME…]
+
+    kernel seabios busybox qemu chromium libpython selftests
 """
 
 import os
@@ -16,6 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -29,6 +32,9 @@ MODULES = [
     f"*lib/modules/*/kernel/{part}"
     for part in ("arch/x86/kvm/*", "virt/lib/*", "arch/x86/kernel/msr.ko*")
 ]
+# Python's shared library, for the soft backend in a VMM.
+PYTHON = f"libpython{sys.version_info.major}.{sys.version_info.minor}"
+LIBPYTHON = f"{PYTHON}.so.1.0"
 PEERS = {
     # name: (packages, what to unpack of them, what must be there afterwards)
     "kernel": (
@@ -45,6 +51,7 @@ PEERS = {
         ["./usr/src/linux-source-6.1.tar.xz"],
         ["x86_64/userspace_msr_exit_test"],
     ),
+    "libpython": ([PYTHON], ["*/" + LIBPYTHON], ["**/" + LIBPYTHON]),
 }
 
 SYSTEM = {"qemu": "qemu-system-x86_64", "chromium": "chromium"}
@@ -242,6 +249,10 @@ def lacks(name: str) -> str:
 def here(folder: Path, name: str) -> str:
     """Return where a peer is, or "" if it is yet to be fetched."""
     system = shutil.which(SYSTEM[name]) if name in SYSTEM else None
+    if name == "libpython":
+        folders = [str(sysconfig.get_config_var(name)) for name in ("LIBDIR", "LIBPL")]
+        folders.append(f"/usr/lib/{sysconfig.get_config_var('MULTIARCH')}")
+        system = next((path for path in folders if Path(path, LIBPYTHON).exists()), None)
     if system:
         return f"{system} (the system's)"
     place = present(folder, name)

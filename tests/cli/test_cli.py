@@ -340,8 +340,9 @@ def test_doctor_tells_what_is_there():
     found = json.loads(report)
     assert found["ok"] == (not kvm_missing())
     names = [check["name"] for check in found["checks"]]
-    assert names[:6] == [
-        "kernel", "soft backend", "native core", "vendor module", "ignore_msrs", "/dev/kvm",
+    assert names[:7] == [
+        "kernel", "soft backend", "native core", "soft backend in a VMM", "vendor module",
+        "ignore_msrs", "/dev/kvm",
     ]  # fmt: skip
     for check in found["checks"]:
         assert check["status"] in ("ok", "warn", "fail")

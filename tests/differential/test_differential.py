@@ -58,7 +58,7 @@ FOUND = {
 
 # What soft does not have, and what it has in another way.
 MISSING = {
-    "KVM_GET_DIRTY_LOG", "KVM_CLEAR_DIRTY_LOG", "KVM_GET_STATS_FD", "KVM_IOEVENTFD", "KVM_IRQFD",
+    "KVM_CLEAR_DIRTY_LOG", "KVM_GET_STATS_FD", "KVM_IOEVENTFD", "KVM_IRQFD",
     "KVM_SET_TSC_KHZ", "KVM_GET_XSAVE2", "KVM_KVMCLOCK_CTRL", "KVM_X86_SET_MCE",
     "number 0x44",  # KVM_SET_NR_MMU_PAGES
     "number 0x64",  # KVM_CREATE_PIT, which KVM_CREATE_PIT2 replaced

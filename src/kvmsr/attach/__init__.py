@@ -10,5 +10,6 @@ what happened.
 
 from kvmsr.attach.controller import Controller
 from kvmsr.attach.elf import find_vmm
+from kvmsr.attach.soft import SoftKvm
 
-__all__ = ("Controller", "find_vmm")
+__all__ = ("Controller", "SoftKvm", "find_vmm")

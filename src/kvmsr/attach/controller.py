@@ -23,8 +23,9 @@ from kvmsr import native
 from kvmsr.attach.elf import find_vmm
 from kvmsr.attach.processes import BLOCK, Processes
 from kvmsr.attach.questions import Questions
+from kvmsr.attach.soft import SoftKvm
 from kvmsr.attach.vms import Vms, error_name
-from kvmsr.backend import HostBackend
+from kvmsr.backend import Backend
 from kvmsr.dispatch import Sink
 from kvmsr.errors import BackendError, HostError, KvmsrError, UsageError
 from kvmsr.kvm import Kvm
@@ -55,6 +56,9 @@ class Controller:
 
     :param command: the VMM and its arguments.
     :param policy: the policy.
+    :param backend: the VMM's KVM.
+    :param soft: if that is the soft backend: what it takes to have it in the VMM's process. It is
+        closed with the controller.
     :param log: receives the accesses that the policy logs.
     :param state: the file that keeps the registers from one run to the next.
     :param require: do not let a VM run that would not be under the whole policy.
@@ -76,7 +80,9 @@ class Controller:
         self,
         command: Sequence[str],
         policy: Policy,
+        backend: Backend,
         *,
+        soft: SoftKvm | None = None,
         log: Sink | None = None,
         state: Path | None = None,
         require: bool = False,
@@ -102,11 +108,12 @@ class Controller:
         self.unsaved: KvmsrError | None = None
         self.on_hangup: Callable[[], None] | None = None
         kept = None if state is None else kept_state(state)
-        self._kvm = Kvm(HostBackend())
+        self._soft = soft
+        self._kvm = Kvm(backend)
         try:
             self.session = Session(
                 policy.observing(observe), self._kvm, log=log, vcpus=_MAX_VCPUS, trace=trace,
-                timed=timed,
+                timed=timed, attached=True,
             )  # fmt: skip
             assert self.session.shared is not None
             self._block = self.session.shared.block
@@ -164,18 +171,24 @@ class Controller:
         """Close the session and KVM."""
         self.session.close()
         self._kvm.close()
+        if self._soft is not None:
+            self._soft.close()
 
     # The VMM
 
     def _start(self) -> Processes:
-        preload = ":".join(filter(None, (str(native.SHIM), os.environ.get("LD_PRELOAD"))))
+        preload = [str(native.SHIM), os.environ.get("LD_PRELOAD")]
+        if self._soft is not None:
+            preload[1:1] = [str(native.SOFT)]
         inherited = [self._block.fd, self._block.tables_fd]
         environment = os.environ | {
-            "LD_PRELOAD": preload,
+            "LD_PRELOAD": ":".join(filter(None, preload)),
             BLOCK: ":".join(map(str, [os.getpid(), *inherited])),
         }
         if self._require:
             environment[_REQUIRE] = "1"
+        if self._soft is not None:
+            environment |= self._soft.environment()
         sys.stdout.flush()
         stdout = sys.stderr.fileno() if self._to_stderr else None
         return Processes(self._command, self._program, environment, inherited, stdout)
@@ -288,6 +301,8 @@ class Controller:
             )
 
     def _notes(self) -> Iterator[str]:
+        if self._soft is not None:
+            yield from self._soft.notes()
         raw = self._block.raw
         if not raw.n_vms and not raw.missed:
             yield "the VMM created no VM through KVM's ioctls, so no access could be seen"

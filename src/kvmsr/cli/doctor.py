@@ -18,6 +18,7 @@ import click
 from kvmsr import backend as backends
 from kvmsr import native
 from kvmsr.abi import KVM_API_VERSION, Cap
+from kvmsr.attach.soft import find_python
 from kvmsr.backend import Backend
 from kvmsr.cli._output import print_json
 from kvmsr.errors import BackendError, KvmsrError
@@ -56,6 +57,7 @@ def examine() -> Iterator[Finding]:
     yield Finding("kernel", OK, f"{platform.system()} {platform.release()}")
     yield _soft()
     yield _native_core()
+    yield _soft_in_a_vmm()
     yield _module()
     yield _ignore_msrs()
     try:
@@ -87,6 +89,16 @@ def _native_core() -> Finding:
         return Finding("native core", OK, "built: accesses are answered in C, and kvmsr exec works")
     what = "not built: accesses on /dev/kvm are slower, and kvmsr exec does not work"
     return Finding("native core", WARN, what, native.REMEDY)
+
+
+def _soft_in_a_vmm() -> Finding:
+    name = "soft backend in a VMM"
+    try:
+        library = find_python()
+    except BackendError as error:
+        what, _, remedy = str(error).partition(": ")
+        return Finding(name, WARN, what, remedy)
+    return Finding(name, OK, f"{library} is there: kvmsr exec --backend soft works")
 
 
 def _module() -> Finding:

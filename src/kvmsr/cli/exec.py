@@ -22,6 +22,7 @@ from kvmsr.cli._output import print_json
 from kvmsr.cli._parameters import LOG, NAME, OBSERVE, POLICY, STATE
 from kvmsr.cli._reload import RELOAD, expect_hangup, reloading
 from kvmsr.cli._tracing import served, traced
+from kvmsr.cli._vmm_backend import backend_of, vmm_backend
 from kvmsr.errors import UsageError
 from kvmsr.policy import Policy
 from kvmsr.policy.file import load_policy
@@ -45,6 +46,7 @@ Examples:
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 @click.argument("vmm", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- VMM [ARGS]...")
+@vmm_backend
 @POLICY
 @OBSERVE
 @LOG
@@ -66,6 +68,8 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def command(
     vmm: tuple[str, ...],
+    backend: str,
+    soft_profile: str,
     policy: str | None,
     observe: Ranges,
     log: str,
@@ -92,10 +96,13 @@ def command(
     rules = load_policy(policy) if policy else Policy()
     to_stdout = as_json and summary is None
     witness = supervise(rules, partial(_print, summary=summary, as_json=as_json), reloads=reload)
+    chosen, soft = backend_of(backend, soft_profile)
     with access_log(log, lambda data: None, shared=False) as (_, sink):
         controller = Controller(
             vmm,
             rules,
+            chosen,
+            soft=soft,
             log=sink,
             state=state,
             require=require,

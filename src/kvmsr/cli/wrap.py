@@ -17,6 +17,7 @@ from kvmsr.attach import find_vmm
 from kvmsr.cli._parameters import NAME, OBSERVE, POLICY
 from kvmsr.cli._reload import RELOAD
 from kvmsr.cli._tracing import trace_words, traced
+from kvmsr.cli._vmm_backend import backend_words, vmm_backend
 from kvmsr.errors import UsageError
 from kvmsr.files import read_regular
 from kvmsr.policy.file import load_policy
@@ -64,6 +65,7 @@ Example:
 @click.command("wrap", epilog=_EXAMPLE)
 @click.argument("vmm", metavar="VMM")
 @click.option("-o", "--output", metavar="FILE", required=True, help="The script to write.")
+@vmm_backend
 @POLICY
 @OBSERVE
 @click.option("--log", metavar="FILE", help="As for kvmsr exec.")
@@ -77,6 +79,8 @@ Example:
 def command(
     vmm: str,
     output: str,
+    backend: str,
+    soft_profile: str,
     policy: str | None,
     observe: Ranges,
     log: str | None,
@@ -96,7 +100,7 @@ def command(
     AppArmor's and SELinux's profiles.
     """
     program = find_vmm(vmm).absolute()
-    options: list[str] = []
+    options = backend_words(backend, soft_profile)
     if policy is not None:
         load_policy(policy)
         is_file = not policy.startswith("preset:")

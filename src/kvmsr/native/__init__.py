@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-__all__ = ("REMEDY", "SHIM", "available", "ffi", "lib", "why_not")
+__all__ = ("REMEDY", "SHIM", "SOFT", "available", "ffi", "lib", "why_not")
 
 REMEDY = (
     "install a C compiler and Python's headers (on Debian: gcc and python3-dev), then kvmsr again"
@@ -29,8 +29,17 @@ else:
     _why = ""
     ffi, lib = _core.ffi, _core.lib
 
-SHIM = next(iter(sorted(Path(__file__).parent.glob("shim*.so"))), Path(__file__).parent / "shim.so")
+
+def _built(name: str) -> Path:
+    folder = Path(__file__).parent
+    return next(iter(sorted(folder.glob(f"{name}.*so"))), folder / f"{name}.so")
+
+
+SHIM = _built("shim")
 """Path of the library that is preloaded into VMMs."""
+
+SOFT = _built("soft")
+"""Path of the library that is preloaded behind it, where the soft backend is to be their KVM."""
 
 
 def available() -> bool:

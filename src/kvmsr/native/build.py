@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cffi import FFI
 
-__all__ = ("CFLAGS", "CORE", "HEADERS", "SHIM", "SOURCES", "declarations", "make_ffi")
+__all__ = ("CFLAGS", "CORE", "HEADERS", "SHIM", "SOFT", "SOURCES", "declarations", "make_ffi")
 
 SOURCES = "src/kvmsr/native/c"
 """The folder of the C files, relative to the project's folder, where setup.py runs."""
@@ -29,6 +29,7 @@ SHIM = [
     *(name for name in CORE if name != "loop.c"),
     "merge.c", "attach.c", "descriptors.c", "vmm.c", "reset.c", "answer.c", "shim.c",
 ]  # fmt: skip
+SOFT = ["soft/python.c", "soft/objects.c", "soft/files.c", "soft/ioctl.c"]
 
 _CHANGES = (
     (r"/\*[\s\S]*?\*/", ""),

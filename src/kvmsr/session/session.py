@@ -58,6 +58,7 @@ class Session:
     :param trace: how to record the run; by default it is not recorded.
     :param timed: whether to count latencies.
     :param use_native: let C evaluate the policy on the host's KVM, if the core was built.
+    :param attached: the guests are another VMM's, so that C does on any KVM.
     :ivar shared: the memory that C works on; None if Python evaluates the policy.
     :ivar restored: whether a state has been restored.
     :ivar python_vcpus: the vCPUs whose accesses Python answers, each with its VM's number.
@@ -78,6 +79,7 @@ class Session:
         trace: TraceOptions | None = None,
         timed: bool = False,
         use_native: bool = True,
+        attached: bool = False,
     ) -> None:
         kvm.require(Cap.X86_USER_SPACE_MSR, Cap.X86_MSR_FILTER)
         self._kvm = kvm
@@ -94,7 +96,8 @@ class Session:
             if vcpu is None
             else fitting_plan(policy, kvm, vcpu, ignore_msrs)
         )
-        if use_native and native.available() and isinstance(kvm.backend, HostBackend):
+        is_native = use_native and isinstance(kvm.backend, HostBackend)
+        if native.available() and (is_native or attached):
             self.shared = Shared(Block(vcpus), Names())
             self.shared.block.tables.timed = timed
         self._guests = Guests(self.shared)

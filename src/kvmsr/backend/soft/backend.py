@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from kvmsr.abi import ioctls
 from kvmsr.backend.soft.cpu.selftest import check
+from kvmsr.backend.soft.page import RunPage
 from kvmsr.backend.soft.profile import find_profile
 from kvmsr.backend.soft.run import kvm_run
 from kvmsr.backend.soft.system import SYSTEM_IOCTLS, System
@@ -90,6 +91,35 @@ class SoftBackend:
         if not isinstance(thing, Vcpu):
             raise _error(errno.EBADF if thing is None else _refusal(thing, _KVM_RUN))
         kvm_run(thing, serve)
+
+    def create_vcpu(
+        self, fd: int, vcpu_id: int, page: RunPage, *, handles_signals: bool = True
+    ) -> int:
+        """
+        Do KVM_CREATE_VCPU, with a page that lies where the caller says.
+
+        :param handles_signals: see :class:`kvmsr.backend.soft.signals.Watch`.
+        :raises OSError: as KVM_CREATE_VCPU.
+        """
+        machine = self._objects.get(fd)
+        if not isinstance(machine, Vm):
+            raise _error(errno.EBADF if machine is None else errno.ENOTTY)
+        vcpu = create_vcpu(machine, vcpu_id, page)
+        vcpu.signals.handles = handles_signals
+        return self._add(vcpu)
+
+    def run_held(self, fd: int, blocked: int) -> None:
+        """
+        Do KVM_RUN for a caller that holds signals back.
+
+        :param blocked: the signals that were blocked before, as bits.
+        :raises OSError: as KVM_RUN.
+        """
+        thing = self._objects.get(fd)
+        if not isinstance(thing, Vcpu):
+            raise _error(errno.EBADF if thing is None else _refusal(thing, _KVM_RUN))
+        thing.signals.blocked_outside = blocked
+        kvm_run(thing)
 
     def mmap(self, fd: int, length: int) -> "Buffer":
         """Return a vCPU's kvm_run page and what follows it."""

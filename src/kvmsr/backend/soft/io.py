@@ -161,7 +161,7 @@ def _string_access(vcpu: Vcpu, access: PortAccess, instruction: Instruction) -> 
             if not access.write:
                 address = _linear(vcpu, ES, regs[_RDI] & wide)
                 at = DATA + number * size
-                if not _store(vcpu, address, vcpu.page.bytes[at : at + size], writes):
+                if not _store(vcpu, address, bytes(vcpu.page.bytes[at : at + size]), writes):
                     return _page_fault(vcpu, address, write=True)
             regs[pointer] = _merge(regs[pointer], regs[pointer] + step, wide)
             if instruction.rep:

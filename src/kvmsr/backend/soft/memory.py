@@ -25,12 +25,17 @@ _END: Final = 1 << 40  # what CPUID offers of physical addresses
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Guest-physical memory: *size* bytes at *address*, in this process at *host_address*."""
+    """
+    Guest-physical memory: *size* bytes at *address*, in this process at *host_address*.
+
+    :ivar logged: it has a dirty log.
+    """
 
     address: int
     size: int
     host_address: int
     writable: bool
+    logged: bool = False
 
     @property
     def end(self) -> int:
@@ -61,9 +66,8 @@ class Slots:
         flags = region.flags
         address, size = region.guest_phys_addr, region.memory_size
         number = region.slot & 0xFFFF
-        # Dirty logging is not offered: nothing here sees the guest's stores.
         bad = (
-            flags & ~int(MemFlag.READONLY)
+            flags & ~int(MemFlag.READONLY | MemFlag.LOG_DIRTY_PAGES)
             or region.slot >> 16
             or number >= _MAX_SLOTS
             or size % _PAGE
@@ -80,7 +84,10 @@ class Slots:
                 raise _error(errno.EINVAL)
             del self._slots[number]
         else:
-            new = Slot(address, size, region.userspace_addr, not flags & MemFlag.READONLY)
+            new = Slot(
+                address, size, region.userspace_addr,
+                writable=not flags & MemFlag.READONLY, logged=bool(flags & MemFlag.LOG_DIRTY_PAGES),
+            )  # fmt: skip
             self._check(number, old, new)
             if new == old:
                 return
@@ -97,6 +104,20 @@ class Slots:
         for other, slot in self._slots.items():
             if other != number and slot.address < new.end and new.address < slot.end:
                 raise _error(errno.EEXIST)
+
+    def dirty_log(self, number: int) -> bytes:
+        """
+        Return the dirty log of a slot: every page counts as written.
+
+        Nothing here sees the guest's stores. Who asks copies or draws more than would be needed.
+
+        :raises OSError: ENOENT, if there is no such slot, or it has none.
+        """
+        slot = self._slots.get(number)
+        if slot is None or not slot.logged:
+            raise _error(errno.ENOENT)
+        pages = slot.size // _PAGE
+        return ((1 << pages) - 1).to_bytes((pages + 63) // 64 * 8, "little")
 
     def host_address(self, address: int, size: int) -> int | None:
         """Return where *size* bytes at guest-physical *address* lie, or None."""

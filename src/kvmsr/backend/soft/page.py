@@ -28,14 +28,15 @@ class RunPage:
     """
     The mapping of a vCPU.
 
+    :param memory: where it lies; by default in memory of its own.
     :ivar bytes: all of it.
     :ivar run: what it starts with, struct kvm_run.
     :ivar exited: an exit was written for which the guest has to stop; reset by whoever lets the
         guest go on.
     """
 
-    def __init__(self) -> None:
-        self.bytes = mmap.mmap(-1, MMAP_SIZE)
+    def __init__(self, memory: "mmap.mmap | memoryview | None" = None) -> None:
+        self.bytes = mmap.mmap(-1, MMAP_SIZE) if memory is None else memory
         self.run: Any = Run.from_buffer(self.bytes)
         self.exited = False
 

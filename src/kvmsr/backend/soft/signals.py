@@ -36,6 +36,7 @@ def _set(mask: int) -> Any:
 _SYNCHRONOUS: Final = bits(
     (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGABRT)
 )
+_IGNORED: Final = frozenset((signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH, signal.SIGCONT))
 _HELD: Final = _set(bits(signal.valid_signals()) & ~_SYNCHRONOUS)
 
 
@@ -81,11 +82,16 @@ class Watch:
 
     :ivar mask: the signals that are blocked in KVM_RUN only, as bits (KVM_SET_SIGNAL_MASK); None:
         those that are blocked anyway.
+    :ivar blocked_outside: for a caller that holds signals back itself: those that it had blocked
+        before, as bits.
+    :ivar handles: this interpreter handles signals, in its main thread.
     :ivar active: in KVM_RUN, and signals are looked for.
     """
 
     def __init__(self) -> None:
         self.mask: int | None = None
+        self.blocked_outside: int | None = None
+        self.handles = True
         self.active = False
         self._blocked = 0
         self._held: _Held | None = None
@@ -97,12 +103,16 @@ class Watch:
 
     def begin(self) -> None:
         """Look for signals from now on; their handlers run when :meth:`end` lets them."""
-        if threading.get_ident() == threading.main_thread().ident:
+        if self.handles and threading.get_ident() == threading.main_thread().ident:
             self._held = _Held()
             self._blocked = self._held.mask
+        if self.blocked_outside is not None:
+            self._blocked = self.blocked_outside
         if self.mask is not None:
             self._blocked = self.mask
-        self.active = self.mask is not None or self._held is not None
+        self.active = (
+            self.mask is not None or self._held is not None or self.blocked_outside is not None
+        )
 
     def end(self) -> None:
         """Look for them no longer."""
@@ -116,7 +126,25 @@ class Watch:
         if not self.active:
             return False
         taken = self._held is not None and self._held.came()
-        return taken or bool(pending() & ~self._blocked)
+        return taken or _matters(pending() & ~self._blocked)
+
+
+def _matters(signals: int) -> bool:
+    """
+    Return whether one of *signals*, as bits, does anything when it comes.
+
+    While it is blocked the kernel keeps it even if it will be ignored, for that may change.
+    """
+    return any(
+        signals >> number - 1 & 1 and not _is_ignored(number)
+        for number in range(1, signals.bit_length() + 1)
+    )
+
+
+def _is_ignored(number: int) -> bool:
+    action = (ctypes.c_size_t * 32)()  # struct sigaction begins with the handler
+    _libc.sigaction(number, None, action)
+    return action[0] == signal.SIG_IGN or (action[0] == signal.SIG_DFL and number in _IGNORED)
 
 
 def hold() -> int:

@@ -54,9 +54,9 @@ class Vcpu:
     :ivar thread: the thread that is in KVM_RUN; 0: none.
     """
 
-    def __init__(self, vm: Vm, vcpu_id: int) -> None:
+    def __init__(self, vm: Vm, vcpu_id: int, page: RunPage) -> None:
         self.vm, self.id = vm, vcpu_id
-        self.page = RunPage()
+        self.page = page
         self.run: Any = self.page.run
         self.cpu = Engine()
         self.clock = GuestClock(vm.clock)

@@ -237,6 +237,13 @@ def _set_signal_mask(vcpu: Vcpu, arg: int) -> int:
     return 0
 
 
+def _set_vapic_addr(vcpu: Vcpu, arg: int) -> int:
+    """Take that there is no virtual APIC page; there is nothing here that would use one."""
+    if vcpu.lapic is None or any(read_user(arg, 8)):
+        raise _error(errno.EINVAL)
+    return 0
+
+
 def _get_tsc_khz(vcpu: Vcpu, _arg: int) -> int:
     return vcpu.vm.clock.tsc_khz
 
@@ -265,6 +272,7 @@ VCPU_IOCTLS: Final[dict[int, Handler]] = {
     ioctls.KVM_SET_MP_STATE: _setter(cpu.MpState, _set_mp_state),
     ioctls.KVM_GET_LAPIC: _getter(cpu.LapicState, _get_lapic),
     ioctls.KVM_SET_LAPIC: _set_lapic,
+    ioctls.KVM_SET_VAPIC_ADDR: _set_vapic_addr,
     ioctls.KVM_TRANSLATE: _translate,
     ioctls.KVM_SET_CPUID2: _set_cpuid2,
     ioctls.KVM_GET_CPUID2: _get_cpuid2,

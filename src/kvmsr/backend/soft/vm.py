@@ -234,15 +234,16 @@ class Vm:
     def wait_for_change(self) -> None:
         """Sleep until another thread has something, or a timer is due."""
         deadline = self.timers.next_deadline()
+        looks = any(vcpu.looks_for_signals for vcpu in self.vcpus.values())
+        longest = _LOOK_FOR_SIGNALS if looks else _LONGEST_WAIT
         if deadline is None:
-            looks = any(vcpu.looks_for_signals for vcpu in self.vcpus.values())
-            self.changed.wait(_LOOK_FOR_SIGNALS if looks else _LONGEST_WAIT)
+            self.changed.wait(longest)
             return
         if not self.active and not any(vcpu.wakes for vcpu in self.vcpus.values()):
             self.clock.warp_to(deadline)
         left = deadline - self.clock.now()
         if left > 0:
-            self.changed.wait(left / 1e9)
+            self.changed.wait(min(left / 1e9, longest))
 
     def _look(self) -> float | None:
         """Do what is due while vCPUs execute; see :class:`Ticker`."""

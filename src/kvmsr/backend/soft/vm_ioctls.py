@@ -17,6 +17,7 @@ from kvmsr.backend.soft.capabilities import MAX_VCPU_IDS, MAX_VCPUS, QUIRKS, che
 from kvmsr.backend.soft.exits import Intercepts
 from kvmsr.backend.soft.irqchip import IrqChip, Pit
 from kvmsr.backend.soft.msr.filter import MsrFilter
+from kvmsr.backend.soft.page import RunPage
 from kvmsr.backend.soft.startup import reset
 from kvmsr.backend.soft.uaccess import read_struct, read_user, write_user
 from kvmsr.backend.soft.vcpu import Vcpu
@@ -39,6 +40,14 @@ def _set_user_memory_region(machine: Vm, arg: int) -> int:
     with machine.lock:
         machine.slots.set(region)
         machine.memory_changed()
+    return 0
+
+
+def _get_dirty_log(machine: Vm, arg: int) -> int:
+    log = read_struct(vm.DirtyLog, arg)
+    with machine.lock:
+        bitmap = machine.slots.dirty_log(log.slot)
+    write_user(log.dirty_bitmap, bitmap)
     return 0
 
 
@@ -66,9 +75,11 @@ def _set_boot_cpu_id(machine: Vm, arg: int) -> int:
 # vCPUs
 
 
-def create_vcpu(machine: Vm, vcpu_id: int) -> Vcpu:
+def create_vcpu(machine: Vm, vcpu_id: int, page: RunPage | None = None) -> Vcpu:
     """
     Return a new vCPU (KVM_CREATE_VCPU).
+
+    :param page: its kvm_run page; by default one of its own.
 
     :raises OSError: EINVAL for too high a number or too many, EEXIST.
     """
@@ -80,7 +91,7 @@ def create_vcpu(machine: Vm, vcpu_id: int) -> Vcpu:
             raise _error(errno.EEXIST)
         if len(machine.vcpus) >= MAX_VCPUS:
             raise _error(errno.EINVAL)
-        vcpu = Vcpu(machine, vcpu_id)
+        vcpu = Vcpu(machine, vcpu_id, page or RunPage())
         vcpu.cpu.client = Intercepts(vcpu)
         reset(vcpu)
         machine.vcpus[vcpu_id] = vcpu
@@ -274,6 +285,7 @@ def _set_msr_filter(machine: Vm, arg: int) -> int:
 VM_IOCTLS: Final[dict[int, Handler]] = {
     ioctls.KVM_CHECK_EXTENSION: lambda machine, arg: check_extension(machine.profile, arg),
     ioctls.KVM_SET_USER_MEMORY_REGION: _set_user_memory_region,
+    ioctls.KVM_GET_DIRTY_LOG: _get_dirty_log,
     ioctls.KVM_SET_TSS_ADDR: _set_tss_addr,
     ioctls.KVM_SET_IDENTITY_MAP_ADDR: _set_identity_map_addr,
     ioctls.KVM_SET_BOOT_CPU_ID: _set_boot_cpu_id,

@@ -20,6 +20,8 @@ static int (*real_ioctl)(int, unsigned long, ...);
 static __attribute__((constructor)) void find_real(void)
 {
 	real_ioctl = (int (*)(int, unsigned long, ...))dlsym(RTLD_NEXT, "ioctl");
+	/* The soft backend's library may be behind this one. */
+	kvmsr_served = (long (*)(int, unsigned long, void *))dlsym(RTLD_NEXT, "kvmsr_soft_ioctl");
 }
 
 /* Call the next ioctl: the C library's, or that of another preloaded library. */

@@ -6,6 +6,8 @@
 
 #include "core.h"
 
+long (*kvmsr_served)(int fd, unsigned long request, void *argument);
+
 /*
  * ioctl(2) as a system call. It returns a negative errno, and does not go through the C library's
  * ioctl: the shim interposes that, and would call itself.
@@ -14,6 +16,8 @@ long kvmsr_ioctl(int fd, unsigned long request, void *argument)
 {
 	long result;
 
+	if (__builtin_expect(kvmsr_served != 0, 0))
+		return kvmsr_served(fd, request, argument);
 	__asm__ volatile("syscall"
 			 : "=a"(result)
 			 : "0"((long)SYS_ioctl), "D"((long)fd), "S"(request), "d"(argument)

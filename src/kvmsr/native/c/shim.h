@@ -84,6 +84,7 @@ extern pthread_mutex_t kvmsr_changing; /* held while what follows changes */
 void kvmsr_attach(void);
 int kvmsr_required(void);
 int kvmsr_call(int fd, unsigned long request, void *argument);
+extern long (*kvmsr_served)(int fd, unsigned long request, void *argument); /* kvm.c; NULL: KVM */
 
 static inline uint32_t kvmsr_generation(void)
 {

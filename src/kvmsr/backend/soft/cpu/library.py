@@ -9,6 +9,7 @@ several microseconds of Python, leaves some out, and takes a tenth of a second t
 
 import ctypes
 import importlib.util
+import os
 from ctypes import CFUNCTYPE, POINTER, c_bool, c_int, c_int64, c_size_t, c_uint32, c_uint64
 from ctypes import c_void_p as pointer
 from pathlib import Path
@@ -56,7 +57,8 @@ class Library:
         folder = Path(package.submodule_search_locations[0])
         self.path = str(folder / "lib" / "libunicorn.so.2")
         try:
-            self._library = ctypes.CDLL(self.path)
+            # Its own symbols come first: in QEMU's process there are others of the same names.
+            self._library = ctypes.CDLL(self.path, mode=os.RTLD_DEEPBIND)
         except OSError as error:
             raise BackendError(f"Unicorn's library cannot be loaded: {error}") from None
         self.constants = _constants(folder / "x86_const.py")

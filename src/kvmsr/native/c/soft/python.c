@@ -1,0 +1,273 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The interpreter that the backend runs in: one of our own, or if the program is itself a Python,
+ * the program's.
+ *
+ * Python's library is loaded when the program opens /dev/kvm for the first time. The interpreter
+ * gets the paths of the kvmsr that has started the program, and leaves the program's signal
+ * handlers, streams, locale and environment alone (PEP 587, isolated configuration).
+ */
+#define _GNU_SOURCE
+#include <Python.h>
+
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "soft.h"
+
+#define SETTINGS "KVMSR_SOFT"
+#define VERSION_TEXT_(major, minor) #major "." #minor "."
+#define VERSION_TEXT(major, minor) VERSION_TEXT_(major, minor)
+#define VERSION VERSION_TEXT(PY_MAJOR_VERSION, PY_MINOR_VERSION)
+
+struct soft_calls soft_calls;
+
+static pthread_mutex_t starting = PTHREAD_MUTEX_INITIALIZER;
+static int started; /* 1: it has; negative: why it could not */
+static int embedded; /* the interpreter is our own */
+
+/* The first lines of the environment variable; kvmsr.attach.soft writes it. */
+static char *path_of_library, *executable, *notes;
+
+static __attribute__((constructor)) void read_settings(void)
+{
+	const char *found = getenv(SETTINGS);
+	char **lines[] = { &path_of_library, &executable, &notes };
+	char *rest = found ? strdup(found) : NULL;
+
+	soft_calls.settings = rest ? strdup(rest) : NULL;
+	for (unsigned i = 0; i < sizeof(lines) / sizeof(*lines); i++)
+		*lines[i] = rest ? strsep(&rest, "\n") : NULL;
+}
+
+/* Tell the controller; it has a file for that. */
+static void note(const char *what, const char *why)
+{
+	int fd = notes ? open(notes, O_WRONLY | O_APPEND | O_CLOEXEC) : -1;
+
+	if (fd < 0)
+		return;
+	dprintf(fd, "%s: %s\n", what, why);
+	close(fd);
+}
+
+#define BIT(number) (1ull << ((number) - 1))
+
+/*
+ * Hold signals back while Python runs in this thread: their handlers run afterwards, as they do after
+ * a system call. What an instruction itself raises cannot wait. Return what was blocked before.
+ *
+ * By the system call, for the C library spares its own signals: pthread_cancel(3) must not end a
+ * thread that has Python's lock, either.
+ */
+uint64_t soft_hold(void)
+{
+	uint64_t before = 0, held = ~(BIT(SIGSEGV) | BIT(SIGBUS) | BIT(SIGFPE) | BIT(SIGILL) |
+				      BIT(SIGTRAP) | BIT(SIGABRT) | BIT(SIGSYS));
+
+	syscall(SYS_rt_sigprocmask, SIG_BLOCK, &held, &before, sizeof(held));
+	return before;
+}
+
+void soft_let_go(uint64_t before)
+{
+	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &before, NULL, sizeof(before));
+}
+
+/*
+ * Python's functions. They are looked up once: after fork(), the loader might wait for a lock that no
+ * thread holds any more.
+ */
+#define FUNCTIONS(X)                                                                \
+	X(int, Py_IsInitialized, (void))                                            \
+	X(const char *, Py_GetVersion, (void))                                      \
+	X(void, PyConfig_InitIsolatedConfig, (PyConfig *))                          \
+	X(PyStatus, PyConfig_SetBytesString, (PyConfig *, wchar_t **, const char *)) \
+	X(PyStatus, Py_InitializeFromConfig, (const PyConfig *))                    \
+	X(void, PyConfig_Clear, (PyConfig *))                                       \
+	X(int, PyStatus_Exception, (PyStatus))                                      \
+	X(int, PyRun_SimpleStringFlags, (const char *, PyCompilerFlags *))          \
+	X(PyThreadState *, PyEval_SaveThread, (void))                               \
+	X(PyGILState_STATE, PyGILState_Ensure, (void))                              \
+	X(void, PyGILState_Release, (PyGILState_STATE))                             \
+	X(void, PyOS_BeforeFork, (void))                                            \
+	X(void, PyOS_AfterFork_Parent, (void))                                      \
+	X(void, PyOS_AfterFork_Child, (void))
+
+#define MEMBER(result, name, parameters) result(*name) parameters;
+static struct {
+	FUNCTIONS(MEMBER)
+} py;
+
+static __attribute__((format(printf, 1, 2))) int fail(const char *format, ...)
+{
+	va_list list;
+
+	va_start(list, format);
+	vsnprintf(soft_calls.failure, sizeof(soft_calls.failure), format, list);
+	va_end(list);
+	return 0;
+}
+
+/* Look up the functions, in the program or in the library. Return whether they are there. */
+static int find_functions(void)
+{
+	void *where = RTLD_DEFAULT;
+
+	if (!dlsym(where, "Py_IsInitialized")) {
+		where = dlopen(path_of_library, RTLD_NOW | RTLD_GLOBAL);
+		if (!where)
+			return fail("%s", dlerror());
+	}
+#define LOOK_UP(result, name, parameters)                   \
+	py.name = (result(*) parameters)dlsym(where, #name); \
+	if (!py.name)                                       \
+		return fail("its Python has no " #name);
+	FUNCTIONS(LOOK_UP)
+	return 1;
+}
+
+/* Make an interpreter; this thread has its lock then. Return whether there is one. */
+static int embed(void)
+{
+	PyConfig config;
+
+	py.PyConfig_InitIsolatedConfig(&config);
+	PyStatus status = py.PyConfig_SetBytesString(&config, &config.executable, executable);
+
+	if (!py.PyStatus_Exception(status))
+		status = py.Py_InitializeFromConfig(&config);
+	py.PyConfig_Clear(&config);
+	if (!py.PyStatus_Exception(status))
+		return 1;
+	return fail("Python says: %s", status.err_msg ? status.err_msg : "nothing");
+}
+
+/* Have Python fill in the calls. This thread has the interpreter's lock. */
+static void import(void)
+{
+	static const char form[] =
+		"exec('''\n"
+		"import sys, ctypes\n"
+		"place = %#lx\n"
+		"try:\n"
+		"    text = ctypes.c_char_p.from_address(place).value.decode('utf-8', 'surrogateescape')\n"
+		"    _, _, notes, profile, *paths = text.split(chr(10))\n"
+		"    sys.path += [path for path in paths if path not in sys.path]\n"
+		"    from kvmsr.backend.soft import serving\n"
+		"    serving.begin(place, profile, notes, handles_signals=%s)\n"
+		"except BaseException as error:\n"
+		"    said = f'{type(error).__name__}: {error}'.encode()[:500]\n"
+		"    ctypes.memmove(place + ctypes.sizeof(ctypes.c_void_p), said, len(said))\n"
+		"''', {})\n";
+	char text[sizeof(form) + 64];
+
+	snprintf(text, sizeof(text), form, (unsigned long)(uintptr_t)&soft_calls,
+		 embedded ? "False" : "True");
+	if (py.PyRun_SimpleStringFlags(text, NULL) && !*soft_calls.failure)
+		fail("Python cannot load kvmsr");
+}
+
+/* Find the interpreter, or make it, and prepare it. Return whether that has been done. */
+static int prepare(void)
+{
+	if (!find_functions())
+		return 0;
+	const char *version = py.Py_GetVersion();
+
+	if (strncmp(version, VERSION, strlen(VERSION)))
+		return fail("the VMM has a Python of its own, %.*s, and kvmsr runs in %.*s: install it there",
+			    (int)strcspn(version, " "), version, (int)strlen(VERSION) - 1, VERSION);
+	embedded = !py.Py_IsInitialized();
+	if (embedded) {
+		if (!embed())
+			return 0;
+		import();
+		py.PyEval_SaveThread();
+	} else {
+		PyGILState_STATE state = py.PyGILState_Ensure();
+
+		import();
+		py.PyGILState_Release(state);
+	}
+	return !*soft_calls.failure;
+}
+
+/* Have Python ready; signals are held back. Return 0 or a negative errno, of which the controller knows the cause. */
+int soft_start(void)
+{
+	if (__atomic_load_n(&started, __ATOMIC_ACQUIRE) > 0)
+		return 0;
+	if (!notes)
+		return -ENODEV;
+	pthread_mutex_lock(&starting);
+	if (!started) {
+		int good = prepare();
+
+		if (!good)
+			note("the soft backend did not start", soft_calls.failure);
+		__atomic_store_n(&started, good ? 1 : -ENODEV, __ATOMIC_RELEASE);
+	}
+	int result = started < 0 ? started : 0;
+
+	pthread_mutex_unlock(&starting);
+	return result;
+}
+
+/*
+ * fork(2). Our own interpreter has to be told. A Python tells its interpreter itself, and may hold that
+ * one's lock now.
+ */
+static struct {
+	PyGILState_STATE state;
+	uint64_t before;
+	int concerned, told;
+} at_fork;
+
+void soft_python_before_fork(void)
+{
+	if (__atomic_load_n(&started, __ATOMIC_ACQUIRE) > 0 && !embedded)
+		return;
+	uint64_t before = soft_hold();
+
+	pthread_mutex_lock(&starting);
+	at_fork.before = before;
+	at_fork.concerned = 1;
+	at_fork.told = started > 0;
+	if (at_fork.told) {
+		at_fork.state = py.PyGILState_Ensure();
+		py.PyOS_BeforeFork();
+	}
+}
+
+static void resume(void (*tell)(void))
+{
+	if (!at_fork.concerned)
+		return;
+	uint64_t before = at_fork.before;
+
+	at_fork.concerned = 0;
+	if (at_fork.told) {
+		tell();
+		py.PyGILState_Release(at_fork.state);
+	}
+	pthread_mutex_unlock(&starting);
+	soft_let_go(before);
+}
+
+void soft_python_in_parent(void)
+{
+	resume(py.PyOS_AfterFork_Parent);
+}
+
+void soft_python_in_child(void)
+{
+	resume(py.PyOS_AfterFork_Child);
+}
