@@ -56,7 +56,7 @@ def run(words, seconds):
             process.communicate()
     status = process.returncode  # of kvmsr exec, 128 + N if signal N ended the program
     return status if status >= 0 else 128 - status, re.findall(
-        r"^ +(\S+\.[ch]:\d+: .*)|^(To run .* set the module parameter.*)", output, re.MULTILINE
+        r"^(?: +\S+\.[ch]:\d+: |To run .* set the module parameter ).*", output, re.MULTILINE
     )
 
 
