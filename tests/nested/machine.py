@@ -59,18 +59,25 @@ class Done:
         return "\n".join(self.console.splitlines()[-30:])
 
 
-def run(arguments: list[str], *, seconds: float = SECONDS, files: list[Path] | None = None) -> Done:
+def run(
+    arguments: list[str],
+    *,
+    seconds: float = SECONDS,
+    files: list[Path] | None = None,
+    parameters: dict[str, str] | None = None,
+) -> Done:
     """
     Run Python with *arguments* in the nested machine, in the project's folder.
 
     :param files: what is to be there besides Python, ``kvmsr`` and its tests.
+    :param parameters: of KVM's modules, by the module's name.
     :raises MissingError: if a part of the machine is not here.
     :raises NestedError: if the machine does not come to its end.
     """
     with tempfile.TemporaryDirectory(prefix="nested-") as name:
         folder = Path(name)
         console, output = (folder / part for part in ("console", "output"))
-        command = prepare(folder, arguments, {}, files)
+        command = prepare(folder, arguments, parameters or {}, files)
         command += ["-serial", f"file:{console}", "-serial", f"file:{output}"]
         try:
             ended = subprocess.run(

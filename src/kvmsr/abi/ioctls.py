@@ -47,6 +47,8 @@ KVM_GET_SUPPORTED_CPUID: Final = _iowr(0x05, cpu.Cpuid2)
 KVM_GET_EMULATED_CPUID: Final = _iowr(0x09, cpu.Cpuid2)
 KVM_GET_MSR_FEATURE_INDEX_LIST: Final = _iowr(0x0A, vm.MsrList)
 
+KVM_GET_SUPPORTED_HV_CPUID: Final = _iowr(0xC1, cpu.Cpuid2)  # of a vCPU, too
+
 # VM fds.
 KVM_CREATE_VCPU: Final = _io(0x41)
 KVM_GET_DIRTY_LOG: Final = _iow(0x42, vm.DirtyLog)

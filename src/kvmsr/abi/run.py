@@ -151,6 +151,57 @@ class ExitMemoryFault(Layout):
     size: U64
 
 
+@layout("hyperv synic")
+class HypervSynic(Layout):
+    """The guest has written *msr* of its SynIC."""
+
+    msr: U32
+    pad2: U32
+    control: U64
+    evt_page: U64
+    msg_page: U64
+
+
+@layout("hyperv hcall")
+class HypervHcall(Layout):
+    """A hypercall that user space is to do; *result* is its answer."""
+
+    input: U64
+    result: U64
+    params: Annotated[Any, ctypes.c_uint64 * 2]
+
+
+@layout("hyperv syndbg")
+class HypervSyndbg(Layout):
+    """The guest has written *msr* of its debugger; *status* is user space's answer."""
+
+    msr: U32
+    pad2: U32
+    control: U64
+    status: U64
+    send_page: U64
+    recv_page: U64
+    pending_page: U64
+
+
+@layout("hyperv data")
+class HypervData(Overlay):
+    """The union of what there is to say."""
+
+    synic: HypervSynic
+    hcall: HypervHcall
+    syndbg: HypervSyndbg
+
+
+@layout("kvm_hyperv_exit")
+class ExitHyperv(Layout):
+    """KVM_EXIT_HYPERV; *type* is 1, 2 or 3: synic, hcall or syndbg."""
+
+    type: U32
+    pad1: U32
+    u: HypervData
+
+
 @layout("exit data")
 class ExitData(Overlay):
     """The union of the exits' data."""
@@ -168,6 +219,7 @@ class ExitData(Overlay):
     system_event: ExitSystemEvent
     eoi: ExitEoi
     msr: ExitMsr
+    hyperv: ExitHyperv
     notify: ExitNotify
     memory_fault: ExitMemoryFault
     padding: Annotated[Any, ctypes.c_uint8 * 256]

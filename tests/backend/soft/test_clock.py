@@ -5,8 +5,10 @@ import time
 
 import pytest
 
+from kvmsr import backend
 from kvmsr.abi import ioctls
 from kvmsr.abi.vm import ClockData
+from kvmsr.kvm import Kvm
 from tests.conformance.registry import errno_of
 
 TSC_STABLE, REALTIME, HOST_TSC = 2, 4, 8
@@ -55,3 +57,23 @@ def test_what_was_got_can_be_set_and_nothing_else(world):
     vm = world().cpu().vm
     assert put(vm, flags=TSC_STABLE | REALTIME | HOST_TSC) == 0
     assert put(vm, flags=1) == put(vm, flags=0x10) == errno.EINVAL
+
+
+def tsc_khz(name, **options):
+    with Kvm(backend.open(name, **options)) as kvm:
+        vm = kvm.create_vm()
+        vcpu = vm.create_vcpu(0)
+        try:
+            return vcpu.get_tsc_khz()
+        finally:
+            vcpu.close()
+            vm.close()
+
+
+@pytest.mark.kvm
+def test_where_time_is_real_the_tsc_is_as_fast_as_the_hosts():
+    assert tsc_khz("soft", real_time=True) == pytest.approx(tsc_khz("kvm"), rel=0.005)
+
+
+def test_else_it_has_one_gigahertz():
+    assert tsc_khz("soft") == 1_000_000

@@ -46,7 +46,8 @@ class SoftBackend:
     KVM in user space, with a software CPU.
 
     :param profile: the kernel that is modelled; see ``kvmsr.backend.soft.profile``.
-    :param real_time: let a sleeping guest sleep, instead of moving its time.
+    :param real_time: let a sleeping guest sleep, instead of moving its time; and let the guest's
+        TSC count as fast as the host's.
     :raises BackendError: if the CPU's library is missing or is not as expected.
     :raises UsageError: if there is no such profile.
     """

@@ -38,6 +38,17 @@ _VALUES: Final[dict[int, int]] = {
 }  # fmt: skip
 
 
+_HYPERV: Final = frozenset(
+    (
+        Cap.HYPERV, Cap.HYPERV_VAPIC, Cap.HYPERV_SPIN, Cap.HYPERV_TIME, Cap.HYPERV_SYNIC,
+        Cap.HYPERV_SYNIC2, Cap.HYPERV_VP_INDEX, Cap.HYPERV_TLBFLUSH, Cap.HYPERV_SEND_IPI,
+        Cap.HYPERV_CPUID, Cap.SYS_HYPERV_CPUID, Cap.HYPERV_ENFORCE_CPUID,
+    )
+)  # fmt: skip
+
+
 def check_extension(profile: Profile, cap: int) -> int:
     """Return what the modelled kernel says of capability *cap*."""
+    if cap in _HYPERV:
+        return int(profile.hyperv)
     return _VALUES.get(cap, 0) if profile.has_capability(cap) else 0

@@ -13,10 +13,23 @@ host's scheduling must not show: while the guest polls, time moves on by little 
 import time
 from typing import Final
 
-__all__ = ("Clock", "GuestClock")
+__all__ = ("Clock", "GuestClock", "scale")
 
 _POLL_STEP: Final = 4_000
 _U64: Final = (1 << 64) - 1
+_NANOSECOND: Final = 1_000_000_000
+
+
+def scale(khz: int) -> tuple[int, int]:
+    """Return multiplier and shift that turn cycles of a TSC into nanoseconds, as pvclock does."""
+    cycles, shift = khz * 1000, 0
+    while cycles > 2 * _NANOSECOND:
+        cycles >>= 1
+        shift -= 1
+    while cycles <= _NANOSECOND:
+        cycles <<= 1
+        shift += 1
+    return (_NANOSECOND << 32) // cycles, shift
 
 
 class Clock:

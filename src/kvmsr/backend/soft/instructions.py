@@ -17,6 +17,8 @@ from kvmsr.backend.soft.cpu.delivery import deliver
 from kvmsr.backend.soft.cpu.state import CS, SS
 from kvmsr.backend.soft.debugging import DB, SINGLESTEP, TF
 from kvmsr.backend.soft.hypercalls import kvm_emulate_hypercall
+from kvmsr.backend.soft.hyperv.cpuid import Bit
+from kvmsr.backend.soft.hyperv.hypercalls import is_enabled, kvm_hv_hypercall
 from kvmsr.backend.soft.msr.path import emulator_get_msr, kvm_emulate_rdmsr, kvm_emulate_wrmsr
 from kvmsr.backend.soft.vcpu import Vcpu
 
@@ -42,7 +44,7 @@ _BP, _OF, _UD, _GP, _PF = 3, 4, 6, 13, 14
 _CS64: Final = 1 << 15
 _RF: Final = 1 << 16
 _VMMCALL: Final = b"\x0f\x01\xd9"
-_HYPERCALLS: Final = {"intel": b"\x0f\x01\xc1", "amd": _VMMCALL}
+_HYPERCALLS: Final = (b"\x0f\x01\xc1", _VMMCALL)
 _MONITOR_MWAIT: Final = (b"\x0f\x01\xc8", b"\x0f\x01\xc9")
 _FORCED_EMULATION: Final = b"\x0f\x0bkvm"  # UD2 and a signature
 _SOFTWARE_INTERRUPTS: Final = frozenset(b"\xcc\xcd\xce")
@@ -54,6 +56,7 @@ _RDTSC: Final = b"\x0f\x31"
 _LMA: Final = 1 << 10
 _APIC_ENABLED: Final = 1 << 11
 _CPUID_APIC: Final = 1 << 9
+_CPUID_POWER, _INVARIANT_TSC = 0x8000_0007, 1 << 8
 
 
 # MSRs
@@ -70,6 +73,8 @@ def msr(vcpu: Vcpu, is_write: int, *, emulated: bool = False) -> bool:
         with vcpu.vm.lock:  # it may be the local APIC's
             going_on = kvm_emulate_wrmsr(vcpu, length, emulated=emulated)
             vcpu.vm.timers.rearm()
+        if vcpu.hyperv.asked is not None:
+            return False  # to the run loop, which tells user space
     else:
         going_on = kvm_emulate_rdmsr(vcpu, length, emulated=emulated)
     complete = vcpu.complete_emulation
@@ -120,7 +125,7 @@ def undefined(vcpu: Vcpu, _info: int = 0) -> bool:
         if instruction.opcode == _ICEBP:  # the engine does not know it
             return icebp(vcpu, 0)
         code = instruction.opcode + instruction.rest[:1]
-        if code in _HYPERCALLS.values():
+        if code in _HYPERCALLS:
             return _hypercall(vcpu, code)
         if code in _MONITOR_MWAIT and not vcpu.cpu.cpl:
             return _monitor_mwait(vcpu, instruction.start + 1)
@@ -134,8 +139,10 @@ def _hypercall(vcpu: Vcpu, code: bytes) -> bool:
     KVM overwrites the other vendor's with the CPU's own, which is then executed
     (emulator_fix_hypercall of x86.c).
     """
-    own = _HYPERCALLS.get(vcpu.vm.profile.vendor, code)
+    own = vcpu.vm.profile.hypercall or code
     if code == own:
+        if is_enabled(vcpu):
+            return kvm_hv_hypercall(vcpu, len(code))
         kvm_emulate_hypercall(vcpu)
         return vcpu.emulation.skip(len(code))
     if not vcpu.vm.has_quirk(Quirk.FIX_HYPERCALL_INSN):
@@ -188,8 +195,17 @@ def cpuid(vcpu: Vcpu, _info: int) -> bool:
     regs[0], regs[3], regs[1], edx = vcpu.cpuid.leaf(function, index)
     if function == 1 and not vcpu.apic_base & _APIC_ENABLED:
         edx &= ~_CPUID_APIC
+    elif function == _CPUID_POWER and _hides_invariant_tsc(vcpu):
+        edx &= ~_INVARIANT_TSC
     regs[2] = edx
     return vcpu.emulation.skip(length_of(vcpu.cpu))
+
+
+def _hides_invariant_tsc(vcpu: Vcpu) -> bool:
+    """Return whether a Windows guest has yet to ask for it (kvm_hv_invtsc_suppressed)."""
+    features = vcpu.hyperv.features(vcpu.cpuid)
+    asks = features.eax & Bit.TSC_INVARIANT and vcpu.vm.profile.hyperv_extended
+    return bool(asks) and not vcpu.vm.hyperv.invariant_control & 1
 
 
 def rdtsc(vcpu: Vcpu, _info: int) -> bool:

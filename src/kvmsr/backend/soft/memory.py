@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from kvmsr.abi import MemFlag
-from kvmsr.backend.soft.uaccess import write_user
+from kvmsr.backend.soft.uaccess import read_user, write_user
 
 __all__ = ("Slot", "Slots")
 
@@ -125,6 +125,14 @@ class Slots:
             if slot.address <= address and address + size <= slot.end:
                 return slot.host_address + address - slot.address
         return None
+
+    def read(self, address: int, size: int) -> bytes | None:
+        """Read guest-physical memory within a page, or return None where there is none."""
+        at = self.host_address(address, size)
+        try:
+            return None if at is None else read_user(at, size)
+        except OSError:
+            return None
 
     def write(self, address: int, data: bytes) -> bool:
         """Write to guest-physical memory within a page; return whether it is there."""

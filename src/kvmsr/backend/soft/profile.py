@@ -47,6 +47,10 @@ class Profile:
         its CPUID says; older kernels go by the guest's CPUID alone.
     :ivar granted: the opposite: what a guest has as soon as its CPUID is set.
     :ivar hyperv: the kernel knows Hyper-V's MSRs, so that they are INVALID without its CPUID.
+    :ivar hyperv_extended: of Hyper-V's interface it has extended hypercalls and the say over the
+        invariant TSC, too (since Linux 6.3).
+    :ivar hypercall: the CPU's hypercall instruction, which KVM puts in the place of the other
+        vendor's; empty: it does either.
     :ivar smm: the kernel has System Management Mode, so that the host may access SMBASE.
     :ivar hwcr_bits: what HWCR takes.
     :ivar hwcr_exact: HWCR takes these bits together or none, not any subset.
@@ -85,6 +89,8 @@ class Profile:
     withheld: frozenset[str] = frozenset(("pdcm",))
     granted: frozenset[str] = frozenset()
     hyperv: bool = True
+    hyperv_extended: bool = True
+    hypercall: bytes = b"\x0f\x01\xd9"  # VMMCALL
     smm: bool = True
     hwcr_bits: int = _HWCR_18 | _HWCR_24
     hwcr_exact: bool = False
@@ -130,6 +136,7 @@ _6_1_AMD: Final = replace(
     feature_msrs_frozen=False,
     empty_cpuid_counts=False,
     withheld=frozenset(),
+    hyperv_extended=False,
     hwcr_bits=_HWCR_18,
     hwcr_exact=True,
     tsc_aux_needs_cpuid=False,
@@ -143,6 +150,7 @@ _6_1_INTEL: Final = replace(
     cpuid_vendor="GenuineIntel",
     cpuid_signature=0x0005_0654,
     completion="vmx",
+    hypercall=b"\x0f\x01\xc1",  # VMCALL
     checks_soft_exceptions=False,
     microcode=0x1_0000_0000,
     fastpath=frozenset((0x830, 0x6E0)),
@@ -152,6 +160,7 @@ _PVM: Final = replace(
     name="pvm",
     vendor="pvm",
     completion="emulator",
+    hypercall=b"",
     checks_soft_exceptions=False,
     hyperv=False,
     smm=False,

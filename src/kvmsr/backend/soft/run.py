@@ -18,6 +18,7 @@ from kvmsr.abi import ExitReason, Mp, SyncReg
 from kvmsr.backend.soft import sync
 from kvmsr.backend.soft.cpu.access import PortAccess
 from kvmsr.backend.soft.debugging import SINGLESTEP
+from kvmsr.backend.soft.hyperv.exits import exit_asked
 from kvmsr.backend.soft.injection import inject
 from kvmsr.backend.soft.io import drop_writes_of_ins, memory_access, memory_writes, port_access
 from kvmsr.backend.soft.startup import accept_events
@@ -119,6 +120,11 @@ def _loop(vcpu: Vcpu) -> None:
             vm.timers.run()
             if vcpu.memory.update():
                 vm.changed.notify_all()
+            vm.hyperv.update(vm)
+            if vcpu.hyperv.synic.active:
+                vcpu.hyperv.stimers.process()
+            if vcpu.hyperv.asked is not None:
+                return exit_asked(vcpu)
             inject(vcpu)
         if not vcpu.events.shut_down and _enter_guest(vcpu):
             continue
@@ -126,7 +132,7 @@ def _loop(vcpu: Vcpu) -> None:
         if vcpu.events.shut_down:
             vcpu.events.shut_down = False
             vcpu.run.exit_reason = ExitReason.SHUTDOWN
-        return
+        return None
 
 
 def _enter_guest(vcpu: Vcpu) -> bool:

@@ -14,6 +14,7 @@ from typing import Final
 from kvmsr.abi import KVM_API_VERSION, ioctls
 from kvmsr.backend.soft.capabilities import check_extension
 from kvmsr.backend.soft.features import supported_cpuid
+from kvmsr.backend.soft.hyperv.cpuid import supported_hv_cpuid
 from kvmsr.backend.soft.msr.lists import feature_index_list, index_list, kvm_get_feature_msrs
 from kvmsr.backend.soft.msr.mce import supported_mcg_cap
 from kvmsr.backend.soft.page import MMAP_SIZE
@@ -54,6 +55,12 @@ def _get_mce_cap(system: System, arg: int) -> int:
     return 0
 
 
+def _get_hv_cpuid(system: System, arg: int) -> int:
+    if not system.profile.hyperv:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    return write_cpuid(arg, supported_hv_cpuid(system.profile, lapic=True))
+
+
 SYSTEM_IOCTLS: Final[dict[int, Callable[[System, int], int]]] = {
     ioctls.KVM_GET_API_VERSION: _without_argument(KVM_API_VERSION),
     ioctls.KVM_GET_VCPU_MMAP_SIZE: _without_argument(MMAP_SIZE),
@@ -62,6 +69,7 @@ SYSTEM_IOCTLS: Final[dict[int, Callable[[System, int], int]]] = {
         arg, supported_cpuid(system.profile)
     ),
     ioctls.KVM_GET_EMULATED_CPUID: lambda _system, arg: write_cpuid(arg, ()),
+    ioctls.KVM_GET_SUPPORTED_HV_CPUID: _get_hv_cpuid,
     ioctls.KVM_GET_MSR_INDEX_LIST: lambda system, arg: write_indices(
         arg, index_list(system.profile)
     ),

@@ -19,7 +19,9 @@ from kvmsr.backend.soft.cpu_memory import CpuMemory
 from kvmsr.backend.soft.debugging import Debugging
 from kvmsr.backend.soft.emulation import Emulation
 from kvmsr.backend.soft.events import Events
+from kvmsr.backend.soft.hyperv.vcpu import HypervVcpu
 from kvmsr.backend.soft.irqchip import IrqChip, Lapic
+from kvmsr.backend.soft.irqchip.message import FIXED, Message
 from kvmsr.backend.soft.msr.cpuid import GuestCpuid
 from kvmsr.backend.soft.msr.pv import update_clock
 from kvmsr.backend.soft.msr.state import MsrState
@@ -78,6 +80,7 @@ class Vcpu:
         self.skipped = self.emulation.skipped
         self.queue_exception = self.events.queue
         is_bsp = vcpu_id == vm.boot_cpu
+        self.hyperv = self._make_hyperv()
         self.cr8 = 0  # this and the next: where there is no local APIC to have them
         self._own_apic_base = _BOOT_BASE | (_BSP if is_bsp else 0)
         self.lapic: Lapic | None = None
@@ -90,11 +93,25 @@ class Vcpu:
         self.memory.add_apics(lapic, chip.ioapic, self.vm.lock, self.vm.timers.rearm)
         self.vm.timers.add(lapic)
 
+    def _make_hyperv(self) -> HypervVcpu:
+        partition = self.vm.hyperv
+        partition.clock = partition.clock or self.clock
+        return HypervVcpu(self, partition, len(self.vm.vcpus), self.vm.clock.now)
+
+    def activate_synic(self, *, keeps_pages: bool) -> None:
+        """Do KVM_CAP_HYPERV_SYNIC or, with *keeps_pages*, SYNIC2."""
+        with self.vm.lock:
+            if not self.hyperv.synic.active:
+                self.vm.timers.add(self.hyperv.stimers)
+            self.hyperv.synic.activate(keeps_pages=keeps_pages)
+
     def close(self) -> None:
         """Leave the VM, and give the CPU back."""
         self.complete_emulation = None
         with self.vm.lock:
             del self.vm.vcpus[self.id]
+            if self.hyperv.synic.active:
+                self.vm.timers.remove(self.hyperv.stimers)
             if self.lapic is not None and self.vm.chip is not None:
                 self.vm.timers.remove(self.lapic)
                 self.vm.chip.remove_lapic(self.id)
@@ -147,7 +164,10 @@ class Vcpu:
         if self.lapic is None or self.vm.chip is None:
             vector, self.events.interrupt = self.events.interrupt, None
             return vector
-        return self.vm.chip.interrupt_for(self.lapic)
+        vector = self.vm.chip.interrupt_for(self.lapic)
+        if vector is not None and self.hyperv.synic.ends_by_itself(vector):
+            self.lapic.end_interrupt()
+        return vector
 
     @property
     def wants_window(self) -> bool:
@@ -181,6 +201,12 @@ class Vcpu:
     def smi(self) -> None:
         """SMIs end here: there is no SMM."""
 
+    def eoi(self, vector: int) -> None:
+        """The guest has ended an interrupt."""
+        if self.hyperv.synic.active:
+            self.hyperv.synic.ended(vector)
+            self.hyperv.stimers.process()
+
     def init(self) -> None:
         """Take an INIT."""
         self.init_pending = True
@@ -192,6 +218,21 @@ class Vcpu:
             self.sipi_vector = vector
             self.sipi_pending = True
             self.attend()
+
+    # What its SynIC does; under the VM's lock
+
+    def read_guest(self, gpa: int, size: int) -> bytes | None:
+        """Read guest-physical memory within a page; None where there is none."""
+        return self.vm.read_guest(gpa, size)
+
+    def write_guest(self, gpa: int, data: bytes) -> bool:
+        """Write to guest-physical memory within a page; return whether it is there."""
+        return self.vm.write_guest(gpa, data)
+
+    def interrupt(self, vector: int) -> bool:
+        """Request an interrupt at its local APIC; return whether that took it."""
+        message = Message(vector, FIXED, 0, False, True, False)
+        return self.lapic is not None and self.lapic.accept(message)
 
     # What other threads ask; under the VM's lock, but for kick
 

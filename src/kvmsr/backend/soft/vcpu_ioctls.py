@@ -14,6 +14,7 @@ from typing import Any, Final
 from kvmsr.abi import Cap, GuestDbg, Mp, Quirk, cpu, ioctls, size_of, vm
 from kvmsr.backend.soft import structs
 from kvmsr.backend.soft.cpu import registers
+from kvmsr.backend.soft.hyperv.cpuid import supported_hv_cpuid
 from kvmsr.backend.soft.msr.common import MWAIT
 from kvmsr.backend.soft.msr.cpuid import GuestCpuid
 from kvmsr.backend.soft.msr.lists import kvm_get_msrs, kvm_set_msrs
@@ -203,10 +204,27 @@ def _no_xcrs(_vcpu: Vcpu, _arg: int) -> int:
     raise _error(errno.EINVAL)
 
 
-def _enable_cap(vcpu: Vcpu, given: Any) -> None:
-    if given.flags or given.cap != Cap.ENFORCE_PV_FEATURE_CPUID:
+def _get_hv_cpuid(vcpu: Vcpu, arg: int) -> int:
+    if not vcpu.vm.profile.hyperv:
         raise _error(errno.EINVAL)
-    vcpu.enforce_pv_cpuid = bool(given.args[0])
+    lapic = vcpu.lapic is not None
+    return write_cpuid(arg, supported_hv_cpuid(vcpu.vm.profile, lapic=lapic))
+
+
+def _enable_cap(vcpu: Vcpu, given: Any) -> None:
+    cap, value, hyperv = given.cap, given.args[0], vcpu.vm.profile.hyperv
+    if given.flags:
+        raise _error(errno.EINVAL)
+    if cap == Cap.ENFORCE_PV_FEATURE_CPUID:
+        vcpu.enforce_pv_cpuid = bool(value)
+    elif cap == Cap.HYPERV_ENFORCE_CPUID and hyperv:
+        vcpu.hyperv.enforces = bool(value)
+    elif (cap == Cap.HYPERV_SYNIC or (cap == Cap.HYPERV_SYNIC2 and not value)) and hyperv:
+        if vcpu.lapic is None:
+            raise _error(errno.EINVAL)
+        vcpu.activate_synic(keeps_pages=cap == Cap.HYPERV_SYNIC2)
+    else:
+        raise _error(errno.EINVAL)
 
 
 def _set_signal_mask(vcpu: Vcpu, arg: int) -> int:
@@ -258,6 +276,7 @@ VCPU_IOCTLS: Final[dict[int, Handler]] = {
     ioctls.KVM_TRANSLATE: _translate,
     ioctls.KVM_SET_CPUID2: _set_cpuid2,
     ioctls.KVM_GET_CPUID2: _get_cpuid2,
+    ioctls.KVM_GET_SUPPORTED_HV_CPUID: _get_hv_cpuid,
     ioctls.KVM_GET_MSRS: _get_msrs,
     ioctls.KVM_SET_MSRS: _set_msrs,
     ioctls.KVM_X86_SETUP_MCE: _setup_mce,

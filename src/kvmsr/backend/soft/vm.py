@@ -15,6 +15,8 @@ from typing import Final, Protocol
 from kvmsr.abi import Quirk
 from kvmsr.backend.soft.clock import Clock
 from kvmsr.backend.soft.execution import Execution
+from kvmsr.backend.soft.host_tsc import host_tsc_khz
+from kvmsr.backend.soft.hyperv.partition import Partition
 from kvmsr.backend.soft.irqchip import IrqChip, Pit
 from kvmsr.backend.soft.memory import Slots
 from kvmsr.backend.soft.msr.filter import MsrFilter
@@ -99,7 +101,8 @@ class Vm:
         self.profile: Profile = profile
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)
-        self.clock = Clock(TSC_KHZ, real_time=real_time)
+        tsc_khz = host_tsc_khz() if real_time else None
+        self.clock = Clock(tsc_khz or TSC_KHZ, real_time=real_time)
         self.timers = Timers(self.clock, self.changed)
         self.slots = Slots()
         self.execution = Execution(self.changed)
@@ -111,6 +114,7 @@ class Vm:
         self.msr_filter: MsrFilter | None = None
         self.guest_can_read_platform_info = True
         self.disabled_quirks = 0
+        self.hyperv = Partition()
         self.active = 0
         self.closed = False
 
@@ -143,6 +147,10 @@ class Vm:
     def has_memory(self, gpa: int, size: int = 1) -> bool:
         """Return whether there is memory at a guest-physical address."""
         return self.slots.host_address(gpa, size) is not None
+
+    def read_guest(self, gpa: int, size: int) -> bytes | None:
+        """Read guest-physical memory within a page; None where there is none."""
+        return self.slots.read(gpa, size)
 
     def write_guest(self, gpa: int, data: bytes) -> bool:
         """Write to guest-physical memory; return whether it is there."""

@@ -239,6 +239,7 @@ def _set_clock(machine: Vm, arg: int) -> int:
     with machine.lock:
         clock = machine.clock
         clock.is_master = bool(machine.vcpus)
+        machine.hyperv.clock_changed()
         clock.kvmclock_ahead = given.clock + max(passed, 0) - clock.now()
         for vcpu in machine.vcpus.values():
             vcpu.clock_changed()

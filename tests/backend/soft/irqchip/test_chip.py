@@ -39,6 +39,9 @@ class Cpu:
             raise AttributeError(name)
         return lambda *arguments: self.told.append((name, *arguments))
 
+    def eoi(self, vector):
+        pass
+
     def write(self, offset, value):
         self.lapic.mmio_write(offset, 4, value)
 

@@ -54,6 +54,9 @@ class Board:
             raise AttributeError(name)
         return lambda *arguments: self.told.append((name, *arguments))
 
+    def eoi(self, vector):
+        pass
+
     def end_of_interrupt(self, vector, *, level_triggered):
         self.ended.append((vector, level_triggered))
 

@@ -6,6 +6,8 @@ from collections import defaultdict
 from dataclasses import replace
 
 from kvmsr.abi.run import Run
+from kvmsr.backend.soft.hyperv.partition import Partition
+from kvmsr.backend.soft.hyperv.vcpu import HypervVcpu
 from kvmsr.backend.soft.msr.cpuid import GuestCpuid
 from kvmsr.backend.soft.msr.filter import MsrFilter
 from kvmsr.backend.soft.msr.path import kvm_emulate_rdmsr, kvm_emulate_wrmsr
@@ -71,12 +73,16 @@ class Vm:
         self.user_space_msr_mask = INVAL | UNKNOWN | FILTER
         self.msr_filter = None
         self.guest_can_read_platform_info, self.irqchip_in_kernel = True, False
+        self.hyperv = Partition()
 
     def has_quirk(self, quirk):
         return True
 
     def has_memory(self, gpa):
         return False
+
+    def read_guest(self, gpa, size):
+        return None
 
     def write_guest(self, gpa, data):
         return False
@@ -97,6 +103,8 @@ class Vcpu:
         self.complete_emulation = None
         self.exceptions, self.skips, self.steps = [], [], True
         self.clock = Clock()
+        self.vm.hyperv.clock = self.clock
+        self.hyperv = HypervVcpu(self, self.vm.hyperv, 0, lambda: 0)
         self.msrs.reset(self.vm.profile)
 
     def queue_exception(self, vector, error_code):

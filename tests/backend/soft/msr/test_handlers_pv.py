@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmsr.backend.soft.msr.pv import scale
+from kvmsr.backend.soft.clock import scale
 from tests.backend.soft.msr.handler_vcpu import (
     AMD_61,
     HOST,

@@ -190,6 +190,10 @@ class Core:
         if first != _NO_RAM:
             self._library.tb_invalidate(self._handle, first, first + size)
 
+    def flush_tlb(self) -> None:
+        """Forget all translated addresses."""
+        self._library.tlb_flush(self.state.cpu)
+
     def read_linear(self, address: int, size: int) -> bytes | None:
         """Return *size* bytes at a linear address, or None where a page is missing."""
         data = ctypes.create_string_buffer(size)

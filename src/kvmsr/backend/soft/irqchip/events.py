@@ -26,6 +26,9 @@ class LapicEvents(Protocol):
     def unhalt(self) -> None:
         """End a HLT, or the next one."""
 
+    def eoi(self, vector: int) -> None:
+        """The guest has ended an interrupt."""
+
     def init(self) -> None:
         """Take an INIT."""
 

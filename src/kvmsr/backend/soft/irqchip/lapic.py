@@ -216,13 +216,14 @@ class Lapic:
         self.events.wake()
         return True
 
-    def _end_of_interrupt(self) -> None:
+    def end_interrupt(self) -> None:
+        """End the highest interrupt that the guest handles (EOI)."""
         if not self._isr:
             return
         vector = self._isr.bit_length() - 1
         self._isr &= ~(1 << vector)
-        level_triggered = bool(self._tmr >> vector & 1)
-        self._bus.end_of_interrupt(vector, level_triggered=level_triggered)
+        self._bus.end_of_interrupt(vector, level_triggered=bool(self._tmr >> vector & 1))
+        self.events.eoi(vector)
         if self._irr:
             self.events.wake()
 
@@ -322,7 +323,7 @@ class Lapic:
         elif offset == _TPR:
             self._set_tpr(value & 0xFF)
         elif offset == _EOI:
-            self._end_of_interrupt()
+            self.end_interrupt()
         elif offset == _LDR and not self.is_x2apic:
             self._regs[_LDR] = value & 0xFF00_0000
         elif offset == _DFR and not self.is_x2apic:
@@ -364,8 +365,7 @@ class Lapic:
     def get_state(self) -> bytes:
         """Return the page that KVM_GET_LAPIC gives."""
         page = bytearray(_PAGE)
-        offsets = (_ID, _VERSION, _PPR, *_KEPT, *range(_ISR, _ESR, 0x10), _TMICT, _TMCCT)
-        for offset in offsets:
+        for offset in (_ID, _VERSION, _PPR, *_KEPT, *range(_ISR, _ESR, 0x10), _TMICT, _TMCCT):
             page[offset : offset + 4] = self._read(offset).to_bytes(4, "little")
         page[_ID : _ID + 4] = bytes((0, 0, 0, self.id & 0xFF if self.is_x2apic else self.xapic_id))
         return bytes(page)

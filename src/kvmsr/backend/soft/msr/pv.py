@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from kvmsr.backend.soft.clock import scale
 from kvmsr.backend.soft.msr.result import MsrRet
 from kvmsr.backend.soft.msr.table import INVALID, UNSUPPORTED, Handlers, stored
 from kvmsr.backend.soft.msr.vcpu import MsrVcpu
 
-__all__ = ("TABLE", "has_pv_feature", "scale", "update_clock")
+__all__ = ("TABLE", "has_pv_feature", "update_clock")
 
 _WALL_CLOCK, _SYSTEM_TIME, _WALL_CLOCK_NEW, _SYSTEM_TIME_NEW = 0x11, 0x12, 0x4B564D00, 0x4B564D01
 _ASYNC_PF_EN, _STEAL_TIME, _PV_EOI, _POLL_CONTROL, _ASYNC_PF_INT, _ASYNC_PF_ACK = range(
@@ -33,18 +34,6 @@ _NANOSECOND: Final = 1_000_000_000
 _WALL: Final = struct.Struct("<III")
 _PVCLOCK: Final = struct.Struct("<IIQQIbBxx")
 _TSC_STABLE: Final = 1
-
-
-def scale(khz: int) -> tuple[int, int]:
-    """Return multiplier and shift that turn cycles of a TSC into nanoseconds, as pvclock does."""
-    cycles, shift = khz * 1000, 0
-    while cycles > 2 * _NANOSECOND:
-        cycles >>= 1
-        shift -= 1
-    while cycles <= _NANOSECOND:
-        cycles <<= 1
-        shift += 1
-    return (_NANOSECOND << 32) // cycles, shift
 
 
 def has_pv_feature(vcpu: MsrVcpu, feature: int) -> bool:

@@ -10,6 +10,8 @@ from collections.abc import Callable, MutableSequence
 from typing import Any, Protocol
 
 from kvmsr.abi import Quirk
+from kvmsr.backend.soft.hyperv.partition import Partition
+from kvmsr.backend.soft.hyperv.vcpu import HypervVcpu
 from kvmsr.backend.soft.msr.cpuid import GuestCpuid
 from kvmsr.backend.soft.msr.filter import MsrFilter
 from kvmsr.backend.soft.msr.state import MsrState
@@ -28,6 +30,7 @@ class MsrVm(Protocol):
     user_space_msr_mask: int
     msr_filter: MsrFilter | None
     guest_can_read_platform_info: bool
+    hyperv: Partition
 
     def has_quirk(self, quirk: Quirk) -> bool:
         """Return whether a quirk is not disabled (KVM_CAP_DISABLE_QUIRKS2)."""
@@ -38,6 +41,9 @@ class MsrVm(Protocol):
 
     def has_memory(self, gpa: int) -> bool:
         """Return whether there is memory at a guest-physical address."""
+
+    def read_guest(self, gpa: int, size: int) -> bytes | None:
+        """Read guest-physical memory within a page; None where there is none."""
 
     def write_guest(self, gpa: int, data: bytes) -> bool:
         """Write to guest-physical memory; return whether it is there."""
@@ -63,6 +69,9 @@ class MsrCpu(Protocol):
     @property
     def long_code(self) -> bool:
         """Whether 64-bit code runs (EFER.LMA and CS.L): else RIP has 32 bits."""
+
+    def flush_code(self) -> None:
+        """Take note that somebody else may have rewritten code."""
 
     def read_msr(self, index: int) -> int:
         """Read one of EFER, STAR … TSC_AUX, SYSENTER_*, PAT, FS/GS/KERNEL_GS_BASE."""
@@ -93,6 +102,16 @@ class LapicMsrs(Protocol):
 
     apic_base: int
     tsc_deadline: int
+
+    @property
+    def is_x2apic(self) -> bool:
+        """Whether it is in x2APIC mode."""
+
+    def mmio_read(self, offset: int, size: int) -> int:
+        """Read from its page."""
+
+    def mmio_write(self, offset: int, size: int, value: int) -> None:
+        """Write to its page."""
 
     def x2apic_read(self, index: int) -> int | None:
         """Read MSR 0x800 to 0x8ff; None where that is illegal or it is not in x2APIC mode."""
@@ -133,6 +152,10 @@ class MsrVcpu(Protocol):
     @property
     def clock(self) -> MsrClock:
         """Its time."""
+
+    @property
+    def hyperv(self) -> HypervVcpu:
+        """What of Hyper-V's interface is its own."""
 
     @property
     def lapic(self) -> LapicMsrs | None:
