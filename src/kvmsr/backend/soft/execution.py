@@ -9,6 +9,8 @@ time, in turns of a millisecond, and change over between translated blocks.
 
 import threading
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 __all__ = ("Execution",)
 
@@ -43,6 +45,15 @@ class Execution:
         with self._changed:
             self._changed.notify_all()
         turn.acquire()
+
+    @contextmanager
+    def waived(self) -> Iterator[None]:
+        """Let others have their turns meanwhile, who has it does something that may take long."""
+        self.pass_on()
+        try:
+            yield
+        finally:
+            self.take()
 
     def pass_on(self) -> None:
         """Give the turn to who waits longest."""
