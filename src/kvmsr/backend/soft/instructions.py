@@ -71,17 +71,10 @@ def msr(vcpu: Vcpu, is_write: int, *, emulated: bool = False) -> bool:
     else:
         going_on = kvm_emulate_rdmsr(vcpu, length, emulated=emulated)
     complete = vcpu.complete_emulation
-    if complete is not None and vcpu.serve is not None and _serve(vcpu, vcpu.serve):
+    if complete is not None and vcpu.serve is not None and vcpu.serve():
         vcpu.complete_emulation = None
         going_on = complete(vcpu)
     return going_on and (vcpu.events.exception is None or vcpu.emulation.raise_queued())
-
-
-def _serve(vcpu: Vcpu, serve: Callable[[], bool]) -> bool:
-    if len(vcpu.vm.vcpus) == 1:
-        return serve()
-    with vcpu.vm.execution.waived():  # a handler may wait for what another vCPU does
-        return serve()
 
 
 # Exceptions

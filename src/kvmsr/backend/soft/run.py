@@ -12,6 +12,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from kvmsr.abi import ExitReason, Mp, SyncReg
@@ -69,6 +70,8 @@ def kvm_run(vcpu: Vcpu, serve: Callable[[], bool] | None = None) -> int:
         # Not where something has to happen between two KVM_RUN: handlers of signals run, registers
         # are passed in the page.
         if not vcpu.signals.holds_back and not run.kvm_valid_regs:
+            if serve is not None and len(vcpu.vm.vcpus) > 1:
+                serve = partial(vcpu.vm.execution.serving, serve)
             vcpu.serve = serve
         _loop(vcpu)
         return 0

@@ -238,6 +238,7 @@ class Vm:
             self._have_sleepers_look()  # a timer may have been set meanwhile
             return _IDLE
         self.timers.run()
+        self.execution.lend()
         contended = self.execution.contended
         vcpus = list(self.vcpus.values())
         again = sum(vcpu.remind(contended=contended) for vcpu in vcpus) > 0 or contended
