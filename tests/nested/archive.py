@@ -34,6 +34,11 @@ class Archive:
             path or source, source.read_bytes(), executable=executable, mtime=int(about.st_mtime)
         )
 
+    def device(self, path: Path, major: int, minor: int) -> None:
+        """Add a character device as *path*."""
+        self._add_folder(path.parent)
+        self._entry(path, stat.S_IFCHR | 0o600, b"", 0, (major, minor))
+
     def finish(self) -> bytes:
         """Return the archive."""
         self._entry(Path("/TRAILER!!!"), 0, b"", 0)
@@ -45,11 +50,13 @@ class Archive:
             self._folders.add(path)
             self._entry(path, stat.S_IFDIR | 0o755, b"", 0)
 
-    def _entry(self, path: Path, mode: int, data: bytes, mtime: int) -> None:
+    def _entry(
+        self, path: Path, mode: int, data: bytes, mtime: int, device: tuple[int, int] = (0, 0)
+    ) -> None:
         name = bytes(path)[1:] + b"\0"
         self._count += 1
         # inode, mode, uid, gid, links, mtime, size, device (2), special device (2), name, checksum
-        fields = (self._count, mode, 0, 0, 1, mtime, len(data), 0, 0, 0, 0, len(name), 0)
+        fields = (self._count, mode, 0, 0, 1, mtime, len(data), 0, 0, *device, len(name), 0)
         header = b"070701" + b"".join(b"%08X" % field for field in fields)
         self._parts += _padded(header + name), _padded(data)
 

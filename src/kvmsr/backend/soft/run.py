@@ -12,6 +12,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from kvmsr.abi import ExitReason, Mp, SyncReg
@@ -68,8 +69,10 @@ def kvm_run(vcpu: Vcpu, serve: Callable[[], bool] | None = None) -> int:
             raise _error(errno.EINTR)
         vcpu.has_run = True
         # Not where something has to happen between two KVM_RUN: handlers of signals run, registers
-        # are passed in the page, another vCPU has its turn.
-        if not vcpu.signals.holds_back and not run.kvm_valid_regs and len(vcpu.vm.vcpus) == 1:
+        # are passed in the page.
+        if not vcpu.signals.holds_back and not run.kvm_valid_regs:
+            if serve is not None and len(vcpu.vm.vcpus) > 1:
+                serve = partial(vcpu.vm.execution.serving, serve)
             vcpu.serve = serve
         _loop(vcpu)
         return 0
@@ -194,7 +197,7 @@ def _block(vcpu: Vcpu) -> bool:
                 return True
             vm.report_sleep()
             if not vcpu.kicked:
-                vm.wait_for_change()
+                vm.wait_for_change(vcpu)
     return False
 
 

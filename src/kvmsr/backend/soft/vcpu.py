@@ -76,6 +76,8 @@ class Vcpu:
         self.init_pending = self.sipi_pending = False
         self.sipi_vector = 0
         self.wanted = self.kicked = self._was_let_out = False
+        self._woken = threading.Condition(vm.lock)
+        self._sleeps = False
         self.thread = 0
         self.skipped = self.emulation.skipped
         self.queue_exception = self.events.queue
@@ -288,8 +290,24 @@ class Vcpu:
                 self.cpu.interrupt()
             return
         self.wanted = True
+        self._have_it_look()
+
+    def _have_it_look(self) -> None:
+        if self._sleeps:
+            self._woken.notify_all()
+            return
         self.cpu.interrupt()
-        self.vm.changed.notify_all()
+        self.vm.changed.notify_all()  # the ticker repeats it until it comes out
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep for so long, or until it is to look again."""
+        self._sleeps = True
+        self._woken.wait(seconds)
+        self._sleeps = False
+
+    def look_again(self) -> None:
+        """Have it look again if it sleeps."""
+        self._woken.notify_all()
 
     def remind(self, *, contended: bool) -> bool:
         """Have it come out of the guest if it should; return whether it should."""
@@ -303,6 +321,7 @@ class Vcpu:
         """Have KVM_RUN return as for a signal, unless it has since it fell asleep."""
         if self.thread and not self._was_let_out:
             self._was_let_out = self.kicked = True
+            self.look_again()
 
     def stirred(self) -> None:
         """A vCPU has woken up, so that this one may."""
@@ -314,8 +333,7 @@ class Vcpu:
         self.kicked = True
         with self.vm.lock:
             self.wanted = True
-            self.cpu.interrupt()
-            self.vm.changed.notify_all()
+            self._have_it_look()
 
     def clock_changed(self) -> None:
         """Write the clock to the guest again: kvmclock was set."""

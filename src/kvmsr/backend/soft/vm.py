@@ -64,6 +64,12 @@ class VmVcpu(Protocol):
     def code_written(self, host_address: int, size: int) -> None:
         """Translate code there again."""
 
+    def sleep(self, seconds: float) -> None:
+        """Sleep for so long, or until it is to look again."""
+
+    def look_again(self) -> None:
+        """Have it look again if it sleeps."""
+
     def let_out(self) -> None:
         """Have its KVM_RUN return as for a signal, unless it has since it fell asleep."""
 
@@ -90,7 +96,8 @@ class Vm:
     One VM.
 
     :ivar lock: held around everything that devices and vCPUs share.
-    :ivar changed: on that lock; notified when something may be of interest to another thread.
+    :ivar changed: on that lock; notified when something may be of interest to a thread that does
+        not sleep as a vCPU.
     :ivar vcpus: by number.
     :ivar max_vcpu_ids: the numbers of vCPUs are below this; 0: it is open yet.
     :ivar active: how many vCPUs have begun to run and do not sleep. While one is out of KVM_RUN its
@@ -212,6 +219,7 @@ class Vm:
     def end(self) -> None:
         """A vCPU that has begun will not run again."""
         self.active -= 1
+        self._have_sleepers_look()
 
     @contextmanager
     def idle(self) -> Iterator[None]:
@@ -240,21 +248,25 @@ class Vm:
             return
         for vcpu in vcpus:
             vcpu.let_out()
-        self.changed.notify_all()
 
-    def wait_for_change(self) -> None:
-        """Sleep until another thread has something, or a timer is due."""
-        deadline = self.timers.next_deadline()
-        looks = any(vcpu.looks_for_signals for vcpu in self.vcpus.values())
-        longest = _LOOK_FOR_SIGNALS if looks else _LONGEST_WAIT
-        if deadline is None:
-            self.changed.wait(longest)
-            return
-        if not self.active and not any(vcpu.wakes for vcpu in self.vcpus.values()):
-            self.clock.warp_to(deadline)
-        left = deadline - self.clock.now()
-        if left > 0:
-            self.changed.wait(min(left / 1e9, longest))
+    def wait_for_change(self, vcpu: VmVcpu) -> None:
+        """
+        Let a vCPU sleep until another thread has something for it, or a timer is due.
+
+        While another vCPU is active, it is the ticker that looks after the timers.
+        """
+        pause = _LOOK_FOR_SIGNALS if vcpu.looks_for_signals else _LONGEST_WAIT
+        deadline = None if self.active else self.timers.next_deadline()
+        if deadline is not None:
+            if not any(each.wakes for each in self.vcpus.values()):
+                self.clock.warp_to(deadline)
+            pause = min(pause, (deadline - self.clock.now()) / 1e9)
+        if pause > 0:
+            vcpu.sleep(pause)
+
+    def _have_sleepers_look(self) -> None:
+        for vcpu in self.vcpus.values():
+            vcpu.look_again()
 
     def _look(self) -> float | None:
         """Do what is due while vCPUs execute; see :class:`Ticker`."""
@@ -262,8 +274,10 @@ class Vm:
             return None
         self.timers.armed = None
         if not self.active:
+            self._have_sleepers_look()  # a timer may have been set meanwhile
             return _IDLE
         self.timers.run()
+        self.execution.lend()
         contended = self.execution.contended
         vcpus = list(self.vcpus.values())
         again = sum(vcpu.remind(contended=contended) for vcpu in vcpus) > 0 or contended
