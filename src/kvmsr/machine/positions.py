@@ -26,7 +26,7 @@ _KEPT: Final = 4096  # bytes of output
 _LONGEST: Final = 200  # characters of a line
 _LSTAR: Final = 0xC000_0082
 _KERNEL: Final = 1 << 63
-_OF_ITS_OWN: Final = (EndKind.RESET, EndKind.SHUTDOWN)
+_OF_ITS_OWN: Final = (EndKind.RESET, EndKind.POWEROFF, EndKind.SHUTDOWN)
 
 
 class LastLine:

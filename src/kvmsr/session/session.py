@@ -52,8 +52,7 @@ class Session:
     :param policy: decides MSR accesses.
     :param kvm: the KVM that runs the guests.
     :param vcpu: a vCPU to find out which MSRs KVM knows; by default one of a temporary VM.
-    :param ignore_msrs: whether the host swallows accesses to MSRs that KVM does not know; by
-        default, the session finds out.
+    :param ignore_msrs: whether the host swallows accesses to unknown MSRs; None: find out.
     :param log: receives the accesses that the policy logs.
     :param vcpus: number of vCPU records in the shared memory.
     :param trace: how to record the run; by default it is not recorded.
@@ -97,8 +96,8 @@ class Session:
             if vcpu is None
             else fitting_plan(policy, kvm, vcpu, ignore_msrs)
         )
-        is_native = use_native and isinstance(kvm.backend, HostBackend)
-        if native.available() and (is_native or attached):
+        in_c = attached or (use_native and isinstance(kvm.backend, HostBackend))
+        if in_c and native.available():
             self.shared = Shared(Block(vcpus), Names())
             self.shared.block.tables.timed = timed
         self._guests = Guests(self.shared, partial(likely_cpu, kvm))
