@@ -47,6 +47,7 @@ PEERS = {
     "dmidecode": (["dmidecode"], ["*bin/dmidecode"], ["usr/sbin/dmidecode"]),
     "qemu": (["qemu-system-x86"], [], ["usr/bin/qemu-system-x86_64"]),
     "ipxe": (["ipxe"], ["./boot"], ["boot/ipxe.lkrn"]),
+    "ovmf": (["ovmf"], ["./usr/share/ovmf/OVMF.fd"], ["usr/share/ovmf/OVMF.fd"]),
     "xen": (["xen-system-amd64"], ["./boot"], ["boot/xen-4*.gz"]),
     "chromium": (["chromium"], [], ["usr/lib/chromium/chromium"]),
 }

@@ -30,7 +30,7 @@ def tables(image, base):
 @pytest.mark.parametrize("cpus", [1, 2, 255, 300])
 def test_acpi_tables_lead_to_each_other_and_add_up(cpus):
     base = 0xE0000
-    image = acpi.build_tables(base, cpus)
+    image = acpi.build_tables(base, acpi.About(cpus, 1 << 29))
     assert image[:8] == b"RSD PTR "
     assert sum(image[:20]) & 0xFF == 0
     assert sum(image[:36]) & 0xFF == 0
@@ -57,7 +57,7 @@ def test_acpi_tables_lead_to_each_other_and_add_up(cpus):
 @pytest.mark.peer
 def test_the_reference_tools_read_the_tables(tmp_path):
     iasl = peer("acpica", "usr/bin/iasl")
-    for name, data in tables(acpi.build_tables(0xE0000, 2), 0xE0000).items():
+    for name, data in tables(acpi.build_tables(0xE0000, acpi.About(2, 1 << 29)), 0xE0000).items():
         (tmp_path / f"{name}.dat").write_bytes(data)
         words = [iasl, "-d", f"{name}.dat"]
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)

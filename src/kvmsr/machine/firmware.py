@@ -18,6 +18,7 @@ from kvmsr.machine.board import COM1, Board
 from kvmsr.machine.cpustate import enable_mtrrs
 from kvmsr.machine.layout import ACPI_BASE, BDA, EBDA, SMBIOS, Layout
 from kvmsr.machine.loaders import Boot, hand_over
+from kvmsr.machine.tableloader import add_tables
 
 __all__ = ("stand_in", "tell")
 
@@ -29,7 +30,7 @@ def stand_in(vm: Vm, vcpus: Sequence[Vcpu], layout: Layout, board: Board) -> int
     board.set_up()
     enable_mtrrs(vcpus)
     _write_data_areas(vm)
-    tables = acpi.build_tables(ACPI_BASE, len(vcpus))
+    tables = acpi.build_tables(ACPI_BASE, acpi.About(len(vcpus), layout.low_size))
     vm.memory_at(ACPI_BASE, len(tables))[:] = tables
     structures = _structures(vcpus, layout, firmware=True)
     point = smbios.entry_point(SMBIOS + _POINT_SIZE, structures)
@@ -59,6 +60,8 @@ def tell(vcpus: Sequence[Vcpu], layout: Layout, board: Board, boot: Boot) -> Non
     :raises ImageError: if it cannot be given that.
     """
     hand_over(board.fwcfg, layout, boot)
+    ports = board.power_management
+    add_tables(board.fwcfg, lambda: acpi.About(len(vcpus), layout.low_size, ports.ports))
     # There is no screen: SeaBIOS shows on the serial line what programs write to it.
     board.fwcfg.add_file("etc/sercon-port", struct.pack("<H", COM1))
     board.fwcfg.add_file("etc/screen-and-debug", struct.pack("<I", 0))  # not there as well
