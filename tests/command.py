@@ -28,10 +28,10 @@ def kvmsr(*words, status=0, **options):
     return done.stdout, done.stderr
 
 
-def run_guest(folder, *words, backend="kvm", timeout=300):
+def run_guest(folder, *words, backend="kvm", timeout=300, **options):
     """Run a guest with ``kvmsr run``; return the summary and what the guest sent."""
     log = folder / "serial"
     files = ["--serial", log, "--log", folder / "accesses"]
-    done = call("run", "--backend", backend, *words, "--json", *files, timeout=timeout)
+    done = call("run", "--backend", backend, *words, "--json", *files, timeout=timeout, **options)
     assert done.stderr == ""
     return json.loads(done.stdout), log.read_text(errors="replace").replace("\r", "")

@@ -33,13 +33,18 @@ MODULES = [
         "drivers/cpufreq/acpi-cpufreq.ko*",
     )
 ]  # fmt: skip
+# For guests that have a disk and a console.
+MODULES += [
+    f"*lib/modules/*/kernel/drivers/{part}"
+    for part in ("virtio/*", "block/virtio_blk.ko*", "char/virtio_console.ko*")
+]
 TOOLS_NEED = ["libcpupower1", "libpci3", "libcap2"]
 PEERS = {
     # name: (packages, what to unpack of them, what must be there afterwards)
     "kernel": (
         ["linux-image-cloud-amd64"],
         ["./boot", *MODULES],
-        ["boot/vmlinuz-*", "**/kvm-amd.ko*", "**/iosf_mbi.ko*"],
+        ["boot/vmlinuz-*", "**/kvm-amd.ko*", "**/iosf_mbi.ko*", "**/virtio_blk.ko*"],
     ),
     "seabios": (["seabios"], ["./usr/share/seabios"], ["usr/share/seabios/bios.bin"]),
     "acpica": (["acpica-tools"], ["*bin/iasl"], ["usr/bin/iasl"]),
@@ -53,6 +58,8 @@ PEERS = {
         ["usr/sbin/turbostat", "usr/sbin/rdmsr", "usr/bin/x86info"],
     ),
     "perf": (["linux-perf"], [], ["usr/bin/perf"]),
+    "ipxe": (["ipxe"], ["./boot"], ["boot/ipxe.lkrn"]),
+    "ovmf": (["ovmf"], ["./usr/share/ovmf/OVMF.fd"], ["usr/share/ovmf/OVMF.fd"]),
     "xen": (["xen-system-amd64"], ["./boot"], ["boot/xen-4*.gz"]),
     "chromium": (["chromium"], [], ["usr/lib/chromium/chromium"]),
 }

@@ -160,3 +160,18 @@ def test_memory_is_a_context():
         memory.view[0] = 1
     with pytest.raises(ValueError, match="released"):
         memory.view[0] = 2
+
+
+def test_code_that_user_space_writes_is_what_runs_next(guest):
+    """A disk reads programs into pages where other programs were; nobody sets RIP for that."""
+    routine, far = 0x3000, 0x3FFE  # the second one lies across a page
+    # again: call 0x3000; out %al, $0xed; call 0x3ffe; out %al, $0xed; jmp again
+    guest.load(b"\xe8\xfd\x1f\xe6\xed\xe8\xf6\x2f\xe6\xed\xeb\xf4")
+    for value in (*range(1, 20), 1):
+        for place in (routine, far):
+            guest.put(place, bytes((0xB0, value, 0xC3)))  # mov $value, %al; ret
+        guest.vm.memory_written(routine, far + 3 - routine)
+        for _ in range(2):
+            exit_ = guest.vcpu.run()
+            assert (exit_.port, bytes(exit_.data)) == (0xED, bytes((value,)))
+    guest.vm.memory_written(0x10_0000_0000, 1)  # no memory: nothing to do

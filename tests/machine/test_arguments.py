@@ -63,7 +63,9 @@ def test_a_policy_may_be_a_preset():
         ("mode=8: give 16, 32 or 64", {"image": "x", "mode": 8}),
         ("mode='16': give 16, 32 or 64", {"image": "x", "mode": "16"}),
         ("nothing to boot", {}),
-        ("not both", {"image": "x", "bios": "y"}),
+        ("an option ROM is for firmware", {"image": "x", "option_rom": "y"}),
+        ("starts no flat binaries", {"image": "x", "bios": "y", "mode": 16}),
+        ("option_rom=True: give a path", {"bios": "y", "option_rom": True}),
     ],
 )
 def test_what_cannot_be_booted_is_refused(message, arguments):
@@ -145,6 +147,9 @@ FUNCTION = "give a function"
         ("log='x.log': " + FUNCTION, {"log": "x.log"}),
         ("output=<.*: " + FUNCTION, {"output": sys.stdout}),
         ("debug_output=0: " + FUNCTION, {"debug_output": 0}),
+        ("disks='x': give disks, as a list", {"disks": "x"}),
+        (r"disks\[1\]=5: give a path", {"disks": ["x", 5]}),
+        ("console='hvc0': give serial or virtio", {"console": "hvc0"}),
     ],
 )
 def test_what_a_machine_cannot_be_made_of_is_refused(message, arguments):

@@ -256,8 +256,8 @@ WRONG = [
     (images.bzimage()[:0x210], {}, "within its setup header"),
     (images.bzimage()[:0x500], {}, "within its setup code"),
     (images.bzimage()[:-10], {}, "kernel is incomplete"),
-    (images.bzimage(version=0x0201), {}, r"for real mode \(boot protocol 2.01\), .* a BIOS"),
-    (images.bzimage(loadflags=0), {}, "no entry point but for real mode"),
+    (images.bzimage(version=0x0201), {}, "boot protocol 2.01 is too old"),
+    (images.bzimage(loadflags=0), {}, r"needs a BIOS: give SeaBIOS with --bios, .* --option-rom"),
     (images.bzimage(version=0x0204), {"append": "x" * 256}, "takes 255"),
     (images.bzimage(payload=b"\x1f\x8b" + b"nonsense" * 9), {}, "gzip stream is damaged"),
     (images.bzimage(vmlinux=b"no ELF file"), {}, "the kernel inside: a damaged ELF"),
@@ -284,6 +284,16 @@ def test_an_initrd_needs_room(tmp_path):
     for data in (images.bzimage(), images.pvh_elf()):
         with pytest.raises(ImageError, match=r"does not fit.*--memory"):
             load_bytes(tmp_path, data, initrd=(tmp_path / "initrd",))
+
+
+def test_an_image_for_firmware_is_not_loaded_here(tmp_path):
+    for name in ("image", "rom", "bios"):
+        (tmp_path / name).write_bytes(bytes(0x10000))
+    image, bios = tmp_path / "image", tmp_path / "bios"
+    offered = load(images.guest(), Boot(image, bios=bios))
+    assert "SeaBIOS only with --option-rom" in offered.notes[0]
+    assert load(images.guest(), Boot(image, bios=bios, option_rom=tmp_path / "rom")).notes == ()
+    assert load(images.guest(), Boot(bios=bios)).notes == ()
 
 
 def test_files_that_cannot_be_read_are_reported(tmp_path):

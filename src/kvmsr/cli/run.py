@@ -88,7 +88,12 @@ Examples:
     multiple=True,
     help="An initial RAM disk; for a multiboot kernel, a module. Modules may be repeated.",
 )
-@click.option("--bios", type=_PATH, help="A firmware image instead of a kernel.")
+@click.option("--bios", type=_PATH, help="A firmware image. It may start IMAGE, a Linux bzImage.")
+@click.option(
+    "--option-rom",
+    type=_PATH,
+    help="An option ROM for the firmware. SeaBIOS starts IMAGE with QEMU's linuxboot_dma.bin.",
+)
 @click.option(
     "--mode",
     type=click.Choice(["16", "32", "64"]),
@@ -150,6 +155,7 @@ def command(
     append: str,
     initrd: tuple[Path, ...],
     bios: Path | None,
+    option_rom: Path | None,
     mode: str | None,
     cpu: str,
     cpu_features: tuple[str, ...],
@@ -176,7 +182,8 @@ def command(
     if live and as_json:
         raise UsageError("--live shows a table at the end, and --json is no table: leave one out")
     timeout = to_seconds(timeout, "--timeout")
-    boot = Boot(image, append, initrd, bios, None if mode is None else int(mode))
+    number = None if mode is None else int(mode)
+    boot = Boot(image, append, initrd, bios, number, option_rom)
     expect_hangup(reload)
     rules = (load_policy(policy) if policy else Policy()).observing(observe)
     shown, hidden = _features(cpu_features)

@@ -6,7 +6,7 @@ Machine
 Runs a guest: :class:`Machine`; :class:`Boot`, which says what it boots, and :class:`Disk`.
 """
 
-from kvmsr.machine.board.virtio import Disk
+from kvmsr.machine.board import Disk
 from kvmsr.machine.driver import MachineDriver
 from kvmsr.machine.loaders import Boot, Loaded
 from kvmsr.machine.machine import Machine

@@ -120,9 +120,10 @@ def to_disks(values: Iterable[Disk | StrPath]) -> list[Disk]:
     """
     several = isinstance(values, Iterable) and not isinstance(values, (str, bytes))
     refuse_unless(several, "disks", values, "give disks, as a list")
+    disks = [value if isinstance(value, Disk) else Disk(value) for value in values]
     return [
-        value if isinstance(value, Disk) else Disk(to_path(value, f"disks[{number}]"))
-        for number, value in enumerate(values)
+        Disk(to_path(disk.path, f"disks[{number}]"), disk.write)
+        for number, disk in enumerate(disks)
     ]
 
 

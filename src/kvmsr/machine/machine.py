@@ -29,8 +29,7 @@ from kvmsr.machine.arguments import (
     to_seconds,
     to_size,
 )
-from kvmsr.machine.board import Board, BoardEvents
-from kvmsr.machine.board.virtio import Disk, DiskImage
+from kvmsr.machine.board import Board, BoardEvents, Disk, DiskImage
 from kvmsr.machine.choice import choose_backend
 from kvmsr.machine.cpuid import Features, set_up_features
 from kvmsr.machine.cpustate import apply_start
@@ -240,7 +239,7 @@ class Machine:
         if boot.bios is None:
             rsdp = stand_in(self.vm, self.vcpus, self.layout, self.board, self.plan.policy)
         else:
-            tell(self.vcpus, self.layout, self.board)
+            tell(self.vcpus, self.layout, self.board, boot, self.plan.policy)
         self._loaded = load(Guest(self.vm, self.layout, rsdp), boot)
         self._image = str(boot.image or boot.bios)
         apply_start(self.vm, self.vcpus[0], self._loaded.start)

@@ -22,11 +22,12 @@ _WITH_DMA: Final = 3  # traditional interface and DMA
 
 _WRITE_CHANNEL: Final = 0x4000
 
+_ZEROS: Final = bytes(1 << 16)
+
 _DMA_ERROR: Final = 0x01
 _DMA_READ: Final = 0x02
 _DMA_SKIP: Final = 0x04
 _DMA_SELECT: Final = 0x08
-_MAX_DMA: Final = 1 << 20
 
 
 class FwCfg:
@@ -59,15 +60,28 @@ class FwCfg:
             _MAX_CPUS: struct.pack("<H", cpus),
         }
         self._directory: list[bytes] = []
+        self._fresh: dict[int, Callable[[], bytes]] = {}
         self.add_file("etc/e820", b"".join(struct.pack("<QQI", *entry) for entry in e820))
         # There is no disk: SeaBIOS should give up booting at once, and reset.
         self.add_file("etc/boot-fail-wait", struct.pack("<I", 0))
 
-    def add_file(self, name: str, data: bytes) -> None:
-        """Add an item with a name of at most 55 bytes, before the guest starts."""
-        key = _FIRST_FILE + len(self._directory)
+    def add_item(self, key: int, data: bytes) -> None:
+        """Add an item without a name, before the guest starts."""
         self._items[key] = data
-        self._directory.append(struct.pack(">IHH56s", len(data), key, 0, name.encode()))
+
+    def add_file(self, name: str, data: bytes | Callable[[], bytes]) -> None:
+        """
+        Add an item with a name of at most 55 bytes, before the guest starts.
+
+        :param data: the contents, or what returns them when the guest selects the item, in the same
+            size always.
+        """
+        key = _FIRST_FILE + len(self._directory)
+        content = data if isinstance(data, bytes) else data()
+        self.add_item(key, content)
+        if not isinstance(data, bytes):
+            self._fresh[key] = data
+        self._directory.append(struct.pack(">IHH56s", len(content), key, 0, name.encode()))
         count = struct.pack(">I", len(self._directory))
         self._items[_FILE_DIR] = count + b"".join(self._directory)
 
@@ -93,12 +107,23 @@ class FwCfg:
     def _select(self, key: int) -> None:
         self._key = key & ~_WRITE_CHANNEL  # the items are read-only
         self._offset = 0
+        if self._key in self._fresh:
+            self._items[self._key] = self._fresh[self._key]()
 
     def _next(self, size: int) -> bytes:
         item = self._items.get(self._key, b"")
         data = item[self._offset : self._offset + size]
         self._offset += size
         return data.ljust(size, b"\0")
+
+    def _read_into(self, room: memoryview) -> None:
+        """Fill *room*; behind the end of the item there are zeros, of any number."""
+        left = self._items.get(self._key, b"")[self._offset : self._offset + len(room)]
+        room[: len(left)] = left
+        for start in range(len(left), len(room), len(_ZEROS)):
+            part = room[start : start + len(_ZEROS)]
+            part[:] = _ZEROS[: len(part)]
+        self._offset += len(room)
 
     def _dma(self, address: int) -> None:
         try:
@@ -108,11 +133,11 @@ class FwCfg:
         if control & _DMA_SELECT:
             self._select(control >> 16)
         result = 0
-        if length > _MAX_DMA or not control & (_DMA_READ | _DMA_SKIP | _DMA_SELECT):
+        if not control & (_DMA_READ | _DMA_SKIP | _DMA_SELECT):
             result = _DMA_ERROR
         elif control & _DMA_READ:
             try:
-                self._memory(target, length)[:] = self._next(length)
+                self._read_into(self._memory(target, length))
             except Exception:
                 result = _DMA_ERROR
         elif control & _DMA_SKIP:

@@ -9,8 +9,10 @@ that says so. Source: PCI Local Bus Specification 3.0, section 6.8.2.
 
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
+from kvmsr.errors import KvmsrError
 from kvmsr.machine.board.pci import Function
 
 __all__ = ("NO_VECTOR", "Msix")
@@ -70,7 +72,8 @@ class Msix:
             address, data, mask = _ENTRY.unpack_from(self._table, _ENTRY.size * vector)
             if self._pending >> vector & 1 and not mask & _MASKED:
                 self._pending &= ~(1 << vector)
-                self._send(address, data)
+                with suppress(KvmsrError):  # the guest chose an address where nobody listens
+                    self._send(address, data)
 
     def read(self, address: int, size: int) -> int:
         """Read from the table or the pending bits."""

@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Final
 
 from kvmsr.decompress import decompress
-from kvmsr.errors import ImageError, UsageError
+from kvmsr.errors import ImageError
 from kvmsr.machine.loaders.bios import load_bios
 from kvmsr.machine.loaders.boot import Boot
 from kvmsr.machine.loaders.common import Guest, Loaded, read_file
 from kvmsr.machine.loaders.elf import Elf
 from kvmsr.machine.loaders.flat import load_flat
-from kvmsr.machine.loaders.linux import is_bzimage, load_bzimage
+from kvmsr.machine.loaders.handover import hand_over
+from kvmsr.machine.loaders.linux import load_bzimage
 from kvmsr.machine.loaders.multiboot import find_header, load_multiboot
 from kvmsr.machine.loaders.pvh import load_pvh, pvh_entry
+from kvmsr.machine.loaders.setup import is_bzimage
 
-__all__ = ("Boot", "Guest", "Loaded", "load")
+__all__ = ("Boot", "Guest", "Loaded", "hand_over", "load")
 
 _GZIP: Final = b"\x1f\x8b"
 
@@ -33,7 +35,7 @@ def load(guest: Guest, boot: Boot) -> Loaded:
     :raises UsageError: if *boot* gives what this kind of image does not take.
     """
     if boot.bios is not None:
-        return load_bios(guest, boot.bios)
+        return load_bios(guest, boot)
     assert boot.image is not None
     path = boot.image
     data = read_file(path, "image", guest.layout.low_size)
@@ -41,7 +43,7 @@ def load(guest: Guest, boot: Boot) -> Loaded:
         return load_flat(guest, path, data, boot.mode)
     data = _expanded(path, data, guest.layout.low_size)
     if is_bzimage(data):
-        return load_bzimage(guest, path, data, boot.append, _one(boot))
+        return load_bzimage(guest, path, data, boot.append, boot.one_initrd())
     if find_header(data):
         return load_multiboot(guest, path, data, boot.append, boot.initrd)
     if data.startswith(b"\x7fELF"):
@@ -69,10 +71,4 @@ def _load_elf(guest: Guest, boot: Boot, path: Path, data: bytes) -> Loaded:
             f"ELF image {path} has neither a multiboot header nor a PVH entry, so there is no"
             " defined way to start it (for Linux, build with CONFIG_PVH, or give the bzImage)"
         )
-    return load_pvh(guest, path, elf, boot.append, _one(boot))
-
-
-def _one(boot: Boot) -> Path | None:
-    if len(boot.initrd) > 1:
-        raise UsageError("only multiboot images take more than one --initrd")
-    return boot.initrd[0] if boot.initrd else None
+    return load_pvh(guest, path, elf, boot.append, boot.one_initrd())

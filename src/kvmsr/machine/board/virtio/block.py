@@ -43,7 +43,6 @@ class VirtioBlock(VirtioDevice):
     :param note: called with what went wrong, at the first time.
     """
 
-    name = "virtio-blk"
     number = 2
     class_code = 0x018000
 
@@ -60,6 +59,7 @@ class VirtioBlock(VirtioDevice):
         struct.pack_into("<I", config, 20, SECTOR)
         features = _SEG_MAX | _BLK_SIZE | _FLUSH | (0 if image.writable else _RO)
         super().__init__(features, bytes(config), (Queue(_QUEUE_SIZE, _MOST_BYTES),))
+        self.name = f"disk {image.path}"
         self._image = image
         self._serial = serial.encode("ascii", "replace")[:_ID_SIZE].ljust(_ID_SIZE, b"\0")
         self._over = over

@@ -35,7 +35,7 @@ class VirtioDevice(ABC):
     :ivar queues: its queues.
     """
 
-    name: ClassVar[str]
+    name: str
     number: ClassVar[int]
     class_code: ClassVar[int]
 
