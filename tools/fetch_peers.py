@@ -64,6 +64,7 @@ PEERS = {
     ),
     "perf": (["linux-perf"], [], ["usr/bin/perf"]),
     "ipxe": (["ipxe"], ["./boot"], ["boot/ipxe.lkrn"]),
+    "ovmf": (["ovmf"], ["./usr/share/ovmf/OVMF.fd"], ["usr/share/ovmf/OVMF.fd"]),
     "xen": (["xen-system-amd64"], ["./boot"], ["boot/xen-4*.gz"]),
     "chromium": (["chromium"], [], ["usr/lib/chromium/chromium"]),
     "selftests": (

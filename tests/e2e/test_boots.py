@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kvmsr import __version__
+from kvmsr.machine import Boot, Machine
 from kvmsr.machine.probe import probe
 from tests.command import KVMSR, kvmsr, run_guest
 from tests.conftest import kvm_missing, need, peer
@@ -36,6 +37,13 @@ def backend(request):
         if not probe(request.getfixturevalue("host")).ordinary:
             pytest.skip("needs a KVM that runs ordinary guests")
     return request.param
+
+
+@pytest.fixture
+def rom():
+    """Return the option ROM that loads Linux images on SeaBIOS."""
+    system = Path("/usr/share/qemu/linuxboot_dma.bin")
+    return system if system.exists() else peer("qemu", "usr/share/qemu/linuxboot_dma.bin")
 
 
 def initrd(folder, script, *files):
@@ -212,11 +220,9 @@ def test_a_32_bit_kernel_runs_to_power_off(backend, qemu, tmp_path):
     assert report["exit"]["kind"] == "poweroff"
 
 
-def test_ipxe_runs_on_seabios_as_under_qemu(backend, qemu, seabios, start, tmp_path):
+def test_ipxe_runs_on_seabios_as_under_qemu(backend, qemu, seabios, rom, start, tmp_path):
     """An image that starts in real mode, which QEMU's option ROM loads."""
     image = peer("ipxe", "boot/ipxe.lkrn")
-    rom = Path("/usr/share/qemu/linuxboot_dma.bin")
-    rom = rom if rom.exists() else peer("qemu", "usr/share/qemu/linuxboot_dma.bin")
     last = "No bootable device."
     report, console = run_guest(
         tmp_path, image, "--bios", seabios / "bios-256k.bin", "--option-rom", rom,
@@ -242,3 +248,61 @@ def test_an_image_for_a_bios_says_so_without_one():
     _, said = kvmsr("run", image, status=3)
     assert said.count("\n") == 1
     assert f"{image} starts in real mode and needs a BIOS: give SeaBIOS with --bios" in said
+
+
+@pytest.mark.parametrize("name", ["seabios", "ovmf"])
+def test_firmware_starts_linux_which_turns_the_machine_off(
+    name, backend, kernel, tmp_path, request
+):
+    """By the tables that firmware places, with the ports of power management where it puts them."""
+    if name == "ovmf":
+        firmware = ["--bios", peer("ovmf", "usr/share/ovmf/OVMF.fd")]
+    else:
+        bios = request.getfixturevalue("seabios") / "bios-256k.bin"
+        firmware = ["--bios", bios, "--option-rom", request.getfixturevalue("rom")]
+    report, console = run_guest(
+        tmp_path, kernel, *firmware, "--memory", "512M", "--timeout", "250",
+        "--initrd", initrd(tmp_path, "/bin/busybox poweroff -f\n"), "--append", "console=ttyS0",
+        backend=backend,
+    )  # fmt: skip
+    assert last_message(console) == "reboot: Power down"
+    assert report["exit"]["kind"] == "poweroff"
+    for table in ("FACP", "DSDT", "FACS", "APIC"):
+        assert re.search(rf"ACPI: {table} 0x", console)
+    assert "DMI: kvmsr machine, BIOS" in console
+    assert ("efi: EFI v2" in console) == (name == "ovmf")
+
+
+def test_ovmf_reaches_its_shell_as_under_qemu(backend, qemu, start, tmp_path):
+    firmware = peer("ovmf", "usr/share/ovmf/OVMF.fd")
+    prompt = "Shell> "
+    words = ["map -b", "smbiosview -t 1", "reset -s"]
+    said = bytearray()
+
+    def answer(sent):
+        """Type the next command at each prompt."""
+        said.extend(sent)
+        if plain(bytes(said[-40:]).decode(errors="replace")).endswith(prompt) and words:
+            machine.board.uart.receive(words.pop(0).encode() + b"\r")
+
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    with Machine(backend, memory="512M", output=answer, disks=[disk]) as machine:
+        machine.load(Boot(bios=firmware))
+        result = machine.run(250)
+    console = plain(said.decode(errors="replace"))
+    assert str(result.end.kind) == "poweroff", console
+    assert re.search(r"BLK0: .*\s+PciRoot\(0x0\)/Pci\(0x2,0x0\)", console)
+    assert "ProductName: machine" in console
+    theirs = tmp_path / "theirs"
+    there = sent_until(
+        start, "Shell> ", theirs, [*qemu, *TCG, "-serial", f"file:{theirs}", "-bios", firmware]
+    )
+    for line in plain(there).splitlines():
+        if line.startswith(("UEFI", "EDK")):
+            assert line in console.splitlines()
+
+
+def plain(text):
+    """Return what a terminal shows of *text*, without colours and places."""
+    return re.sub(r"\x1b\[[0-9;=]*[A-Za-z]", "", text).replace("\r", "")

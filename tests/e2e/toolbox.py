@@ -8,6 +8,7 @@ them, and the drivers that these go through.
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,8 +56,8 @@ def tool(name: str) -> Path:
 
 def perf() -> Path:
     """Return where perf is: the system's, or the fetched one; or skip the test."""
-    fetched = sorted((PEERS / "perf").glob("usr/bin/perf"))
-    return fetched[0] if fetched else Path(need("perf"))
+    system = shutil.which("perf")
+    return Path(system) if system else peer("perf", "usr/bin/perf")
 
 
 def ram_disk(image: Path, script: str, programs: Sequence[Path] = ()) -> bytes:

@@ -45,7 +45,7 @@ def read_by_reference(iasl, folder, image, base):
 @pytest.mark.parametrize("cpus", [1, 2, 255, 300])
 def test_acpi_tables_lead_to_each_other_and_add_up(cpus):
     base = 0xE0000
-    image = acpi.build_tables(base, cpus)
+    image = acpi.build_tables(base, acpi.About(cpus, 1 << 29))
     assert image[:8] == b"RSD PTR "
     assert sum(image[:20]) & 0xFF == 0
     assert sum(image[:36]) & 0xFF == 0
@@ -72,7 +72,8 @@ def test_acpi_tables_lead_to_each_other_and_add_up(cpus):
 @pytest.mark.peer
 def test_the_reference_tools_read_the_tables(tmp_path):
     iasl, base = peer("acpica", "usr/bin/iasl"), 0xE0000
-    source = read_by_reference(iasl, tmp_path, acpi.build_tables(base, 2), base)
+    image = acpi.build_tables(base, acpi.About(2, 1 << 29))
+    source = read_by_reference(iasl, tmp_path, image, base)
     assert "Name (\\_S5, Package (0x04)" in source
     assert "_PSS" not in source
 
@@ -80,7 +81,7 @@ def test_the_reference_tools_read_the_tables(tmp_path):
 @pytest.mark.peer
 def test_the_reference_tools_read_p_states(tmp_path):
     iasl, base = peer("acpica", "usr/bin/iasl"), 0xE0000
-    image = acpi.build_tables(base, 2, [3000, 1500])
+    image = acpi.build_tables(base, acpi.About(2, 1 << 29, mhz=[3000, 1500]))
     source = read_by_reference(iasl, tmp_path, image, base)
     for piece in (
         "Device (C000)", "Device (C001)", '"ACPI0007" /* Processor Device */',
@@ -90,4 +91,5 @@ def test_the_reference_tools_read_p_states(tmp_path):
 
 
 def test_as_many_p_states_as_there_can_be_fit_below_smbios():
-    assert len(acpi.build_tables(ACPI_BASE, 1024, [3000] * 8)) < SMBIOS - ACPI_BASE
+    about = acpi.About(1024, 1 << 29, mhz=[3000] * 8)
+    assert len(acpi.build_tables(ACPI_BASE, about)) < SMBIOS - ACPI_BASE

@@ -55,6 +55,20 @@ def test_a_wide_access_to_byte_registers_is_cut_up():
     ]
 
 
+def test_ports_that_move_give_way_to_others():
+    bus, fixed, movable = Bus(), Recorder(), Recorder()
+    base = 0x70
+    bus.add_ports(0x70, 2, fixed)
+    bus.add_movable_ports(lambda port: base <= port < base + 4, movable)
+    assert bus.read_port(0x70, 1) == 0x70
+    bus.write_port(0x72, 1, 5)
+    base = 0x600
+    assert bus.read_port(0x72, 1) == 0xFF
+    bus.write_port(0x602, 2, 7)
+    assert fixed.seen == [("read", 0x70, 1)]
+    assert movable.seen == [("write", 0x72, 1, 5), ("write", 0x602, 2, 7)]
+
+
 def test_strings_go_value_by_value():
     bus, device = Bus(), Recorder()
     bus.add_ports(0x510, 1, device, bytewise=False)

@@ -101,6 +101,21 @@ def test_the_owner_may_hide_them_and_what_kvm_has_is_no_addition():
     assert Choice.make(METERS, has_it).added == ()
 
 
+def test_what_needs_a_hidden_feature_is_hidden_too():
+    policy = Policy([Rule("0x770-0x777", "shadow")])
+    names = [one.name for one in Choice.make(policy, INTEL).added]
+    assert names == ["hwp", "hwp_epp", "hwp_notify", "hwp_pkg_req"]
+    assert Choice.make(policy, INTEL, hidden=to_features(["hwp"], "hidden")).added == ()
+    one_less = Choice.make(policy, INTEL, hidden=to_features(["hwp_epp"], "hidden"))
+    assert [one.name for one in one_less.added] == ["hwp", "hwp_notify", "hwp_pkg_req"]
+
+
+def test_a_feature_cannot_be_both_required_and_hidden():
+    epb = to_features(["epb"], "shown")
+    with pytest.raises(UsageError, match=r"epb \(CPUID.06H:ECX\[3\]\) is both required and hidden"):
+        Choice.make(METERS, INTEL, epb, epb)
+
+
 def test_a_required_feature_is_there_or_the_message_says_what_is():
     table = CpuidTable([*INTEL, entry(7, 0, 1, ebx=1 << 7)])
     Choice.make(METERS, table, to_features(["epb", "smep"], "shown"))

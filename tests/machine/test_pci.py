@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from kvmsr.errors import BrokenInvariantError
 from kvmsr.machine import aml
 from kvmsr.machine.board.chipset import add_chipset
-from kvmsr.machine.board.pci import WINDOW_BASE, Bar, Function, Identity, PciBus
+from kvmsr.machine.board.pci import Bar, Function, Identity, PciBus
 
 CARD = Identity(0x1234, 0x5678, 0x010203, 4, 0x9ABC, 0xDEF0)
 
@@ -37,8 +37,8 @@ class Ports:
         self.bus.ports.write(0xCF8, 4, 1 << 31 | slot << 11 | function << 8 | offset & 0xFC)
         return self.bus.ports.read(0xCFC + offset % 4, size) & (1 << 8 * size) - 1
 
-    def write(self, slot, offset, size, value):
-        self.bus.ports.write(0xCF8, 4, 1 << 31 | slot << 11 | offset & 0xFC)
+    def write(self, slot, offset, size, value, function=0):
+        self.bus.ports.write(0xCF8, 4, 1 << 31 | slot << 11 | function << 8 | offset & 0xFC)
         self.bus.ports.write(0xCFC + offset % 4, size, value)
 
 
@@ -104,7 +104,7 @@ def test_bars_tell_their_size_and_decode_where_they_are_put(ports, card):
     assert memory.read(0xE0000000, 1) == -1
 
 
-@pytest.mark.parametrize("base", [0, WINDOW_BASE - 0x4000, 0xFEC00000, 0xFFFFC000])
+@pytest.mark.parametrize("base", [0, 0xFEC00000, 0xFFFFC000])
 def test_outside_the_bridges_window_nothing_is_decoded(ports, card, base):
     ports.write(5, 4, 2, 2)
     ports.write(5, 0x10, 4, base)
@@ -162,11 +162,24 @@ def test_the_chipset_is_that_of_qemus_pc(ports):
     assert ports.read(1, 0, 4) == 0x70008086
     assert ports.read(1, 14, 1) == 0x80  # several functions
     assert ports.read(1, 0, 4, 3) == 0x71138086
-    # OVMF and SeaBIOS read there where the PM timer is, and find it enabled.
-    assert ports.read(1, 0x40, 4, 3) == 0x601
-    assert ports.read(1, 0x80, 1, 3) == 1
     ports.write(0, 0x59, 1, 0x30)
     assert ports.read(0, 0x59, 1) == 0x30
+
+
+def test_firmware_says_where_the_power_managements_ports_are(ports):
+    power_management = add_chipset(ports.bus)
+    assert not any(map(power_management.decodes, range(0x10000)))
+    ports.write(1, 0x40, 4, 0xB03F, 3)
+    assert ports.read(1, 0x40, 4, 3) == 0xB001
+    assert not power_management.decodes(0xB000)
+    ports.write(1, 0x80, 1, 0xFF, 3)
+    assert [port for port in range(0x10000) if power_management.decodes(port)] == [
+        *range(0xB000, 0xB00C)
+    ]
+    power_management.set_up()
+    assert ports.read(1, 0x40, 4, 3) == 0x601
+    assert power_management.decodes(0x608)
+    assert not power_management.decodes(0xB008)
 
 
 ACCESSES = st.tuples(

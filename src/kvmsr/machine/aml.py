@@ -12,7 +12,7 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
-from kvmsr.machine.board.pci import FIRST_SLOT, SLOTS, WINDOW_BASE, WINDOW_END, intx_line
+from kvmsr.machine.board.pci import FIRST_SLOT, SLOTS, WINDOW_END, intx_line
 
 __all__ = ("pci_root", "processors", "sleep_off")
 
@@ -34,13 +34,17 @@ def sleep_off(kind: int) -> bytes:
     return _name(b"\\_S5_", _package(*map(_integer, (kind, kind, 0, 0))))
 
 
-def pci_root() -> bytes:
-    """Return ``Scope (\\_SB) { Device (PCI0) {...} }``."""
+def pci_root(ram_end: int) -> bytes:
+    """
+    Return ``Scope (\\_SB) { Device (PCI0) {...} }``.
+
+    :param ram_end: the end of RAM below 4 GiB, from which on the bus has memory.
+    """
     names = (
         _name(b"_HID", _integer(_PCI_HOST_BRIDGE)),
         _name(b"_UID", _integer(0)),
         _name(b"_ADR", _integer(0)),
-        _name(b"_CRS", _buffer(_resources())),
+        _name(b"_CRS", _buffer(_resources(ram_end))),
         _name(b"_PRT", _package(*(_route(slot) for slot in range(FIRST_SLOT, SLOTS)))),
     )
     return _SCOPE + _sized(b"\\_SB_" + _DEVICE + _sized(b"PCI0" + b"".join(names)))
@@ -81,7 +85,7 @@ def _processor(number: int) -> bytes:
     return _DEVICE + _sized(b"C%03X" % number + b"".join(names))
 
 
-def _resources() -> bytes:
+def _resources(ram_end: int) -> bytes:
     """Return what it passes on, and the ports that it has itself."""
     return b"".join(
         (
@@ -89,7 +93,7 @@ def _resources() -> bytes:
             struct.pack("<BBHHBB", 0x47, 1, 0xCF8, 0xCF8, 1, 8),
             _words(_PORTS, _ENTIRE_RANGE, 0x0000, 0x0CF7),
             _words(_PORTS, _ENTIRE_RANGE, 0x0D00, 0xFFFF),
-            _range(0x87, "I", _MEMORY, _READ_WRITE, WINDOW_BASE, WINDOW_END - 1),
+            _range(0x87, "I", _MEMORY, _READ_WRITE, ram_end, WINDOW_END - 1),
             _END_TAG,
         )
     )

@@ -79,12 +79,15 @@ class Choice:
         tsc_deadline: bool = False,
     ) -> "Choice":
         """
-        Return the choice for a guest under *policy*. What is *hidden* is hidden in any case.
+        Return the choice for a guest under *policy*.
 
         :param supported: the result of KVM_GET_SUPPORTED_CPUID.
         :param shown: features that the guest has to see.
-        :raises UsageError: if neither KVM nor the policy has one of those; says what can be had.
+        :param hidden: features that it does not see, nor those that need them.
+        :raises UsageError: if neither KVM nor the policy has one that is to be shown, and what can
+            be had; or if one is also to be hidden.
         """
+        known = features()
         hidden = tuple(hidden)
         able = [
             one
@@ -92,6 +95,8 @@ class Choice:
             if one.is_of(supported.vendor) and not has(supported, one.feature)
         ]
         for feature in shown:
+            if feature in hidden:
+                raise UsageError(f"the CPUID feature {_name(feature)} is both required and hidden")
             deadline = feature == Feature(1, 0, "ecx", _TSC_DEADLINE.bit_length() - 1)
             if not (
                 has(supported, feature)
@@ -99,7 +104,10 @@ class Choice:
                 or any(one.feature == feature for one in able)
             ):
                 raise UsageError(_not_to_be_had(feature, able))
-        return cls(tuple(one for one in able if one.feature not in hidden), hidden)
+        added = [
+            one for one in able if one.feature not in hidden and known.get(one.needs) not in hidden
+        ]
+        return cls(tuple(added), hidden)
 
     @property
     def notes(self) -> list[str]:
@@ -116,9 +124,13 @@ class Choice:
 _AS_KVM = Choice()
 
 
-def _not_to_be_had(feature: Feature, able: Iterable[Enumerated]) -> str:
+def _name(feature: Feature) -> str:
     name = next((name for name, known in features().items() if known == feature), "")
-    text = f"neither this KVM nor the policy has the CPUID feature {name} ({feature})"
+    return f"{name} ({feature})"
+
+
+def _not_to_be_had(feature: Feature, able: Iterable[Enumerated]) -> str:
+    text = f"neither this KVM nor the policy has the CPUID feature {_name(feature)}"
     for one in enumerated():
         if one.feature == feature:
             text = f"neither this KVM nor the policy has the CPUID feature {one}"

@@ -19,6 +19,7 @@ from kvmsr.machine.cpuid import has
 from kvmsr.machine.cpustate import enable_mtrrs
 from kvmsr.machine.layout import ACPI_BASE, BDA, EBDA, SMBIOS, Layout
 from kvmsr.machine.loaders import Boot, hand_over
+from kvmsr.machine.tableloader import add_tables
 from kvmsr.msr import features
 from kvmsr.policy import Model, Policy
 
@@ -34,7 +35,8 @@ def stand_in(vm: Vm, vcpus: Sequence[Vcpu], layout: Layout, board: Board, policy
     board.set_up()
     enable_mtrrs(vcpus)
     _write_data_areas(vm)
-    tables = acpi.build_tables(ACPI_BASE, len(vcpus), _p_states(vcpus, policy))
+    about = acpi.About(len(vcpus), layout.low_size, mhz=_p_states(vcpus, policy))
+    tables = acpi.build_tables(ACPI_BASE, about)
     vm.memory_at(ACPI_BASE, len(tables))[:] = tables
     structures = _structures(vcpus, layout, firmware=True)
     point = smbios.entry_point(SMBIOS + _POINT_SIZE, structures)
@@ -57,13 +59,16 @@ def _write_data_areas(vm: Vm) -> None:
     vm.memory_at(EBDA, 1)[0] = (0xA0000 - EBDA) >> 10  # KiB
 
 
-def tell(vcpus: Sequence[Vcpu], layout: Layout, board: Board, boot: Boot) -> None:
+def tell(vcpus: Sequence[Vcpu], layout: Layout, board: Board, boot: Boot, policy: Policy) -> None:
     """
     Give a firmware image what it cannot find out by itself, and what it is to start.
 
     :raises ImageError: if it cannot be given that.
     """
     hand_over(board.fwcfg, layout, boot)
+    ports = board.power_management
+    mhz = _p_states(vcpus, policy)
+    add_tables(board.fwcfg, lambda: acpi.About(len(vcpus), layout.low_size, ports.ports, mhz))
     # There is no screen: SeaBIOS shows on the serial line what programs write to it.
     board.fwcfg.add_file("etc/sercon-port", struct.pack("<H", COM1))
     board.fwcfg.add_file("etc/screen-and-debug", struct.pack("<I", 0))  # not there as well

@@ -248,7 +248,7 @@ class Machine:
         if boot.bios is None:
             rsdp = stand_in(self.vm, self.vcpus, self.layout, self.board, self.plan.policy)
         else:
-            tell(self.vcpus, self.layout, self.board, boot)
+            tell(self.vcpus, self.layout, self.board, boot, self.plan.policy)
         self._loaded = load(Guest(self.vm, self.layout, rsdp), boot)
         self._image = str(boot.image or boot.bios)
         if self._symbols is None and boot.image is not None:

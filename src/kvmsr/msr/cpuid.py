@@ -46,12 +46,14 @@ class Enumerated:
     :ivar name: the name of the feature, which consists of these MSRs and no more.
     :ivar feature: its bit.
     :ivar msrs: the MSRs that are there with the feature.
+    :ivar needs: the name of the feature without which it means nothing, or "".
     :ivar vendor: ``intel`` or ``amd``, if the bit means nothing on other vendors' CPUs; else "".
     """
 
     name: str
     feature: Feature
     msrs: tuple[int, ...]
+    needs: str
     vendor: str
 
     def __str__(self) -> str:
@@ -110,7 +112,11 @@ def enumerated() -> tuple[Enumerated, ...]:
     """Return the features that consist of MSRs alone."""
     return tuple(
         Enumerated(
-            row["feature"], features()[row["feature"]], tuple(row["msr"]), row.get("vendor", "")
+            row["feature"],
+            features()[row["feature"]],
+            tuple(row["msr"]),
+            row.get("needs", ""),
+            row.get("vendor", ""),
         )
         for row in _data()["enumerated"]
     )

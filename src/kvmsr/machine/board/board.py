@@ -18,7 +18,7 @@ from kvmsr.machine.board.bus import Bus
 from kvmsr.machine.board.chipset import add_chipset
 from kvmsr.machine.board.cmos import Cmos
 from kvmsr.machine.board.fwcfg import FwCfg
-from kvmsr.machine.board.pci import INTX_LINES, WINDOW_BASE, WINDOW_END, PciBus
+from kvmsr.machine.board.pci import INTX_LINES, WINDOW_END, PciBus
 from kvmsr.machine.board.uart import Uart
 from kvmsr.machine.board.virtio import (
     DiskImage,
@@ -65,6 +65,7 @@ class Board:
 
     :ivar fwcfg: what firmware asks about the machine.
     :ivar pci: the PCI bus.
+    :ivar power_management: what says where ACPI's registers are.
     :ivar uart: the serial line.
     :ivar line: where the guest takes input: the serial line, or the console that was added.
     """
@@ -92,14 +93,14 @@ class Board:
         bus.add_ports(0xF4, 4, leave, bytewise=False)
         bus.add_ports(0x501, 1, leave, bytewise=False)
         self.pci = pci = PciBus(events.reset, vm.irq_line)
-        add_chipset(pci)
+        self.power_management = add_chipset(pci)
         bus.add_ports(0xCF8, 8, pci.ports, bytewise=False)
-        bus.add_region(WINDOW_BASE, WINDOW_END - WINDOW_BASE, pci.memory)
+        bus.add_region(layout.low_size, WINDOW_END - layout.low_size, pci.memory)
         self.fwcfg = FwCfg(layout.size, cpus, layout.e820(), vm.memory_at)
         bus.add_ports(0x510, 12, self.fwcfg, bytewise=False)
         # The VM's clock: if time is virtual, the PM timer agrees with the guest's other timers.
         pm = small.AcpiPm(events.power_off, lambda: int(vm.get_clock().clock))
-        bus.add_ports(pm.BASE, pm.LENGTH, pm, bytewise=False)
+        bus.add_movable_ports(self.power_management.decodes, pm)
         bus.add_ports(testdev.PORT_BASE, 4, testdev.TestPort(), bytewise=False)
         bus.add_ports(
             testdev.IRQ_BASE, testdev.IRQ_COUNT, testdev.TestIrqLines(vm.irq_line), bytewise=False
@@ -127,6 +128,7 @@ class Board:
     def set_up(self) -> None:
         """Do what firmware does before it starts a system: place what the PCI bus has."""
         self.pci.assign()
+        self.power_management.set_up()
         chip = self._vm.get_irqchip(Chip.PIC_SLAVE)
         chip.chip.pic.elcr |= sum(1 << line % 8 for line in INTX_LINES)  # they are level-triggered
         self._vm.set_irqchip(chip)

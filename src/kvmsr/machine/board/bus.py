@@ -8,6 +8,7 @@ writes are ignored, as on a PC.
 """
 
 import re
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from kvmsr.errors import BrokenInvariantError
@@ -38,6 +39,7 @@ class Bus:
     def __init__(self) -> None:
         self._ports: dict[int, Device] = {}
         self._bytewise: set[int] = set()
+        self._movable: list[tuple[Callable[[int], bool], Device]] = []
         self._regions: list[tuple[int, int, Device]] = []
 
     def add_ports(self, first: int, count: int, device: Device, *, bytewise: bool = True) -> None:
@@ -53,6 +55,18 @@ class Bus:
             self._ports[port] = device
             if bytewise:
                 self._bytewise.add(port)
+
+    def add_movable_ports(self, decodes: Callable[[int], bool], device: Device) -> None:
+        """
+        Put *device* at ports that the guest may move; at others' ports, those have precedence.
+
+        :param decodes: returns whether a port is the device's now.
+        """
+        self._movable.append((decodes, device))
+
+    def _device_at(self, port: int) -> Device | None:
+        found = self._ports.get(port)
+        return found or next((device for decodes, device in self._movable if decodes(port)), None)
 
     def add_region(self, base: int, size: int, device: Device) -> None:
         """Put *device* at *size* bytes of guest-physical memory from *base*."""
@@ -83,7 +97,7 @@ class Bus:
         if size > 1 and port in self._bytewise:
             parts = (self.read_port(port + offset & 0xFFFF, 1) for offset in range(size))
             return sum(part << 8 * offset for offset, part in enumerate(parts))
-        device = self._ports.get(port)
+        device = self._device_at(port)
         all_ones = (1 << 8 * size) - 1
         return all_ones if device is None else device.read(port, size) & all_ones
 
@@ -93,7 +107,7 @@ class Bus:
             for offset in range(size):
                 self.write_port(port + offset & 0xFFFF, 1, value >> 8 * offset & 0xFF)
             return
-        device = self._ports.get(port)
+        device = self._device_at(port)
         if device is not None:
             device.write(port, size, value)
 

@@ -60,6 +60,7 @@ class FwCfg:
             _MAX_CPUS: struct.pack("<H", cpus),
         }
         self._directory: list[bytes] = []
+        self._fresh: dict[int, Callable[[], bytes]] = {}
         self.add_file("etc/e820", b"".join(struct.pack("<QQI", *entry) for entry in e820))
         # There is no disk: SeaBIOS should give up booting at once, and reset.
         self.add_file("etc/boot-fail-wait", struct.pack("<I", 0))
@@ -68,11 +69,19 @@ class FwCfg:
         """Add an item without a name, before the guest starts."""
         self._items[key] = data
 
-    def add_file(self, name: str, data: bytes) -> None:
-        """Add an item with a name of at most 55 bytes, before the guest starts."""
+    def add_file(self, name: str, data: bytes | Callable[[], bytes]) -> None:
+        """
+        Add an item with a name of at most 55 bytes, before the guest starts.
+
+        :param data: the contents, or what returns them when the guest selects the item, in the same
+            size always.
+        """
         key = _FIRST_FILE + len(self._directory)
-        self.add_item(key, data)
-        self._directory.append(struct.pack(">IHH56s", len(data), key, 0, name.encode()))
+        content = data if isinstance(data, bytes) else data()
+        self.add_item(key, content)
+        if not isinstance(data, bytes):
+            self._fresh[key] = data
+        self._directory.append(struct.pack(">IHH56s", len(content), key, 0, name.encode()))
         count = struct.pack(">I", len(self._directory))
         self._items[_FILE_DIR] = count + b"".join(self._directory)
 
@@ -98,6 +107,8 @@ class FwCfg:
     def _select(self, key: int) -> None:
         self._key = key & ~_WRITE_CHANNEL  # the items are read-only
         self._offset = 0
+        if self._key in self._fresh:
+            self._items[self._key] = self._fresh[self._key]()
 
     def _next(self, size: int) -> bytes:
         item = self._items.get(self._key, b"")

@@ -21,9 +21,8 @@ from kvmsr.machine.board.bus import Device
 
 __all__ = ("Bar", "Function", "Identity", "PciBus", "intx_line")
 
-WINDOW_BASE: Final = 0xC0000000
 WINDOW_END: Final = 0xFEC00000
-"""Where the host bridge passes accesses to memory on to the bus."""
+"""From the end of RAM to here, the host bridge passes accesses to memory on to the bus."""
 
 INTX_LINES: Final = (10, 11)
 """The interrupt lines to which INTA# of the slots are wired, in turn."""
@@ -189,7 +188,7 @@ class Function:
 
 class PciBus:
     """
-    Bus 0: ports 0xcf8 to 0xcff, and memory from :data:`WINDOW_BASE` to :data:`WINDOW_END`.
+    Bus 0: ports 0xcf8 to 0xcff, and memory up to :data:`WINDOW_END`, where there is no RAM.
 
     :param reset: called when the guest sets bit 2 of port 0xcf9, the reset register.
     :param set_irq: called with number and level of an interrupt line.
@@ -254,7 +253,7 @@ class PciBus:
             for function in self._functions.values()
             if function.decodes_memory
             for bar in function.bars
-            if (base := function.base(bar)) >= WINDOW_BASE and base + bar.size <= WINDOW_END
+            if (base := function.base(bar)) and base + bar.size <= WINDOW_END
         )
 
     def find(self, address: int, size: int) -> tuple[Device, int] | None:

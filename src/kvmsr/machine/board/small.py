@@ -106,8 +106,9 @@ class AcpiPm:
     """
 
     BASE = 0x600
-    CONTROL = BASE + 4
-    TIMER = BASE + 8
+    """Where its ports are if there is no firmware that puts them elsewhere."""
+    EVENTS, CONTROL, TIMER = 0, 4, 8
+    """Offsets of its registers."""
     LENGTH = 12
     TIMER_HZ = 3_579_545
     SCI_ENABLE = 1
@@ -123,18 +124,20 @@ class AcpiPm:
 
     def read(self, address: int, size: int) -> int:
         """Return a register; no events ever occur."""
-        if address == self.TIMER:
+        offset = address % 64
+        if offset == self.TIMER:
             return self._clock_ns() * self.TIMER_HZ // 1_000_000_000 & 0xFFFFFF
-        if address == self.CONTROL:
+        if offset == self.CONTROL:
             return self.SCI_ENABLE
-        if address == self.BASE + 2:
+        if offset == self.EVENTS + 2:
             return self._enabled_events
         return 0
 
     def write(self, address: int, size: int, value: int) -> None:
         """Write a register."""
-        if address == self.CONTROL:
+        offset = address % 64
+        if offset == self.CONTROL:
             if value & self.SLEEP_ENABLE and (value & self.SLEEP_TYPE) >> 10 == self.OFF:
                 self._power_off()
-        elif address == self.BASE + 2:
+        elif offset == self.EVENTS + 2:
             self._enabled_events = value & 0xFFFF
