@@ -166,7 +166,7 @@ def test_a_32_bit_kernel_inside_starts_in_protected_mode(tmp_path):
         ({"xloadflags": 0}, Mode.PROTECTED, 0x1000000, 0x1000000),
         ({"xloadflags": 1, "relocatable": 0}, Mode.LONG, 0x100000, 0x100200),
         ({"xloadflags": 0, "relocatable": 0}, Mode.PROTECTED, 0x100000, 0x100000),
-        ({"version": 0x0202}, Mode.PROTECTED, 0x100000, 0x100000),
+        ({"version": 0x0205}, Mode.PROTECTED, 0x100000, 0x100000),
     ],
 )
 def test_without_a_compressed_kernel_an_image_is_loaded_as_it_is(
@@ -258,7 +258,8 @@ WRONG = [
     (images.bzimage()[:-10], {}, "kernel is incomplete"),
     (images.bzimage(version=0x0201), {}, "boot protocol 2.01 is too old"),
     (images.bzimage(loadflags=0), {}, r"needs a BIOS: give SeaBIOS with --bios, .* --option-rom"),
-    (images.bzimage(version=0x0204), {"append": "x" * 256}, "takes 255"),
+    (images.bzimage(version=0x0204), {}, "starts in real mode and needs a BIOS"),
+    (images.bzimage(version=0x0205), {"append": "x" * 256}, "takes 255"),
     (images.bzimage(payload=b"\x1f\x8b" + b"nonsense" * 9), {}, "gzip stream is damaged"),
     (images.bzimage(vmlinux=b"no ELF file"), {}, "the kernel inside: a damaged ELF"),
     (images.bzimage(vmlinux=bytes(images.RAM + 1)), {}, "expands to more than"),

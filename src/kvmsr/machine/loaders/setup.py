@@ -17,6 +17,7 @@ __all__ = ("Header", "is_bzimage")
 
 _MAGIC: Final = b"HdrS"
 _LEAST_VERSION: Final = 0x0202  # has a pointer to the command line
+_HAS_32_BIT_ENTRY: Final = 0x0205  # before, kernels were not to be started past their setup code
 _XLF_KERNEL_64: Final = 1
 _LOADED_HIGH: Final = 1
 _HIGH: Final = 0x100000  # where a kernel that is not relocatable is loaded
@@ -60,7 +61,8 @@ class Header:
             return int(struct.unpack_from(f"<{form}", data, offset)[0]) if has_it else otherwise
 
         self.loaded_high = bool(data[0x211] & _LOADED_HIGH)
-        self.real_mode_only = not (self.loaded_high and since(0x0200, "I", 0x214, 0))
+        code32_start = since(_HAS_32_BIT_ENTRY, "I", 0x214, 0)
+        self.real_mode_only = not (self.loaded_high and code32_start)
         self.has_64_bit_entry = bool(since(0x020C, "H", 0x236, 0) & _XLF_KERNEL_64)
         self.payload = since(0x0208, "I", 0x248, 0), since(0x0208, "I", 0x24C, 0)
         preferred = since(0x020A, "Q", 0x258, _HIGH)
