@@ -162,3 +162,10 @@ def test_memory_at_two_addresses_is_left_to_the_engine(box: LongBox) -> None:
     box.start(REWRITE, rcx=ROUNDS, rbx=TARGET, rdi=TARGET + SIZE, rsi=TARGET)
     box.run()
     assert (box.engine.regs[1], box.engine.regs[2]) == (0, 1)
+    # And what was translated meanwhile does not outlive it.
+    box.engine.coherence.forget_memory()
+    box.engine.unmap(SIZE, SIZE)
+    box.engine.coherence.learn_memory([(0, SIZE, place)])
+    box.start(REWRITE, rcx=ROUNDS, rdx=0, rbx=TARGET, rdi=TARGET + ALIAS, rsi=TARGET)
+    box.run()
+    assert (box.engine.regs[1], box.engine.regs[2]) == (0, 1)

@@ -57,6 +57,7 @@ _USED: Final = (
     "tlb_set_dirty_x86_64",
     "tb_invalidate_phys_page_fast_x86_64",
     "tlb_set_page_with_attrs_x86_64",
+    "tb_flush_x86_64",
 )
 """Unicorn's functions that tlb.c calls, as its struct functions has them."""
 

@@ -37,6 +37,7 @@ struct functions {
     void (*invalidate)(void *uc, void *pages, uint64_t ram, int length, uintptr_t from);
     void (*set_page)(void *cpu, uint64_t linear, uint64_t physical, uint64_t attributes,
                      int protection, int mode, uint64_t size);
+    void (*flush_code)(void *cpu);
 };
 
 /* Memory of the guest, and Unicorn's MemoryRegion of it. */
@@ -48,6 +49,7 @@ struct range {
 struct engine {
     void *uc, *cpu;
     bool aliased; /* one host page is at two addresses: which ram it has, is not certain */
+    bool partial; /* not all memory is known, so not all pages with code are */
     unsigned ranges;
     struct range range[RANGES];
     uint8_t *code;    /* for each page whether it has translated code */
@@ -167,8 +169,10 @@ EXPORT struct engine *tlb_enter(struct engine *engine)
 /* Forget the engine's memory, which is about to change; which pages have code is not forgotten. */
 EXPORT void tlb_forget(struct engine *engine)
 {
+    if (engine->partial)
+        unicorn.flush_code(engine->cpu);
     engine->ranges = 0;
-    engine->aliased = false;
+    engine->aliased = engine->partial = false;
 }
 
 static bool overlaps(const struct engine *engine, uint64_t host, uint64_t size)
@@ -185,10 +189,12 @@ static bool reach(struct engine *engine, uint64_t pages)
     uint8_t *code;
     if (pages <= engine->pages)
         return true;
-    code = realloc(engine->code, pages);
+    code = calloc(pages, 1); /* of a large one, only what is used takes memory */
     if (!code)
         return false;
-    memset(code + engine->pages, 0, pages - engine->pages);
+    if (engine->pages)
+        memcpy(code, engine->code, engine->pages);
+    free(engine->code);
     engine->code = code;
     engine->pages = pages;
     return true;
@@ -199,13 +205,16 @@ EXPORT void tlb_learn(struct engine *engine, uint64_t first, uint64_t size, uint
 {
     uint64_t ram;
     if (engine->aliased || overlaps(engine, host, size)) {
-        engine->aliased = true;
+        engine->aliased = engine->partial = true;
         engine->ranges = 0;
         return;
     }
     ram = unicorn.ram_of(engine->uc, (void *)host);
-    if (engine->ranges == RANGES || ram == UINT64_MAX || !reach(engine, (ram + size) >> PAGE_BITS))
+    if (engine->ranges == RANGES || ram == UINT64_MAX ||
+        !reach(engine, (ram + size) >> PAGE_BITS)) {
+        engine->partial = true;
         return;
+    }
     engine->range[engine->ranges++] =
         (struct range){first, size, host, ram, unicorn.find_memory(engine->uc, first)};
 }
