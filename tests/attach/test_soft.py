@@ -129,6 +129,7 @@ SAID = {
     "kicks": "handled 300, each ended a KVM_RUN\n",
     "immediate": "then 0x1200\n",
     "mask": "handled 0, eaten 1, then 0x1200\nhandled 0, then 0x1200, handled 1\n",
+    "process": "first first first handled all, own\n",
     "ignored": "handled 1, at its time\n",
     "cancel": "cancelled 15, then 0x1200\n",
     "busy": "waited\n",

@@ -12,12 +12,10 @@
 
 #include <dlfcn.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "soft.h"
@@ -56,29 +54,6 @@ static void note(const char *what, const char *why)
 		return;
 	dprintf(fd, "%s: %s\n", what, why);
 	close(fd);
-}
-
-#define BIT(number) (1ull << ((number) - 1))
-
-/*
- * Hold signals back while Python runs in this thread: their handlers run afterwards, as they do after
- * a system call. What an instruction itself raises cannot wait. Return what was blocked before.
- *
- * By the system call, for the C library spares its own signals: pthread_cancel(3) must not end a
- * thread that has Python's lock, either.
- */
-uint64_t soft_hold(void)
-{
-	uint64_t before = 0, held = ~(BIT(SIGSEGV) | BIT(SIGBUS) | BIT(SIGFPE) | BIT(SIGILL) |
-				      BIT(SIGTRAP) | BIT(SIGABRT) | BIT(SIGSYS));
-
-	syscall(SYS_rt_sigprocmask, SIG_BLOCK, &held, &before, sizeof(held));
-	return before;
-}
-
-void soft_let_go(uint64_t before)
-{
-	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &before, NULL, sizeof(before));
 }
 
 /*
