@@ -7,6 +7,7 @@
  *     life kicks       300 signals for a vCPU's thread
  *     life immediate   immediate_exit
  *     life mask        KVM_SET_SIGNAL_MASK
+ *     life process     a signal for the process, while its first thread is in KVM_RUN
  *     life ignored     signals that nobody handles
  *     life cancel      pthread_cancel(3)
  *     life busy        an ioctl on a vCPU that runs
@@ -241,6 +242,47 @@ static void mask(void)
 	printf(", handled %d\n", handled);
 }
 
+static pid_t handler_of;
+
+static void note_thread(int number)
+{
+	(void)number;
+	handled++;
+	handler_of = gettid();
+}
+
+static void *wait_for_ever(void *unused)
+{
+	for (;;)
+		pause();
+	return unused;
+}
+
+static void process(void)
+{
+	struct guest guest = MAKE(LOOPS, 1, 0);
+	struct sigaction action = { .sa_handler = note_thread }, former;
+	pthread_t another;
+
+	sigaction(SIGUSR1, &action, NULL);
+	sigaction(SIGUSR1, NULL, &former);
+	pthread_create(&another, NULL, wait_for_ever, NULL); /* blocks no signal */
+	pid_t child = fork();
+
+	while (!child) { /* again and again: one may come between two KVM_RUN */
+		usleep(100000);
+		kill(getppid(), SIGUSR1);
+	}
+	for (int i = 0; i < 3; i++) {
+		interrupted(&guest);
+		printf("%s", handler_of == getpid() ? "first " : "another ");
+	}
+	kill(child, SIGKILL);
+	waitpid(child, NULL, 0);
+	printf("handled %s, %s\n", handled < 3 ? "too few" : "all",
+	       former.sa_handler == note_thread ? "own" : "alien");
+}
+
 static void ignored(void)
 {
 	struct guest guest = MAKE(LOOPS, 1, 0);
@@ -264,24 +306,32 @@ static void ignored(void)
 
 static void *run_for_ever(void *guest)
 {
+	const struct guest *g = guest;
+
 	pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, NULL);
 	for (;;)
-		interrupted(guest);
+		ioctl(g->vcpus[0], KVM_RUN, 0);
 	return NULL;
 }
 
 static void cancel(void)
 {
-	struct guest guest = MAKE(LOOPS, 1, 0), other = MAKE(READS, 1, 0);
-	pthread_t thread;
-	void *result;
+	struct guest guests[] = { MAKE(LOOPS, 1, 0), MAKE(SLEEPS, 1, 1), MAKE(READS, 1, 0) };
+	int cancelled = 0;
 
-	pthread_create(&thread, NULL, run_for_ever, &guest);
-	usleep(100000);
-	pthread_cancel(thread);
-	pthread_join(thread, &result);
-	printf("%s, then %#lx\n", result == PTHREAD_CANCELED ? "cancelled" : "ended",
-	       read_msr(&other, 0));
+	for (int i = 0; i < 15; i++) {
+		pthread_t thread;
+		void *result;
+
+		pthread_create(&thread, NULL, run_for_ever, &guests[i % 3]);
+		usleep(10000 + 777 * i);
+		pthread_cancel(thread);
+		pthread_join(thread, &result);
+		cancelled += result == PTHREAD_CANCELED;
+	}
+	struct guest another = MAKE(READS, 1, 0);
+
+	printf("cancelled %d, then %#lx\n", cancelled, read_msr(&another, 0));
 }
 
 static void *kick_once(void *unused)
@@ -507,6 +557,8 @@ int main(int argc, char **argv)
 		immediate();
 	else if (!strcmp(what, "mask"))
 		mask();
+	else if (!strcmp(what, "process"))
+		process();
 	else if (!strcmp(what, "ignored"))
 		ignored();
 	else if (!strcmp(what, "cancel"))

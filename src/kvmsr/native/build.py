@@ -29,7 +29,9 @@ SHIM = [
     *(name for name in CORE if name != "loop.c"),
     "merge.c", "attach.c", "descriptors.c", "vmm.c", "reset.c", "answer.c", "shim.c",
 ]  # fmt: skip
-SOFT = ["soft/python.c", "soft/objects.c", "soft/files.c", "soft/ioctl.c"]
+SOFT = [
+    "soft/signals.c", "soft/python.c", "soft/objects.c", "soft/files.c", "soft/ioctl.c",
+]  # fmt: skip
 
 _CHANGES = (
     (r"/\*[\s\S]*?\*/", ""),

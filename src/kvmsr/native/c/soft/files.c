@@ -16,9 +16,6 @@
 
 enum { MAJOR = 10, MINOR = 232 }; /* admin-guide/devices.txt */
 
-/* Export a function by another name too, whatever type a header gives that one. */
-#define ALSO(of, name) __asm__(".globl " #name "\n.set " #name ", " #of)
-
 static int (*real_open)(const char *, int, ...), (*real_openat)(int, const char *, int, ...);
 static int (*real_access)(const char *, int), (*real_faccessat)(int, const char *, int, int);
 

@@ -33,6 +33,7 @@ static void in_parent(void)
 
 static void in_child(void)
 {
+	soft_returns(); /* whatever the parent's first thread does */
 	soft_objects_after_fork();
 	soft_python_in_child();
 }
@@ -41,6 +42,26 @@ static __attribute__((constructor)) void begin(void)
 {
 	find_real();
 	pthread_atfork(before_fork, in_parent, in_child);
+}
+
+/* Have Python do an ioctl of a vCPU's. */
+static long serve_vcpu(struct soft_object *vcpu, unsigned long request, void *argument, uint64_t blocked)
+{
+	pthread_mutex_lock(&vcpu->busy);
+	if (request == KVM_RUN)
+		soft_runs(vcpu->has_mask ? vcpu->mask : blocked);
+	long result = soft_calls.ioctl(vcpu->inode, request, argument, blocked);
+
+	if (request == KVM_RUN) {
+		soft_returns();
+	} else if (request == KVM_SET_SIGNAL_MASK && !result) {
+		vcpu->has_mask = argument != NULL;
+		if (argument)
+			memcpy(&vcpu->mask, ((struct kvm_signal_mask *)argument)->sigset,
+			       sizeof(vcpu->mask));
+	}
+	pthread_mutex_unlock(&vcpu->busy);
+	return result;
 }
 
 /*
@@ -52,11 +73,9 @@ static long serve(struct soft_object *object, unsigned long request, void *argum
 	if (object->kind != SOFT_SYSTEM && object->pid != getpid())
 		return -EIO;
 	if (object->kind == SOFT_VCPU)
-		pthread_mutex_lock(&object->busy);
+		return serve_vcpu(object, request, argument, blocked);
 	long result = soft_calls.ioctl(object->inode, request, argument, blocked);
 
-	if (object->kind == SOFT_VCPU)
-		pthread_mutex_unlock(&object->busy);
 	if (result >= 0 && object->kind == SOFT_SYSTEM && request == KVM_CREATE_VM)
 		return soft_add(result, SOFT_VM);
 	if (result >= 0 && object->kind == SOFT_VM && request == KVM_CREATE_VCPU)

@@ -12,12 +12,10 @@
 
 #include <dlfcn.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "soft.h"
@@ -56,29 +54,6 @@ static void note(const char *what, const char *why)
 		return;
 	dprintf(fd, "%s: %s\n", what, why);
 	close(fd);
-}
-
-#define BIT(number) (1ull << ((number) - 1))
-
-/*
- * Hold signals back while Python runs in this thread: their handlers run afterwards, as they do after
- * a system call. What an instruction itself raises cannot wait. Return what was blocked before.
- *
- * By the system call, for the C library spares its own signals: pthread_cancel(3) must not end a
- * thread that has Python's lock, either.
- */
-uint64_t soft_hold(void)
-{
-	uint64_t before = 0, held = ~(BIT(SIGSEGV) | BIT(SIGBUS) | BIT(SIGFPE) | BIT(SIGILL) |
-				      BIT(SIGTRAP) | BIT(SIGABRT) | BIT(SIGSYS));
-
-	syscall(SYS_rt_sigprocmask, SIG_BLOCK, &held, &before, sizeof(held));
-	return before;
-}
-
-void soft_let_go(uint64_t before)
-{
-	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &before, NULL, sizeof(before));
 }
 
 /*
@@ -156,13 +131,13 @@ static void import(void)
 	static const char form[] =
 		"exec('''\n"
 		"import sys, ctypes\n"
-		"place = %#lx\n"
+		"place, own = %#lx, %s\n"
 		"try:\n"
 		"    text = ctypes.c_char_p.from_address(place).value.decode('utf-8', 'surrogateescape')\n"
 		"    _, _, notes, profile, *paths = text.split(chr(10))\n"
-		"    sys.path += [path for path in paths if path not in sys.path]\n"
+		"    sys.path[:] = dict.fromkeys(paths + sys.path if own else sys.path + paths)\n"
 		"    from kvmsr.backend.soft import serving\n"
-		"    serving.begin(place, profile, notes, handles_signals=%s)\n"
+		"    serving.begin(place, profile, notes, handles_signals=not own)\n"
 		"except BaseException as error:\n"
 		"    said = f'{type(error).__name__}: {error}'.encode()[:500]\n"
 		"    ctypes.memmove(place + ctypes.sizeof(ctypes.c_void_p), said, len(said))\n"
@@ -170,7 +145,7 @@ static void import(void)
 	char text[sizeof(form) + 64];
 
 	snprintf(text, sizeof(text), form, (unsigned long)(uintptr_t)&soft_calls,
-		 embedded ? "False" : "True");
+		 embedded ? "True" : "False");
 	if (py.PyRun_SimpleStringFlags(text, NULL) && !*soft_calls.failure)
 		fail("Python cannot load kvmsr");
 }

@@ -3,8 +3,8 @@
  * The soft backend under an unmodified program, a library that is preloaded behind the shim: what
  * its files share. It plays /dev/kvm; the shim above it takes it for the kernel.
  *
- * Calls go upwards only, in this order: python (the interpreter that the backend runs in), objects
- * (which descriptor is which of KVM's objects), files (the device file), ioctl.
+ * Calls go upwards only, in this order: signals, python (the interpreter that the backend runs in),
+ * objects (which descriptor is which of KVM's objects), files (the device file), ioctl.
  *
  * The descriptors that the program gets are memory files (memfd_create(2)) without a name, and a
  * vCPU's holds its kvm_run page. So the kernel itself does mmap, dup, fork and close on them, and
@@ -21,6 +21,9 @@
 #define PUBLIC __attribute__((visibility("default")))
 #define KVM_DEVICE "/dev/kvm"
 
+/* Export a function by another name too, whatever type a header gives that one. */
+#define ALSO(of, name) __asm__(".globl " #name "\n.set " #name ", " #of)
+
 /* What Python has to offer; kvmsr.backend.soft.serving fills it in. */
 struct soft_calls {
 	const char *settings; /* the environment variable's text */
@@ -31,11 +34,15 @@ struct soft_calls {
 	void (*close)(uint64_t inode);
 };
 
+/* signals.c */
+uint64_t soft_hold(void);
+void soft_let_go(uint64_t before);
+void soft_runs(uint64_t blocked);
+void soft_returns(void);
+
 /* python.c */
 extern struct soft_calls soft_calls;
 int soft_start(void);
-uint64_t soft_hold(void);
-void soft_let_go(uint64_t before);
 void soft_python_before_fork(void);
 void soft_python_in_parent(void);
 void soft_python_in_child(void);
@@ -51,6 +58,8 @@ struct soft_object {
 	uint32_t users; /* threads that are about to do something with it, or at it */
 	uint32_t missing; /* how many times in a row no descriptor was found to refer to it */
 	pthread_mutex_t busy; /* of a vCPU: one ioctl at a time */
+	int has_mask; /* KVM_SET_SIGNAL_MASK is in use */
+	uint64_t mask;
 };
 
 int soft_is_ours(int fd, enum soft_kind *kind);
