@@ -8,7 +8,7 @@ What KVM_CHECK_EXTENSION says: what is not here says 0.
 
 from typing import Final
 
-from kvmsr.abi import Cap, Quirk, SyncReg
+from kvmsr.abi import Cap, GuestDbg, Quirk, SyncReg
 from kvmsr.backend.soft.profile import Profile
 
 __all__ = ("MAX_VCPUS", "MAX_VCPU_IDS", "QUIRKS", "check_extension")
@@ -34,7 +34,7 @@ _VALUES: Final[dict[int, int]] = {
     Cap.CHECK_EXTENSION_VM: 1, Cap.IMMEDIATE_EXIT: 1, Cap.GET_MSR_FEATURES: 1,
     Cap.MSR_PLATFORM_INFO: 1, Cap.X86_USER_SPACE_MSR: 1, Cap.X86_MSR_FILTER: 1,
     Cap.ENFORCE_PV_FEATURE_CPUID: 1, Cap.SREGS2: 1, Cap.INTERNAL_ERROR_DATA: 1,
-    Cap.DISABLE_QUIRKS: 1, Cap.DISABLE_QUIRKS2: QUIRKS,
+    Cap.DISABLE_QUIRKS: 1, Cap.DISABLE_QUIRKS2: QUIRKS, Cap.SET_GUEST_DEBUG2: sum(GuestDbg),
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from kvmsr.backend.soft.cpu.engine import Engine
 from kvmsr.backend.soft.page import RunPage
 from kvmsr.backend.soft.profile import Profile
 
-__all__ = ("BS", "DB", "SINGLESTEP", "TF", "Debugging")
+__all__ = ("BLOCKIRQ", "BS", "DB", "SINGLESTEP", "TF", "Debugging")
 
 DB: Final = 1
 """The vector of debug exceptions."""
@@ -34,6 +34,7 @@ TF: Final = 1 << 8
 
 # Not by the enumeration: they are looked at once an access.
 SINGLESTEP: Final = int(GuestDbg.SINGLESTEP)
+BLOCKIRQ: Final = int(GuestDbg.BLOCKIRQ)
 _HARDWARE: Final = int(GuestDbg.USE_HW_BP)
 
 _POP_FLAGS: Final = (0x9D, 0xCF)  # POPF, IRET

@@ -7,6 +7,7 @@ Exceptions, interrupts and NMIs on their way into the guest (kvm_check_and_injec
 arch/x86/kvm/x86.c).
 """
 
+from kvmsr.backend.soft.debugging import BLOCKIRQ
 from kvmsr.backend.soft.vcpu import Vcpu
 
 __all__ = ("attend", "inject", "nmi_window")
@@ -51,6 +52,8 @@ def inject(vcpu: Vcpu) -> bool:
         vector = vcpu.take_interrupt()
         if vector is not None and not vcpu.emulation.interrupt(vector):
             return False
+    if vcpu.debugging.control & BLOCKIRQ:
+        return True  # for as long as the debugger wants that
     if vcpu.events.nmis:
         if vcpu.events.nmi_waits_for_shadow:
             engine.close_nmi_window()

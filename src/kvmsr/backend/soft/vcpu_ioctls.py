@@ -27,7 +27,11 @@ from kvmsr.backend.soft.vcpu import Vcpu
 __all__ = ("VCPU_IOCTLS",)
 
 _DEBUG_FLAGS: Final = int(
-    GuestDbg.ENABLE | GuestDbg.SINGLESTEP | GuestDbg.USE_SW_BP | GuestDbg.USE_HW_BP
+    GuestDbg.ENABLE
+    | GuestDbg.SINGLESTEP
+    | GuestDbg.USE_SW_BP
+    | GuestDbg.USE_HW_BP
+    | GuestDbg.BLOCKIRQ
 )
 
 _MISC_ENABLE: Final = 0x1A0
