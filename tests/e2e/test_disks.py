@@ -220,13 +220,13 @@ def test_debian_boots_to_its_login(start, tmp_path):
     talk = on("rw", f"{image},write")
     talk.type("apt list 2>/dev/null | grep ^bash/")
     assert "bash/" in talk.until("amd64")
-    talk.type("echo it is >/root/kept; poweroff -f")
+    talk.type("echo it is >/root/kept; systemctl poweroff")
     talk.until("MSR accesses")
     talk = on("rw", f"{image},write")
-    talk.type("cat /root/kept; mount -o remount,ro / && poweroff -f")
+    talk.type("cat /root/kept; systemctl poweroff")
     assert "it is\n" in talk.until("MSR accesses")
     talk = on("ro", image, "hvc0", "--console", "virtio")
-    talk.type("cat /root/kept; touch /root/more; poweroff -f")
+    talk.type("cat /root/kept; touch /root/more; systemctl poweroff")
     said = talk.until("MSR accesses")
     assert "it is\n" in said
     assert "Read-only file system" in said

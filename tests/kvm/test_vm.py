@@ -2,6 +2,8 @@
 
 import os
 import select
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -170,8 +172,32 @@ def test_code_that_user_space_writes_is_what_runs_next(guest):
     for value in (*range(1, 20), 1):
         for place in (routine, far):
             guest.put(place, bytes((0xB0, value, 0xC3)))  # mov $value, %al; ret
-        guest.vm.memory_written(routine, far + 3 - routine)
+        if value % 5:
+            guest.vm.memory_written(routine, far + 3 - routine)
+        else:  # very often, with nothing executed in between
+            for at in (*range(0, 0x6000, 2), far, far + 2):
+                guest.vm.memory_written(at, 1)
         for _ in range(2):
             exit_ = guest.vcpu.run()
             assert (exit_.port, bytes(exit_.data)) == (0xED, bytes((value,)))
     guest.vm.memory_written(0x10_0000_0000, 1)  # no memory: nothing to do
+
+
+def test_a_vcpu_that_executes_meanwhile_sees_the_new_code_too(guest):
+    """Another vCPU's disk request brings in what this one is about to call."""
+    # again: call 0x3000; mov %al, 0x4000; jmp again
+    guest.load(b"\xe8\xfd\x1f\xa2\x00\x40\xeb\xf8")
+    guest.put(0x3000, b"\xb0\x00\xc3")
+    thread = threading.Thread(target=guest.vcpu.run)
+    thread.start()
+    try:
+        for value in range(1, 50):
+            guest.put(0x3000, bytes((0xB0, value, 0xC3)))  # mov $value, %al; ret
+            guest.vm.memory_written(0x3000, 3)
+            end = time.monotonic() + 20
+            while guest.memory.view[0x4000] != value:
+                assert time.monotonic() < end, f"still {guest.memory.view[0x4000]}, not {value}"
+                time.sleep(0)
+    finally:
+        guest.vcpu.kick()
+        thread.join()

@@ -22,6 +22,9 @@ _LAST_PAGE: Final = (1 << 40) - _PAGE  # of the physical addresses that CPUID re
 _IOAPIC_PAGE: Final = 0xFEC0_0000
 _LAST: Final = (1 << 64) - 1
 _UNKNOWN: Final = -1
+_MOST_WRITTEN: Final = 4096
+_ALL: Final = (0, 0)
+"""Stands for all memory where it is listed what was written."""
 
 _Part = tuple[int, int, bool]
 """Size, address in this process, and whether it is writable."""
@@ -73,8 +76,8 @@ class CpuMemory:
 
     @property
     def is_current(self) -> bool:
-        """Whether the CPU sees the slots as they are."""
-        return self._generation == self._slots.generation
+        """Whether the CPU sees the slots, and the code in them, as they are."""
+        return self._generation == self._slots.generation and not self._written
 
     def invalidate(self) -> None:
         """Have it brought up to date though the slots are the same."""
@@ -86,11 +89,16 @@ class CpuMemory:
             first, before = self._written.pop()
             host_address, size = first, before + size
         self._written.append((host_address, size))
+        if len(self._written) > _MOST_WRITTEN:  # a CPU that sleeps for long
+            self._written = [_ALL]
 
     def update(self) -> bool:
         """Bring it up to date; return whether there was something to do to the map."""
         if self._written:
             written, self._written = self._written, []
+            if _ALL in written:
+                self._cpu.flush_code()
+                written.clear()
             for host_address, size in written:
                 self._cpu.forget_code(host_address, size)
         if self.is_current:

@@ -230,8 +230,10 @@ class Vcpu:
     def code_written(self, host_address: int, size: int) -> None:
         """Translate code there again, before more is executed."""
         self.memory.written(host_address, size)
-        if self.cpu.running:
-            self.attend()
+        if self.thread and self.mp_state == Mp.RUNNABLE:  # it executes, or is about to
+            self.wanted = True
+            self.cpu.interrupt()
+            self.vm.changed.notify_all()  # the ticker repeats it until it comes out
 
     def attend(self) -> None:
         """Look for what waits for it."""

@@ -73,11 +73,12 @@ class Board:
     def __init__(self, vm: Vm, layout: Layout, cpus: int, events: BoardEvents) -> None:
         self._vm, self._events = vm, events
         self._lock = threading.Lock()
+        self._writing = threading.Lock()  # two vCPUs may use two lines
         self._disks = 0
         self.line: Uart | VirtioConsole
         self._bus = bus = Bus()
         self.line = self.uart = Uart(
-            COM1, events.output, lambda level: vm.irq_line(_COM1_IRQ, level)
+            COM1, self._one_by_one(events.output), lambda level: vm.irq_line(_COM1_IRQ, level)
         )
         bus.add_ports(COM1, 8, self.uart)
         cmos = Cmos(layout.low_size, layout.high_size, cpus)
@@ -86,7 +87,7 @@ class Board:
         bus.add_ports(0x60, 1, keyboard)
         bus.add_ports(0x64, 1, keyboard)
         bus.add_ports(0x92, 1, small.Port92(events.reset))
-        console = small.DebugConsole(events.debug_output)
+        console = small.DebugConsole(self._one_by_one(events.debug_output))
         bus.add_ports(0xE9, 1, console)
         bus.add_ports(0x402, 1, console)
         leave = small.DebugExit(events.debug_exit)
@@ -119,8 +120,15 @@ class Board:
 
     def add_console(self) -> None:
         """Add a console, which Linux calls hvc0, and take the guest's input there."""
-        self.line = console = VirtioConsole(self._events.output)
+        self.line = console = VirtioConsole(self._one_by_one(self._events.output))
         self._add(console)
+
+    def _one_by_one(self, output: Callable[[bytes], None]) -> Callable[[bytes], None]:
+        def put_out(data: bytes) -> None:
+            with self._writing:
+                output(data)
+
+        return put_out
 
     def _add(self, device: VirtioDevice) -> None:
         self.pci.add_next(VirtioPci(device, self._vm, self._events.note))

@@ -108,21 +108,19 @@ class VirtioPci(Function):
 
     def read_config(self, offset: int, size: int) -> int:
         """Return what the guest reads there; the window's data are a register's."""
-        if offset == self._window + 16:
-            found = self._in_window()
-            if found is not None and found[2] == size:
-                device, at, _ = found
-                self.set(offset, size, device.read(at, size) & (1 << 8 * size) - 1,
-                         writable=(1 << 8 * size) - 1)  # fmt: skip
+        found = self._in_window() if offset == self._window + 16 else None
+        if found is not None and found[2] == size:
+            device, at, _ = found
+            mask = (1 << 8 * size) - 1
+            self.set(offset, size, device.read(at, size) & mask, writable=mask)
         return super().read_config(offset, size)
 
     def write_config(self, offset: int, size: int, value: int) -> None:
         """Write there; what is written to the window's data goes to a register, too."""
         super().write_config(offset, size, value)
-        if offset == self._window + 16:
-            found = self._in_window()
-            if found is not None and found[2] == size:
-                found[0].write(found[1], size, value)
+        found = self._in_window() if offset == self._window + 16 else None
+        if found is not None and found[2] == size:
+            found[0].write(found[1], size, value)
 
     def _in_window(self) -> "tuple[_Locked, int, int] | None":
         """Return to which BAR, offset and size the window is set, if it is valid."""
