@@ -215,7 +215,7 @@ def test_debian_boots_to_its_login(start, tmp_path):
     subprocess.run(["cp", "--sparse=always", folder / "debian.img", image], check=True)
 
     def on(mount, disk, line="ttyS0", *options):
-        # The driver of hvc0 is a module: without another console, the boot would have none at first.
+        # The driver of hvc0 is a module: without another console there is none at first.
         consoles = " ".join(f"console={each}" for each in dict.fromkeys(("ttyS0", line)))
         words = f"root=/dev/vda {mount} {consoles}"
         return log_in(start, folder, line, "--disk", disk, "--append", words, *options)
