@@ -6,7 +6,6 @@ CPUID features
 CPUID's bits by name, and those by which operating systems decide whether they access an MSR at all.
 """
 
-import difflib
 import functools
 from dataclasses import dataclass
 from typing import Any, Final
@@ -101,6 +100,8 @@ def find_feature(name: str) -> Feature:
     known = features()
     feature = known.get(name) or known.get(name.replace("-", "_"))
     if feature is None:
+        import difflib
+
         near = difflib.get_close_matches(name, known, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise UsageError(f"no CPUID feature is called {shown(name)}{hint}")
