@@ -201,10 +201,11 @@ def test_registers_are_reset(tmp_path, qemu, bios):
         assert vm.process.wait(20) == BAD << 1 | 1
 
 
-def test_nobody_is_there_to_ask():
-    done = ctl(1, "reset", check=False)
+def test_nobody_is_there_to_ask(start):
+    pid = start(["sleep", "60"]).pid
+    done = ctl(pid, "reset", check=False)
     assert done.returncode == 2
-    assert "process 1 is neither a kvmsr run or exec nor a VMM" in done.stderr
+    assert f"process {pid} is neither a kvmsr run or exec nor a VMM" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

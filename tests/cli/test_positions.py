@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import time
 
 import pytest
 
@@ -49,7 +50,8 @@ def test_interrupt(image, backend):
         words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         try:
-            assert process.stdout.read(1) == b"H"  # it runs
+            assert process.stdout.read(1) == b"H"
+            time.sleep(0.5)  # it gets on to where it stays
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=30)
         finally:
