@@ -12,7 +12,7 @@ same, but only where it was asked to step (singlestep_rip of arch/x86/kvm/x86.c)
 with the first instruction, the guest's own included.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from kvmsr.abi import ExitReason, GuestDbg
@@ -21,7 +21,7 @@ from kvmsr.backend.soft.cpu.engine import Engine
 from kvmsr.backend.soft.page import RunPage
 from kvmsr.backend.soft.profile import Profile
 
-__all__ = ("BLOCKIRQ", "BS", "DB", "SINGLESTEP", "TF", "Debugging")
+__all__ = ("BLOCKIRQ", "BS", "DB", "HARDWARE", "SINGLESTEP", "TF", "Debugging")
 
 DB: Final = 1
 """The vector of debug exceptions."""
@@ -35,10 +35,14 @@ TF: Final = 1 << 8
 # Not by the enumeration: they are looked at once an access.
 SINGLESTEP: Final = int(GuestDbg.SINGLESTEP)
 BLOCKIRQ: Final = int(GuestDbg.BLOCKIRQ)
-_HARDWARE: Final = int(GuestDbg.USE_HW_BP)
+HARDWARE: Final = int(GuestDbg.USE_HW_BP)
 
 _POP_FLAGS: Final = (0x9D, 0xCF)  # POPF, IRET
 _DR6, _DR7 = 6, 7
+_WRITE, _READ_WRITE = 1, 3
+_DETECT: Final = 1 << 13
+_SIZES: Final = (1, 2, 8, 4)
+_U64: Final = (1 << 64) - 1
 _DR6_RESET, _DR7_RESET = 0xFFFF_0FF0, 0x400
 _DR7_RESERVED: Final = 0xD000
 
@@ -49,6 +53,8 @@ class Debugging:
 
     :ivar control: flags of :class:`kvmsr.abi.GuestDbg`; 0: there is no debugger.
     :ivar dr: DR0 to DR7, as the guest sees them.
+    :ivar watched: the breakpoints on data: number, linear address, size, and whether they are for
+        writes alone.
     """
 
     def __init__(self, cpu: Engine, page: RunPage, profile: Profile) -> None:
@@ -58,6 +64,7 @@ class Debugging:
         self._pops_flags = False  # the instruction that is stepped over sets TF by itself
         self._step_rip: int | None = None  # where the debugger has asked to step
         self.control = 0
+        self.watched: tuple[tuple[int, int, int, bool], ...] = ()
         self._registers: Sequence[int] = (0,) * 8
         self.dr = [0] * 8
 
@@ -89,13 +96,23 @@ class Debugging:
 
     def update_breakpoints(self) -> None:
         """Set the CPU's breakpoints: the debugger's, or else the guest's own."""
-        registers = self._registers if self.control & _HARDWARE else self.dr
-        self._cpu.set_breakpoints(list(registers[:4]), registers[_DR7] & 0xFFFF_FFFF | _DR7_RESET)
+        registers = self._registers if self.control & HARDWARE else self.dr
+        dr7 = registers[_DR7] & 0xFFFF_FFFF | _DR7_RESET
+        self._cpu.set_breakpoints(list(registers[:4]), dr7)
+        if not self._emulates:  # where all is emulated, they do not come
+            self.watched = tuple(_watched(registers, dr7))
 
     @property
     def dr7(self) -> int:
         """DR7 as KVM_EXIT_DEBUG shows it: the debugger's, or else the guest's own."""
-        return (self._registers if self.control & _HARDWARE else self.dr)[_DR7]
+        return (self._registers if self.control & HARDWARE else self.dr)[_DR7]
+
+    @property
+    def detects_moves(self) -> bool:
+        """Whether the debugger wants to hear of MOV to and from debug registers (DR7.GD)."""
+        return bool(
+            self.control & HARDWARE and self._registers[_DR7] & _DETECT and not self._emulates
+        )
 
     def note(self, bits: int) -> None:
         """Put into DR6 why there is a #DB; only the breakpoints met before are taken out."""
@@ -149,3 +166,12 @@ class Debugging:
     def exit_step(self) -> bool:
         """Write the KVM_EXIT_DEBUG of the debugger's single step; return False."""
         return self.exit(DB, _DR6_RESET | BS)
+
+
+def _watched(registers: Sequence[int], dr7: int) -> Iterator[tuple[int, int, int, bool]]:
+    """Yield the breakpoints on data (SDM volume 3, 18.2.4)."""
+    for number in range(4):
+        kind = dr7 >> 16 + 4 * number & 3
+        size = _SIZES[dr7 >> 18 + 4 * number & 3]
+        if dr7 >> 2 * number & 3 and kind in (_WRITE, _READ_WRITE):
+            yield number, registers[number] & -size & _U64, size, kind == _WRITE

@@ -53,6 +53,7 @@ _MSR_OPCODES: Final = {b"\x0f\x32": 0, b"\x0f\x30": 1}  # RDMSR, WRMSR: whether 
 _EFER_SCE: Final = 1
 _TSC_AUX: Final = 0xC000_0103
 _RDTSC: Final = b"\x0f\x31"
+_DR6_DETECTED: Final = 0xFFFF_2FF0  # BD
 _LMA: Final = 1 << 10
 _APIC_ENABLED: Final = 1 << 11
 _CPUID_APIC: Final = 1 << 9
@@ -306,6 +307,8 @@ def move_dr(write: bool, number: int) -> Callable[[Vcpu, int], bool]:
             if vcpu.cpu.state.cr[4] & 8:  # CR4.DE
                 return vcpu.emulation.raise_exception(_UD)
             at = number + 2
+        if vcpu.debugging.detects_moves:
+            return vcpu.debugging.exit(DB, _DR6_DETECTED, vcpu.debugging.dr7)
         if vcpu.debugging.dr[7] & 1 << 13:  # general detect
             vcpu.debugging.note(1 << 13)
             vcpu.debugging.dr[7] &= ~(1 << 13)
@@ -314,7 +317,8 @@ def move_dr(write: bool, number: int) -> Callable[[Vcpu, int], bool]:
             vcpu.cpu.regs[instruction.rm] = vcpu.debugging.dr[at]
         elif not vcpu.debugging.set_dr(at, vcpu.cpu.regs[instruction.rm]):
             return vcpu.emulation.raise_exception(_GP)
-        return vcpu.emulation.skip(instruction.start + 1)
+        # Breakpoints on data are not the engine's: the run loop sees to them.
+        return vcpu.emulation.skip(instruction.start + 1) and not vcpu.debugging.watched
 
     return handle
 

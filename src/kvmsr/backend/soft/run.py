@@ -24,6 +24,7 @@ from kvmsr.backend.soft.injection import inject
 from kvmsr.backend.soft.io import drop_writes_of_ins, memory_access, memory_writes, port_access
 from kvmsr.backend.soft.startup import accept_events
 from kvmsr.backend.soft.vcpu import Vcpu
+from kvmsr.backend.soft.watching import run_watched
 
 __all__ = ("kvm_run",)
 
@@ -155,7 +156,10 @@ def _enter_guest(vcpu: Vcpu) -> bool:
         if vcpu.events.nmi_waits_for_shadow:  # nothing reports its end
             if vcpu.cpu.step():
                 vcpu.skipped()
+        elif vcpu.debugging.watched:
+            run_watched(vcpu)
         else:
+            vcpu.cpu.watch({})
             vcpu.cpu.run()
     finally:
         execution.pass_on()

@@ -27,6 +27,8 @@ __all__ = ("Engine",)
 _TF: Final = 1 << 8
 _REGISTERS: Final = 0x1500
 _MEM_WRITE: Final = 17
+_WIDEST: Final = 63
+"""Bytes, less one, of an access."""
 
 _DB: Final = Exit.BASE + Exit.EXCEPTION + 1
 _REQUESTED: Final = frozenset(Exit.BASE + code for code in (Exit.INTR, Exit.NMI, Exit.SMI))
@@ -44,9 +46,11 @@ class Engine(GuestCpu):
     :ivar writes: after :meth:`run`, the writes to no memory that the guest has made, in order.
         They are done as far as the guest is concerned; nothing else that is visible from outside
         the CPU has happened since.
+    :ivar touched: after :meth:`step`, which places of :meth:`watch` it has touched, as a mask.
     """
 
     client: Client
+    touched: int
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +59,9 @@ class Engine(GuestCpu):
         self._port: PortAccess | None = None
         self._breakpoints = (0, 0)
         self._stepping = self._stepped = False
-        self._traced = 0
+        self._traced = self.touched = 0
+        self._watched: dict[int, tuple[int, int, bool]] = {}
+        self._watches: list[tuple[int, object]] = []
         self._add_hooks()
 
     def _add_hooks(self) -> None:
@@ -144,6 +150,7 @@ class Engine(GuestCpu):
             to be raised.
         """
         state = self.state
+        self.touched = 0
         self._traced = state.eflags.value & _TF
         state.eflags.value |= _TF
         self._stepping, self._stepped = True, False
@@ -158,6 +165,34 @@ class Engine(GuestCpu):
             self._stepping = False
             flags = self.state.eflags
             flags.value = flags.value & ~_TF | self._traced
+
+    def watch(self, places: dict[int, tuple[int, int, bool]]) -> None:
+        """
+        Have it seen what accesses memory, until it is called with others.
+
+        :param places: by number, first and last physical address, and whether writes alone count.
+        """
+        if places == self._watched:
+            return
+        for hook, callback in self._watches:
+            self._library.hook_del(self._handle, hook)
+            self._keep.remove(callback)
+        self._watches.clear()
+        for number, (first, last, writes) in places.items():
+            callback = lib.OnMemory(self._toucher(1 << number, first, last, writes))
+            hook = self._hook(lib.HOOK_MEM, callback, 0, max(first - _WIDEST, 0), last)
+            self._watches.append((hook, callback))
+        self._watched = places
+        self.flush_code()  # what is translated already does not look for hooks
+        self.flush_tlb()
+
+    def _toucher(self, bit: int, first: int, last: int, writes: bool) -> Callable[..., bool]:
+        def touch(_uc: int, kind: int, address: int, size: int, _value: int, _data: int) -> bool:
+            if address <= last and first < address + size and (kind == _MEM_WRITE or not writes):
+                self.touched |= bit
+            return True
+
+        return touch
 
     # Hooks
 
