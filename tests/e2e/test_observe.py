@@ -126,12 +126,15 @@ TIMES = (
 
 
 def without_time(console):
-    """Return a kernel's lines without times, and without those that come when a thread is ready."""
+    """
+    Return a kernel's lines without times, and without those that come when a thread is ready, or
+    when something takes long.
+    """
     found = []
     for line in console.splitlines():
         for pattern, replacement in TIMES:
             line = re.sub(pattern, replacement, line)
-        if not line.startswith("audit: type=2000"):
+        if not (line.startswith("audit: type=2000") or re.search(r" took \d+ usecs$", line)):
             found.append(line)
     return found
 

@@ -69,9 +69,11 @@ def tell(vcpus: Sequence[Vcpu], layout: Layout, board: Board, boot: Boot, policy
     ports = board.power_management
     mhz = _p_states(vcpus, policy)
     add_tables(board.fwcfg, lambda: acpi.About(len(vcpus), layout.low_size, ports.ports, mhz))
-    # There is no screen: SeaBIOS shows on the serial line what programs write to it.
-    board.fwcfg.add_file("etc/sercon-port", struct.pack("<H", COM1))
-    board.fwcfg.add_file("etc/screen-and-debug", struct.pack("<I", 0))  # not there as well
+    if boot.option_rom is not None:
+        # There is no screen: SeaBIOS shows on the serial line what programs write to it. Without
+        # that, it shows its own words on the debug console only.
+        board.fwcfg.add_file("etc/sercon-port", struct.pack("<H", COM1))
+        board.fwcfg.add_file("etc/screen-and-debug", struct.pack("<I", 0))
     structures = _structures(vcpus, layout, firmware=False)
     board.fwcfg.add_file("etc/smbios/smbios-anchor", smbios.entry_point(0, structures))
     board.fwcfg.add_file("etc/smbios/smbios-tables", structures)
