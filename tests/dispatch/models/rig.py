@@ -9,13 +9,15 @@ FAULT = "fault"
 
 
 class Rig:
-    def __init__(self, name, msrs, *, vcpus=1, topology=None, memory=None, cpu=None, **parameters):
+    def __init__(
+        self, name, msrs, *, vcpus=1, topology=None, memory=None, guest_cpu=None, **parameters
+    ):
         self.time = 0
         action = Model(name, **parameters)
         policy = Policy([Rule(msrs, read=action, write=action)], topology=topology or Topology())
         more = {} if memory is None else {"memory": memory}
         self.dispatcher = Dispatcher(
-            compile_policy(policy), vcpus=vcpus, clock=lambda: self.time, cpu=cpu, **more
+            compile_policy(policy), vcpus=vcpus, clock=lambda: self.time, cpu=guest_cpu, **more
         )
 
     @property

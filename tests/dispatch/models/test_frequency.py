@@ -68,13 +68,13 @@ def test_the_thread_runs_as_fast_as_perf_ctl_says(control, mhz):
 def test_without_a_base_the_tscs_frequency_is_the_base(khz):
     """So MPERF counts as far as the TSC while the thread is busy, and ratios fit around it."""
     msrs = [0xE7, 0xE8, 0xCE, 0x1AD, 0x1AE, 0x198, 0x648]
-    rig = Rig("frequency", msrs, cpu=Cpu(tsc_khz=khz), minimum=30, turbo=[36])
+    rig = Rig("frequency", msrs, guest_cpu=Cpu(tsc_khz=khz), minimum=30, turbo=[36])
     base = round(khz / 100_000)
     assert rig.read(0xCE) == base << 8 | 1 << 28 | min(base, 30) << 40
     assert rig.read(0x648) == base
     assert rig.read(0x1AE) == 0x0807_0605_0403_0201
     assert busy_mhz(rig, 7, khz / 1000) == pytest.approx((max(3600, 100 * base), 1), rel=1e-3)
-    pair = Rig("aperf-mperf", [0xE7, 0xE8], cpu=Cpu(tsc_khz=khz), mhz=3000)
+    pair = Rig("aperf-mperf", [0xE7, 0xE8], guest_cpu=Cpu(tsc_khz=khz), mhz=3000)
     assert busy_mhz(pair, 7, khz / 1000) == pytest.approx((3000, 1), rel=1e-3)
 
 

@@ -82,7 +82,7 @@ def test_other_limits_are_stored_until_they_are_locked_and_throttle_nothing():
 )
 def test_memory_is_counted_in_the_unit_of_the_cpus_model(signature, given, unit):
     """Skylake-SP has its own, Coffee Lake has not; a CPU that is not known has not either."""
-    rig = intel(cpu=Cpu(signature), memory_watts=3, **given)
+    rig = intel(guest_cpu=Cpu(signature), memory_watts=3, **given)
     rig.seconds(10)
     assert rig.read(0x619) == 30 << unit
 
