@@ -32,6 +32,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/time.h>
@@ -547,6 +548,8 @@ int main(int argc, char **argv)
 {
 	const char *what = argc > 1 ? argv[1] : "";
 
+	/* Whatever goes wrong, it does not outlast who has started it. */
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (!strcmp(what, "alarm"))
 		alarms(MAKE(LOOPS, 1, 0));
 	else if (!strcmp(what, "halted"))
