@@ -32,7 +32,7 @@ from tests.nested.archive import Archive
 
 # A busy host may keep QEMU's timer interrupt waiting so long that Linux takes it for broken.
 APPEND = "console=ttyS0 panic=-1 no_timer_check"
-INIT = b"#!/bin/busybox sh\n/bin/busybox echo in user space\n/bin/busybox reboot -f\n"
+INIT = b"#!/bin/busybox sh\n/bin/busybox echo in user space\n/bin/busybox poweroff -f\n"
 ENDS = ("in user space", "reboot: ")
 PATIENCE = 120
 TRIES = 3

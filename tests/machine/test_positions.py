@@ -166,6 +166,11 @@ def test_the_last_line_of_output(tmp_path):
     assert (port.device, port.write, port.value) == ("uart", True, 0x0A)
 
 
+def test_the_last_line_on_the_debug_console(tmp_path):
+    # mov $'D', %al; out %al, $0xe9; spin
+    assert run(tmp_path, b"\xb0D\xe6\xe9" + SPIN).last_line == "D"
+
+
 def test_linux_that_has_panicked(on, kernel):
     if on.name != "soft":
         pytest.skip("the same code on every backend, and soft boots Linux everywhere")

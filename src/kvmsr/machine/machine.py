@@ -125,13 +125,13 @@ class Machine:
         if log is not None:
             to_function(log, "log", "an access, its outcome and a line")
         to_function(output, "output", "bytes")
-        debug_output = output if debug_output is None else debug_output
+        self._last_line = LastLine(output)
+        debug_output = self._last_line.write if debug_output is None else debug_output
         to_function(debug_output, "debug_output", "bytes")
         self._notes: list[str] = []
         if isinstance(backend, str):
             backend, why_soft = choose_backend(backend)
             self._notes += [f"on the soft backend: {why_soft}"] if why_soft else []
-        self._last_line = LastLine(output)
         self._symbols: Symbols | Path | None = symbols
         self.over = False
         self.gate = Gate()
@@ -155,7 +155,7 @@ class Machine:
             self._put_under_policy()
             events = BoardEvents(
                 self._last_line.write,
-                self._last_line.write if debug_output is None else debug_output,
+                debug_output,
                 self._debug_exit,
                 lambda what: self.end(End(EndKind.RESET, 0, f"the guest reset itself by {what}")),
                 lambda: self.end(End(EndKind.POWEROFF, 0, "the guest turned itself off")),
