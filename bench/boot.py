@@ -2,8 +2,8 @@
 """
 How long Linux takes to boot to its end in user space, on the soft backend compared with QEMU's TCG:
 whole processes, in turns, with the same kernel, initial RAM disk and command line, for each kernel
-and number of vCPUs. And whether each boot on soft is clean. User space is busybox, which resets the
-machine at once.
+and number of vCPUs. And whether each boot on soft is clean. User space is busybox, which turns the
+machine off at once.
 
     bench/boot.py [--rounds N] [--cpus 1,2,4] [--append WORDS] [KERNEL ...]
 
