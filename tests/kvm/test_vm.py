@@ -25,6 +25,13 @@ def test_capabilities(kvm, guest):
         kvm.require(Cap.USER_MEMORY, 9999)
 
 
+def test_a_vcpu_keeps_its_number_when_it_is_closed(kvm):
+    with kvm.create_vm() as vm:
+        vm.create_vcpu(3).close()
+        with pytest.raises(IoctlError, match="EEXIST"):
+            vm.create_vcpu(3)
+
+
 def test_memory_slots_come_and_go(guest):
     extra = Memory(0x2000)
     guest.vm.set_user_memory_region(1, 0x400000, extra)

@@ -98,7 +98,8 @@ class Vm:
     :ivar lock: held around everything that devices and vCPUs share.
     :ivar changed: on that lock; notified when something may be of interest to a thread that does
         not sleep as a vCPU.
-    :ivar vcpus: by number.
+    :ivar vcpus: by number; those that are open.
+    :ivar numbers: of all vCPUs that there have been: like KVM, a VM keeps them to its end.
     :ivar max_vcpu_ids: the numbers of vCPUs are below this; 0: it is open yet.
     :ivar active: how many vCPUs have begun to run and do not sleep. While one is out of KVM_RUN its
         time goes on.
@@ -114,6 +115,7 @@ class Vm:
         self.slots = Slots()
         self.execution = Execution(self.changed)
         self.vcpus: dict[int, VmVcpu] = {}
+        self.numbers: set[int] = set()
         self.chip: IrqChip | None = None
         self.pit: Pit | None = None
         self.boot_cpu = self.max_vcpu_ids = 0

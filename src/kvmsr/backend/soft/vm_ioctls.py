@@ -80,21 +80,21 @@ def create_vcpu(machine: Vm, vcpu_id: int, page: RunPage | None = None) -> Vcpu:
     Return a new vCPU (KVM_CREATE_VCPU).
 
     :param page: its kvm_run page; by default one of its own.
-
     :raises OSError: EINVAL for too high a number or too many, EEXIST.
     """
     with machine.lock:
         machine.max_vcpu_ids = machine.max_vcpu_ids or MAX_VCPU_IDS
         if not 0 <= vcpu_id < machine.max_vcpu_ids:
             raise _error(errno.EINVAL)
-        if vcpu_id in machine.vcpus:
-            raise _error(errno.EEXIST)
-        if len(machine.vcpus) >= MAX_VCPUS:
+        if len(machine.numbers) >= MAX_VCPUS:
             raise _error(errno.EINVAL)
+        if vcpu_id in machine.numbers:
+            raise _error(errno.EEXIST)
         vcpu = Vcpu(machine, vcpu_id, page or RunPage())
         vcpu.cpu.client = Intercepts(vcpu)
         reset(vcpu)
         machine.vcpus[vcpu_id] = vcpu
+        machine.numbers.add(vcpu_id)
     return vcpu
 
 

@@ -168,8 +168,9 @@ static struct soft_object *take_missing(void)
 }
 
 /*
- * Free the objects that no descriptor refers to; signals are held back. One that is looked for while another thread moves
- * its last descriptor may be missed: so each is looked for more than once.
+ * Free the objects that no descriptor refers to; signals are held back. One that is looked for
+ * while another thread moves its last descriptor may be missed: so each is looked for more than
+ * once.
  */
 void soft_sweep(void)
 {
