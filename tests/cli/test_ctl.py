@@ -167,7 +167,7 @@ def test_a_socket_that_somebody_else_has_taken(folder, backend):
         "s = socket.socket(socket.AF_UNIX); s.bind(f'\\0kvmsr-{os.getpid()}')\n"
         "s.set_inheritable(True)\n"
         f"os.execv({words_of()[0]!r}, {words_of()!r} + ['run', 'counting.bin', '--mode', '16',"
-        f" '--backend', {backend!r}, '--timeout', '0.3', '--json'])"
+        f" '--backend', {backend!r}, '--policy', 'policy.toml', '--timeout', '0.3', '--json'])"
     )
     done = subprocess.run(
         [words_of()[0], "-c", script], cwd=folder, capture_output=True, text=True, check=False
