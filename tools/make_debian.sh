@@ -7,7 +7,6 @@
 set -eu
 folder=${1:?"usage: tools/make_debian.sh FOLDER [SUITE [MIRROR]]"}
 suite=${2:-bookworm}
-mirror=${3:-http://deb.debian.org/debian}
 for program in debootstrap mke2fs; do
     command -v "$program" >/dev/null || { echo "make_debian.sh needs $program" >&2; exit 1; }
 done
@@ -15,7 +14,7 @@ mkdir -p "$folder"
 root=$(mktemp -d "$folder/root.XXXXXX")
 trap 'rm -rf --one-file-system "$root"' EXIT
 debootstrap --variant=minbase --include=systemd-sysv,udev,linux-image-cloud-amd64,initramfs-tools,zstd \
-    "$suite" "$root" "$mirror"
+    "$suite" "$root" ${3:+"$3"}
 sed -i 's/^root:[^:]*:/root::/' "$root/etc/shadow"
 echo kvmsr >"$root/etc/hostname"
 # Early enough for console=hvc0 to have a login.

@@ -15,17 +15,10 @@ from kvmsr.machine import Boot, Machine
 from kvmsr.machine.probe import probe
 from tests.command import KVMSR, kvmsr, run_guest
 from tests.conftest import kvm_missing, need, peer
+from tests.e2e.test_userspace import START
 from tests.nested.archive import Archive
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
-
-INIT = """#!/bin/busybox sh
-/bin/busybox mkdir -p /proc /sys /dev
-/bin/busybox mount -t proc none /proc
-/bin/busybox mount -t sysfs none /sys
-/bin/busybox mount -t devtmpfs none /dev
-exec </dev/console >/dev/console 2>&1
-"""
 
 
 @pytest.fixture(params=["soft", "kvm"])
@@ -52,7 +45,7 @@ def initrd(folder, script, *files):
     archive.copy(peer("busybox", "**/busybox"), Path("/bin/busybox"))
     for file in files:
         archive.copy(file)
-    archive.add(Path("/init"), (INIT + script).encode(), executable=True)
+    archive.add(Path("/init"), (START + script).encode(), executable=True)
     (folder / "initrd").write_bytes(archive.finish())
     return folder / "initrd"
 

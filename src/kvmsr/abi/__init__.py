@@ -42,6 +42,7 @@ from kvmsr.abi.constants import (
     RoutingType,
     SyncReg,
     SystemEvent,
+    cap_name,
 )
 
 __all__ = (
@@ -82,6 +83,7 @@ __all__ = (
     "Word",
     "address_of",
     "buffer",
+    "cap_name",
     "cpu",
     "ioctls",
     "run",

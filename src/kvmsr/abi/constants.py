@@ -293,3 +293,11 @@ C_PREFIX: Final[dict[type[enum.IntEnum] | type[enum.IntFlag], str]] = {
     SystemEvent: "KVM_SYSTEM_EVENT_",
 }
 """The prefix of the C names of each enumeration's members."""
+
+
+def cap_name(cap: int) -> str:
+    """Return KVM's name of a capability."""
+    try:
+        return f"KVM_CAP_{Cap(cap).name}"
+    except ValueError:
+        return f"capability {cap}"

@@ -9,7 +9,7 @@ What the three kinds of KVM file descriptors have in common.
 import os
 from typing import TYPE_CHECKING, Self
 
-from kvmsr.abi import Cap, ioctls, vm
+from kvmsr.abi import cap_name, ioctls, vm
 from kvmsr.backend.protocol import Backend
 from kvmsr.errors import IoctlError, UsageError
 from kvmsr.kvm import stats
@@ -86,11 +86,3 @@ def read_stats(handle: Handle) -> dict[str, stats.Stat]:
         return stats.read(fd)
     finally:
         os.close(fd)
-
-
-def cap_name(cap: int) -> str:
-    """Return KVM's name of a capability."""
-    try:
-        return f"KVM_CAP_{Cap(cap).name}"
-    except ValueError:
-        return f"capability {cap}"

@@ -10,7 +10,7 @@ import errno
 from collections.abc import Iterable
 
 from kvmsr import backend as backends
-from kvmsr.abi import KVM_API_VERSION, Word, ioctls, vm
+from kvmsr.abi import KVM_API_VERSION, Word, cap_name, ioctls, vm
 from kvmsr.backend.protocol import Backend
 from kvmsr.errors import (
     BackendError,
@@ -20,7 +20,7 @@ from kvmsr.errors import (
     UsageError,
 )
 from kvmsr.kvm import cpuid, msrs
-from kvmsr.kvm.handle import Handle, cap_name
+from kvmsr.kvm.handle import Handle
 from kvmsr.kvm.vm import Vm
 
 __all__ = ("Kvm",)

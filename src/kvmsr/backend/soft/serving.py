@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
-from kvmsr.abi import Cap, ioctls, vm
+from kvmsr.abi import cap_name, ioctls, vm
 from kvmsr.backend.soft.backend import SoftBackend
 from kvmsr.backend.soft.page import MMAP_SIZE, RunPage
 from kvmsr.backend.soft.uaccess import read_struct
@@ -124,7 +124,7 @@ class Server:
     def _note_refusal(self, request: int, argument: int, error: int | None) -> None:
         """Note what this backend lacks, by the name that KVM gives it."""
         if request == ioctls.KVM_ENABLE_CAP and error == errno.EINVAL:
-            name = _name_of(read_struct(vm.EnableCap, argument).cap)
+            name = cap_name(read_struct(vm.EnableCap, argument).cap)
         elif error == errno.ENOTTY:
             name = ioctls.NAMES.get(request, f"ioctl {request:#x}")
         else:
@@ -136,13 +136,6 @@ class Server:
         if text not in self._noted and len(self._noted) < _MOST_NOTES:
             self._noted.add(text)
             self._note(text)
-
-
-def _name_of(cap: int) -> str:
-    try:
-        return f"KVM_CAP_{Cap(cap).name}"
-    except ValueError:
-        return f"KVM capability {cap}"
 
 
 def _mapped(fd: int, size: int) -> memoryview:
