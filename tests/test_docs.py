@@ -10,7 +10,7 @@ from kvmsr.policy.file import load_policy
 from kvmsr.policy.plan import compile_policy
 from tests.conftest import ROOT
 
-DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(language):
