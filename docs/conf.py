@@ -24,7 +24,6 @@ smartquotes = False
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-autodoc_default_options = {"members": True, "imported-members": True}
 python_maximum_signature_line_length = 60
 python_use_unqualified_type_names = True
 add_module_names = False
@@ -39,5 +38,6 @@ html_copy_source = False
 html_show_sourcelink = False
 html_show_copyright = False
 html_domain_indices = False
+html_use_index = False
 html_theme_options = {"navigation_with_keys": True}
 templates_path: list[str] = []

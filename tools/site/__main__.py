@@ -20,7 +20,9 @@ DOCS = ROOT / "docs"
 
 def stage(folder: Path) -> None:
     """Make *folder* what Sphinx reads; a file that is right already is left alone."""
-    wanted = {path.relative_to(DOCS): path.read_bytes() for path in DOCS.rglob("*") if path.is_file()}
+    wanted = {
+        path.relative_to(DOCS): path.read_bytes() for path in DOCS.rglob("*") if path.is_file()
+    }
     wanted |= {Path(name): text.encode() for name, text in generated().items()}
     for path in [path for path in folder.rglob("*") if path.is_file()]:
         if path.relative_to(folder) not in wanted:

@@ -27,7 +27,7 @@ def parts(context: click.Context) -> list[nodes.Node]:
             inner = command.get_command(context, name)
             assert inner is not None
             below = click.Context(inner, info_name=name, parent=context)
-            part = section(below.command_path, [name], [below.command_path])
+            part = section(below.command_path, name, [below.command_path])
             part += parts(below)
             made.append(part)
     return made + text(command.epilog or "")
@@ -40,8 +40,7 @@ def usage(context: click.Context) -> str:
 def text(said: str) -> list[nodes.Node]:
     """Return help text: paragraphs, and blocks after a line with \\b as they are."""
     made: list[nodes.Node] = []
-    for part in re.split(r"\n\s*\n", click.formatting.inspect_cleandoc(said)
-                         if hasattr(click.formatting, "inspect_cleandoc") else said):
+    for part in re.split(r"\n\s*\n", said):
         lines = part.strip("\n").splitlines()
         if lines and lines[0].strip() == "\b":
             made += verbatim(lines[1:])

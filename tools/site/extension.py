@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the site's pages may contain beyond Markdown: commands, MSRs, and the library's face."""
 
-import kvmsr
+from importlib import import_module
+
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
+from sphinx.util.docutils import SphinxDirective, switch_source_input
 
+import kvmsr
 from tools.site.command import described
-from tools.site.msrs import index_table, sections
-from tools.site.pages import MODULES, RANGES
+from tools.site.msrs import index_table, indexed, page
+from tools.site.nodes import html, index
+from tools.site.pages import MODULES, RANGES, home
 
 
 class CommandDirective(SphinxDirective):
@@ -28,47 +31,36 @@ class MsrsDirective(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         first, last = (int(word, 16) for word in self.arguments)
-        return sections(first, last)
+        return [index(indexed(first, last)), html(page(first, last))]
 
 
 class MsrIndexDirective(SphinxDirective):
     """All MSRs, with links to their descriptions."""
 
     def run(self) -> list[nodes.Node]:
-        return [index_table(RANGES)]
+        return [html(index_table((each.first, each.last, each.page) for each in RANGES))]
 
 
 class FaceDirective(SphinxDirective):
     """What ``import kvmsr`` gives, with links to the modules that define it."""
 
-    has_content = False
-
     def run(self) -> list[nodes.Node]:
-        lines = []
+        lines = StringList()
         for name in sorted(set(kvmsr.__all__) - {"__version__"}):
             found = getattr(kvmsr, name)
-            home = next(module for module in MODULES if module != "kvmsr" and has(module, name))
-            summary = (found.__doc__ or "").strip().splitlines()[0].removesuffix("::")
-            lines.append(f"* :py:obj:`{name} <{home}.{name}>`: {summary}")
-        block = nodes.container()
-        content = StringList([*lines, ""], source=__name__)
-        from docutils.parsers.rst import Parser  # the page itself is Markdown
-        from docutils.utils import new_document
-
-        document = new_document(__name__, self.state.document.settings)
-        Parser().parse("\n".join(content), document)
-        block += document.children
-        return [block]
+            module = next(each for each in MODULES if name in import_module(each).__all__)
+            about = (found.__doc__ or "").strip().splitlines()[0].removesuffix("::")
+            line = f"* :py:obj:`{name} <{home(module, name)}.{name}>`: {about}"
+            lines.append(line, __name__)
+        made = nodes.container()
+        with switch_source_input(self.state, lines):
+            self.state.nested_parse(lines, 0, made)
+        return [made]
 
 
-def has(module: str, name: str) -> bool:
-    import importlib
-
-    return name in importlib.import_module(module).__all__
-
-
-def without_title(app: Sphinx, what: str, name: str, obj: object, options: object,
-                  lines: list[str]) -> None:
+def without_title(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
     """Take the underlined title from a module's docstring: the page has one."""
     if what == "module":
         while lines and not lines[0].strip():

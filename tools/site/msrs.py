@@ -1,81 +1,108 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The catalog, as sections of a page and as a table."""
+"""
+The catalog as HTML: what is known about the MSRs of a range, and a table of all of them.
 
-from collections.abc import Sequence
+Sphinx takes a minute for thousands of table cells that it knows as such; text is copied.
+"""
 
-from docutils import nodes
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from html import escape
 
 from kvmsr.cli.msr import about_kvm
 from kvmsr.msr import Msr, MsrField, catalog
-from tools.site.nodes import link, literal, paragraph, section, table
-from tools.site.pages import Range
 
 VENDORS = {"intel": "Intel", "amd": "AMD", "kvm": "KVM", "hyperv": "Hyper-V"}
 ACCESS = {"rw": "read and write", "ro": "read only", "wo": "write only"}
 
 
-def anchor(msr: Msr) -> str:
-    """Return the fragment that leads to an MSR."""
-    return f"{msr.index:#x}"
+def anchors(entries: Iterable[Msr]) -> Iterator[tuple[Msr, str]]:
+    """Return the MSRs with the fragments that lead to them: ``0x1a0``, then ``0x1a0-2``."""
+    seen: Counter[int] = Counter()
+    for msr in entries:
+        seen[msr.index] += 1
+        more = f"-{seen[msr.index]}" if seen[msr.index] > 1 else ""
+        yield msr, f"{msr.index:#x}{more}"
 
 
-def sections(first: int, last: int) -> list[nodes.Node]:
-    """Return a section for each MSR from *first* to *last*."""
-    return [described(msr) for msr in catalog() if first <= msr.index <= last]
+def indexed(first: int, last: int) -> list[tuple[str, str]]:
+    """Return the words by which the search finds MSRs from *first* to *last*, with fragments."""
+    found = []
+    for msr, anchor in anchors(msr for msr in catalog() if first <= msr.index <= last):
+        words = [msr.name, *msr.aliases]
+        found += [(word, anchor) for word in ([anchor, *words] if "-" not in anchor else words)]
+    return found
 
 
-def described(msr: Msr) -> nodes.section:
-    names = [f"{msr.index:#x}", msr.name, *msr.aliases]
-    made = section(f"{msr.index:#x} {msr.name}", [anchor(msr), msr.name.lower()], names)
-    if msr.about:
-        made += paragraph(msr.about)
-    made += facts(msr)
-    if msr.fields:
-        made += table(("bits", "field", "kind", "meaning"), map(cells, reversed(msr.fields)), "msr")
-    return made
+def page(first: int, last: int) -> str:
+    """Return what is known about each MSR from *first* to *last*, behind links to all of them."""
+    found = list(anchors(msr for msr in catalog() if first <= msr.index <= last))
+    jumps = " ".join(link(anchor, f"#{anchor}") for _, anchor in found if "-" not in anchor)
+    return f'<p class="msr-jumps">{jumps}</p>' + "".join(described(*each) for each in found)
 
 
-def facts(msr: Msr) -> nodes.field_list:
+def described(msr: Msr, anchor: str) -> str:
+    """Return a heading, the description, the facts and the fields of one meaning of an MSR."""
+    title = f"{code(f'{msr.index:#x}')} {escape(msr.name)}"
+    mark = f'<a class="headerlink" href="#{anchor}" title="Link to this MSR">¶</a>'
+    about = f"<p>{escape(msr.about)}</p>" if msr.about else ""
+    lines = "".join(f"<dt>{label}</dt><dd>{text}</dd>" for label, text in facts(msr) if text)
+    header = ("bits", "field", "kind", "meaning")
+    fields = table(header, map(cells, reversed(msr.fields)), "msr") if msr.fields else ""
+    return f'<h2 id="{anchor}">{title}{mark}</h2>{about}<dl class="msr">{lines}</dl>{fields}\n'
+
+
+def facts(msr: Msr) -> list[tuple[str, str]]:
     """Return what is known about an MSR beside its fields, by label."""
-    lines: list[tuple[str, Sequence[str | nodes.Node]]] = [
-        ("Of", [", ".join([*(VENDORS[name] for name in msr.vendors), *filter(None, [msr.models])])]),
-        ("Also", separated(msr.aliases)),
-        ("Scope", [msr.scope]),
-        ("Access", [ACCESS.get(msr.access, "")]),
-        ("Reset", [] if msr.reset is None else [literal(f"{msr.reset:#x}")]),
-        ("KVM", [about_kvm(msr.index, msr)]),
-        ("Sources", ["; ".join(msr.sources)]),
+    return [
+        ("Of", ", ".join(VENDORS[name] for name in msr.vendors)),
+        ("CPUs", ", ".join(map(code, msr.cpus))),
+        ("Also", ", ".join(map(code, msr.aliases))),
+        ("Scope", escape(msr.scope)),
+        ("Access", ACCESS.get(msr.access, "")),
+        ("Reset", "" if msr.reset is None else code(f"{msr.reset:#x}")),
+        ("KVM", escape(about_kvm(msr.index, msr))),
+        ("Sources", escape("; ".join(msr.sources))),
     ]
-    made = nodes.field_list(classes=["msr"])
-    for label, parts in lines:
-        if any(parts):
-            field = nodes.field()
-            field += [nodes.field_name(label, label), nodes.field_body("", paragraph(*parts))]
-            made += field
-    return made
 
 
-def separated(names: Sequence[str]) -> list[str | nodes.Node]:
-    parts: list[str | nodes.Node] = []
-    for name in names:
-        parts += [", ", literal(name)] if parts else [literal(name)]
-    return parts
-
-
-def cells(field: MsrField) -> Sequence[str | Sequence[str | nodes.Node]]:
+def cells(field: MsrField) -> Sequence[str]:
     values = ", ".join(f"{number}: {text}" for number, text in field.values.items())
     unit = f"in {field.scale:g} {field.unit}" if field.unit else ""
     meaning = "; ".join(part for part in (field.about, values, unit) if part)
-    return (field.span, [literal(field.name)], field.kind, meaning)
+    return field.span, code(field.name), field.kind, escape(meaning)
 
 
-def index_table(ranges: Sequence[Range]) -> nodes.table:
-    """Return a table of all MSRs, which lead to their sections."""
+def index_table(page_of: Iterable[tuple[int, int, str]]) -> str:
+    """
+    Return a table of all MSRs, which lead to their descriptions.
 
-    def cells(msr: Msr) -> Sequence[str | Sequence[str | nodes.Node]]:
-        page = next(page.page for page in ranges if page.first <= msr.index <= page.last)
-        name = link(msr.name, f"{page}.html#{anchor(msr)}")
+    :param page_of: first MSR, last MSR and name of each page.
+    """
+    pages = list(page_of)
+
+    def cells(msr: Msr, anchor: str) -> Sequence[str]:
+        name = next(name for first, last, name in pages if first <= msr.index <= last)
         vendors = ", ".join(VENDORS[vendor] for vendor in msr.vendors)
-        return ([literal(f"{msr.index:#x}")], [name], vendors)
+        return code(f"{msr.index:#x}"), link(msr.name, f"{name}.html#{anchor}"), vendors
 
-    return table(("index", "name", "of"), map(cells, catalog()), "msr-index")
+    rows = (cells(*found) for found in anchors(catalog()))
+    return table(("index", "name", "of"), rows, "msr-index")
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], name: str) -> str:
+    """Return a table of cells that are HTML; *name* is its class."""
+    head = "".join(f"<th>{text}</th>" for text in header)
+    body = "\n".join("<tr>" + "".join(f"<td>{text}</td>" for text in row) + "</tr>" for row in rows)
+    return (
+        f'<div class="table-wrapper"><table class="docutils {name}"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def code(text: str) -> str:
+    return f'<code class="docutils literal">{escape(text)}</code>'
+
+
+def link(text: str, target: str) -> str:
+    return f'<a class="reference internal" href="{target}">{code(text)}</a>'

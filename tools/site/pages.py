@@ -54,28 +54,41 @@ RANGES = (
     Range(0xC0011000, 0xFFFFFFFF, "AMD's model-specific configuration"),
 )
 
-MODULES = {
-    "kvmsr": "All that most programs need, by the names that `import kvmsr` has.",
-    "kvmsr.machine": "",
-    "kvmsr.policy": "",
-    "kvmsr.policy.file": "",
-    "kvmsr.policy.plan": "",
-    "kvmsr.dispatch": "",
-    "kvmsr.dispatch.models": "",
-    "kvmsr.session": "",
-    "kvmsr.msr": "",
-    "kvmsr.kvm": "",
-    "kvmsr.kvm.exits": "",
-    "kvmsr.abi": "",
-    "kvmsr.backend": "",
-    "kvmsr.trace": "",
-    "kvmsr.trace.file": "",
-    "kvmsr.trace.analysis": "",
-    "kvmsr.trace.learn": "",
-    "kvmsr.symbols": "",
-    "kvmsr.errors": "",
-}
-"""The documented modules: the library's face, and what it leads to."""
+MODULES = (
+    "kvmsr.machine",
+    "kvmsr.policy",
+    "kvmsr.policy.file",
+    "kvmsr.policy.plan",
+    "kvmsr.dispatch",
+    "kvmsr.dispatch.models",
+    "kvmsr.session",
+    "kvmsr.msr",
+    "kvmsr.kvm",
+    "kvmsr.kvm.exits",
+    "kvmsr.abi",
+    "kvmsr.backend",
+    "kvmsr.trace",
+    "kvmsr.trace.file",
+    "kvmsr.trace.analysis",
+    "kvmsr.trace.learn",
+    "kvmsr.symbols",
+    "kvmsr.errors",
+)
+"""The modules that the library's face leads to."""
+
+
+def home(module: str, name: str) -> str:
+    """Return the documented module that *name* of *module* belongs to: some are in several."""
+    found = getattr(importlib.import_module(module), name)
+    defined = getattr(found, "__module__", None) or module
+    holders = [
+        holder
+        for holder in MODULES
+        if getattr(importlib.import_module(holder), name, None) is found
+        and name in importlib.import_module(holder).__all__
+    ]
+    near = [holder for holder in holders if f"{defined}.".startswith(f"{holder}.")]
+    return max(near, key=len) if near else holders[0]
 
 
 def commands() -> list[str]:
@@ -97,8 +110,8 @@ Each command as its `--help` describes it. `kvmsr COMMAND --help` shows the same
 {toctree(commands())}""",
         "reference/msrs/index.md": f"""# MSRs
 
-All {len({msr.index for msr in catalog()})} MSRs of [the catalog](../msr.md), by number. `kvmsr msr` shows the same on a terminal.
-The search finds an MSR by number (`0x1a0`) and by any of its names.
+All {len({msr.index for msr in catalog()})} MSRs of [the catalog](../msr.md), by number.
+`kvmsr msr` shows the same on a terminal. The search finds an MSR by number (`0x1a0`) and by any of its names.
 
 {toctree([page.page for page in RANGES])}
 ## By number
@@ -110,7 +123,7 @@ The search finds an MSR by number (`0x1a0`) and by any of its names.
 
 [](../library.md) introduces these. Names that a module does not list here may change at any time.
 
-{toctree(list(MODULES))}""",
+{toctree(["kvmsr", *MODULES])}""",
     }
     for name in commands():
         pages[f"reference/commands/{name}.md"] = (
@@ -120,14 +133,24 @@ The search finds an MSR by number (`0x1a0`) and by any of its names.
         pages[f"reference/msrs/{page.page}.md"] = (
             f"# {page.title}\n\n```{{kvmsr-msrs}} {page.first:#x} {page.last:#x}\n```\n"
         )
+    pages["reference/api/kvmsr.md"] = FACE
     for name in MODULES:
         pages[f"reference/api/{name}.md"] = module_page(name)
     return pages
 
 
 def module_page(name: str) -> str:
-    if name == "kvmsr":
-        return "# kvmsr\n\n" + MODULES[name] + "\n\n```{kvmsr-face}\n```\n"
+    """Return the page of a module, with what belongs to it and to no other one."""
     module = importlib.import_module(name)
-    listed = ", ".join(module.__all__)
-    return f"# {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members: {listed}\n```\n"
+    own = ", ".join(each for each in module.__all__ if home(name, each) == name)
+    return f"# {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members: {own}\n```\n"
+
+
+FACE = """# kvmsr
+
+What `import kvmsr` has, and where it is described.
+
+```{eval-rst}
+.. kvmsr-face::
+```
+"""
