@@ -67,6 +67,8 @@ def options(context: click.Context) -> list[nodes.Node]:
         if record is None or "--help" in param.opts:
             continue
         names, about = record
+        if not about:
+            continue  # an argument: the usage has it
         ids = [f"{context.command_path}{param.opts[0]}".replace(" ", "-")]
         item = nodes.definition_list_item()
         term = nodes.term("", "", literal(names), ids=ids)
