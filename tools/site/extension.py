@@ -70,6 +70,7 @@ def without_title(
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_config_value("kvmsr_code", "", "env", str)
     app.add_directive("kvmsr-command", CommandDirective)
     app.add_directive("kvmsr-msrs", MsrsDirective)
     app.add_directive("kvmsr-msr-index", MsrIndexDirective)
