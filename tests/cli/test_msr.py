@@ -55,7 +55,7 @@ def test_searching_lists_what_has_all_the_words():
 
 def test_values_are_taken_apart_and_put_together():
     out, _ = kvmsr("decode", "0x3a", "0x800005")
-    assert "set, but reserved: 0x800000 (bits 23)" in out
+    assert "set, but reserved: 0x800000 (bit 23)" in out
     report, _ = kvmsr("decode", "IA32_PAT", "0x0007040600070406", "--json")
     assert json.loads(report)["fields"][0] == {
         "name": "pa0", "bits": "2:0", "value": 6, "meaning": "WB",

@@ -24,6 +24,7 @@ __all__ = (
     "OBSERVE",
     "POLICY",
     "STATE",
+    "WITH",
     "DiskFile",
     "MemorySize",
     "MsrIndex",
@@ -146,6 +147,24 @@ class MsrIndex(click.ParamType[int]):
         ]
 
 
+class MsrValue(click.ParamType[tuple[str, int]]):
+    """The value of an MSR: ``NAME=VALUE``."""
+
+    name = "NAME=VALUE"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        """Return the MSR's name and its value."""
+        if isinstance(value, tuple):
+            return value
+        name, equals, number = value.partition("=")
+        if not equals:
+            raise UsageError(f"{shown(value)} gives no MSR a value: write NAME=VALUE")
+        entry = catalog()[MsrIndex().convert(name, param, ctx)]
+        return entry.name, Number().convert(number, param, ctx)
+
+
 class Preset(click.ParamType[str]):
     """The name of a preset."""
 
@@ -259,4 +278,12 @@ STATE: Final = click.option(
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False),
     help="A file that keeps shadowed registers, models and counts from one run to the next.",
+)
+WITH: Final = click.option(
+    "--with",
+    "others",
+    type=MsrValue(),
+    multiple=True,
+    help="The value of another MSR that fields depend on: units in MSR_RAPL_POWER_UNIT, TjMax in"
+    " MSR_TEMPERATURE_TARGET, an MTRR's mask. May be repeated.",
 )

@@ -8,26 +8,41 @@ Encodes a value of an MSR from its fields.
 
 import click
 
-from kvmsr.cli._output import print_json
-from kvmsr.cli._parameters import MsrIndex, Number
+from kvmsr.cli._output import echo, print_json
+from kvmsr.cli._parameters import WITH, MsrIndex, Number
 from kvmsr.errors import FieldError
-from kvmsr.msr import catalog, encode
+from kvmsr.msr import catalog, encode_with_notes
 
 __all__ = ("command",)
 
+_EXAMPLES = """\b
+Examples:
+  kvmsr encode IA32_MTRR_DEF_TYPE type=WB enable=true
+  kvmsr encode IA32_APIC_BASE base=0xfee00000 enable=yes
+  kvmsr encode MSR_PKG_POWER_LIMIT power1=65W window1=28s enable1=on
+"""
 
-@click.command(epilog="Example: kvmsr encode IA32_MTRR_DEF_TYPE type=WB enable=1")
+
+@click.command(epilog=_EXAMPLES)
 @click.argument("index", type=MsrIndex(), metavar="INDEX|NAME")
 @click.argument("fields", nargs=-1, metavar="FIELD=VALUE…")
 @click.option(
     "--from", "start", type=Number(), default=0, help="The value to start from; by default 0."
 )
+@WITH
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(index: int, fields: tuple[str, ...], start: int, as_json: bool) -> int:
+def command(
+    index: int,
+    fields: tuple[str, ...],
+    start: int,
+    others: tuple[tuple[str, int], ...],
+    as_json: bool,
+) -> int:
     """
     Encode an MSR's value from its fields.
 
-    A field's VALUE is a number, or a name that decode shows for it.
+    A field's VALUE is a number, true or false, a name, a quantity such as 15W, 85C or 3.2GHz, or a
+    whole address: what decode shows for it.
     """
     entry = catalog().get(index)
     if entry is None:
@@ -39,10 +54,12 @@ def command(index: int, fields: tuple[str, ...], start: int, as_json: bool) -> i
         if not equals:
             raise FieldError(f"{text!r} does not set a field: write {name}=VALUE")
         wanted[name] = number
-    value = encode(entry, wanted, start)
+    value, notes = encode_with_notes(entry, wanted, start, dict(others))
     if as_json:
         encoded = {"index": f"{entry.index:#x}", "name": entry.name, "value": f"{value:#x}"}
-        print_json(encoded)
+        print_json(encoded | ({"notes": list(notes)} if notes else {}))
     else:
         click.echo(f"{value:#x}")
+        for note in notes:
+            echo(f"note: {note}", err=True)
     return 0
