@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from kvmsr.errors import UnknownMsrError
-from kvmsr.msr import Msr, MsrField, catalog
+from kvmsr.msr import Cpu, Msr, MsrField, catalog
 from tests.msr.agreement.headers import Claim, Header, Range
 
 __all__ = ("FIELD_RESULTS", "Agreement", "Difference", "compare", "compare_fields")
@@ -88,8 +88,13 @@ def compare_fields(
 
 
 def _meanings(index: int, header: Header) -> list[Msr]:
-    found = catalog().get(index)
-    return [found] if found and "intel" in found.vendors else []
+    """Return the meanings on the CPUs of *header*, which lists what only some of them have."""
+    found = [msr for msr in catalog().meanings(index) if "intel" in msr.vendors]
+    if not header.models:
+        return found
+    cpus = [Cpu("intel", header.family, model) for model in header.models]
+    there = [catalog().get(index, cpu) for cpu in cpus]
+    return [msr for msr in found if msr in there]
 
 
 def _badness(msr: Msr, claim: Claim) -> list[int]:
