@@ -78,7 +78,7 @@ def test_a_cpu_has_no_name_of_another_models():
         (0xD14, {"nehalem-ex": "MSR_C0_PMON_EVNT_SEL2", "alder-lake": "IA32_L2_QOS_MASK_4"}),
         (0xD50, {"nehalem-ex": "MSR_C2_PMON_EVNT_SEL0", "skylake": "IA32_L2_QOS_EXT_BW_THRTL_0"}),
         (0xD93, {"nehalem-ex": "MSR_NEHALEM_C1_PMON_CTR1", "sapphire-rapids": "IA32_PASID"}),
-        (0x706, {"skylake": "MSR_UNC_CBO_0_PERFCTR0", "haswell-e": "MSR_HASWELL_E_U_PMON_EVNTSEL1"}),
+        (0x706, {"haswell": "MSR_UNC_CBO_0_PERFCTR0", "haswell-e": "MSR_HASWELL_E_U_PMON_EVNTSEL1"}),
         (0xE18, {"haswell-e": "MSR_HASWELL_E_C1_PMON_CTR0", "nehalem-ex": "MSR_R0_PMON_EVNT_SEL4"}),
         (0x309, {"prescott": "MSR_FLAME_COUNTER1", "skylake": "IA32_FIXED_CTR0"}),
         (0x1DD, {"pentium-m": "MSR_PENTIUM_M_LER_TO_LIP", "skylake": "MSR_LER_FROM_LIP"}),
