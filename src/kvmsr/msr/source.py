@@ -143,6 +143,10 @@ def _expand(name: _Name, file: _Shared, given: _Given | None, where: str) -> Ite
     if given is not None:
         detail, where = given.detail, given.where
         shared |= _given(given.file) | _given(detail)
+        if not detail.cpus:  # those of the name, as far as the details are of their vendor
+            shared["cpus"] = tuple(
+                spec for spec in name.cpus if cpu_sets(spec)[0].vendor in shared["vendors"]
+            )
         more = {
             "about": detail.about, "reset": detail.reset, "rest": detail.rest, "kvm": detail.kvm,
             "summary": detail.summary, "fields": _fields(detail, where),
