@@ -144,6 +144,7 @@ class Decoded:
         told: dict[str, Any] = {
             "index": f"{self.msr.index:#x}",
             "name": self.msr.name,
+            "cpus": list(self.msr.cpus),
             "value": f"{self.value:#x}",
             "summary": self.summary,
             "fields": [one.as_dict() for one in self.fields],
