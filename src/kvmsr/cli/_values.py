@@ -6,7 +6,6 @@ Parameters of decode and encode
 An MSR with its meanings, and the values of others.
 """
 
-from collections.abc import Iterable
 from typing import Any, Final, cast
 
 import click
@@ -18,6 +17,8 @@ from kvmsr.msr import Cpu, Msr, catalog
 from kvmsr.text import shown
 
 __all__ = ("WITH", "Meanings", "cpus_of", "there_is")
+
+_VENDORS: Final = {"intel": "Intel CPU", "amd": "AMD CPU", "kvm": "KVM", "hyperv": "Hyper-V"}
 
 
 class Meanings(click.ParamType[tuple[Msr, ...]]):
@@ -67,8 +68,7 @@ def there_is(meanings: tuple[Msr, ...], cpu: Cpu | None) -> tuple[Msr, ...]:
 
 def cpus_of(msr: Msr) -> str:
     """Return the CPUs for which an entry holds, for a message."""
-    vendors: Iterable[str] = (f"other {vendor} CPUs" for vendor in msr.vendors)
-    return ", ".join(msr.cpus or vendors)
+    return ", ".join(msr.cpus or (f"any {_VENDORS.get(one, one)}" for one in msr.vendors))
 
 
 class MsrValue(click.ParamType[tuple[str, int]]):
