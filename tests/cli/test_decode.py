@@ -20,7 +20,7 @@ def test_what_is_0_is_folded_into_one_line():
         "51:12  base    0xfee00000  physical address of its page\n"
         "11     enable  1           the APIC is on\n"
         "8      bsp     1           the bootstrap processor\n"
-        "0: x2apic\n"
+        "zero: x2apic\n"
     )
     every, _ = kvmsr("decode", "0x1b", "0xfee00900", "--all")
     assert every.splitlines()[5] == "10     x2apic  0"
@@ -42,7 +42,7 @@ def test_a_terminal_has_set_bits_in_bold_and_what_is_0_dim():
     shown = os.read(master, 1 << 16).decode()
     os.close(master)
     assert "\x1b[1m11     enable" in shown
-    assert "\x1b[2m0: x2apic" in shown
+    assert "\x1b[2mzero: x2apic" in shown
 
 
 def test_two_values_are_compared_field_by_field():

@@ -38,7 +38,7 @@ def print_decoded(decoded: Decoded, *, every: bool) -> None:
         print_columns(("bits", "field", "value", "meaning"), rows, styles)
     quiet = [one.field.name for one in decoded.fields if not every and not one.matters]
     if quiet:
-        print_wrapped(f"0: {', '.join(quiet)}", 3, dim)
+        print_wrapped(f"zero: {', '.join(quiet)}", 6, dim)
     for what, bits in decoded.rest:
         click.echo(f"{bold(f'set, but {_UNKNOWN[what]}:')} {bits:#x} ({_numbers(bits)})")
     _print_assumed(decoded)
