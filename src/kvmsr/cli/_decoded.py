@@ -12,9 +12,10 @@ from typing import Final
 import click
 
 from kvmsr.cli._columns import Style, bold, dim, print_columns, print_wrapped
-from kvmsr.msr import Decoded, FieldValue
+from kvmsr.cli._values import cpus_of
+from kvmsr.msr import Decoded, FieldValue, Msr
 
-__all__ = ("print_decoded", "print_difference")
+__all__ = ("print_decoded", "print_difference", "print_heading")
 
 _UNKNOWN: Final = {"reserved": "reserved", "unknown": "unknown to the catalog"}
 
@@ -37,10 +38,15 @@ def print_decoded(decoded: Decoded, *, every: bool) -> None:
         print_columns(("bits", "field", "value", "meaning"), rows, styles)
     quiet = [one.field.name for one in decoded.fields if not every and not one.matters]
     if quiet:
-        print_wrapped(f"0: {', '.join(quiet)}", 3, dim)
+        print_wrapped(f"zero: {', '.join(quiet)}", 6, dim)
     for what, bits in decoded.rest:
         click.echo(f"{bold(f'set, but {_UNKNOWN[what]}:')} {bits:#x} ({_numbers(bits)})")
     _print_assumed(decoded)
+
+
+def print_heading(msr: Msr, *, first: bool) -> None:
+    """Print for which CPUs a meaning of an MSR holds, after a blank line if it is not the first."""
+    click.echo(("" if first else "\n") + f"On {cpus_of(msr)}:")
 
 
 def _print_summary(text: str) -> None:

@@ -60,7 +60,9 @@ class FieldValue(NamedTuple):
         """Return what the value means, and what the field is about."""
         what = self.words
         about = "" if self.field.is_flag else self.field.about
-        return f"{what} ({about})" if what and about else what or about
+        if not (what and about):
+            return what or about
+        return f"{what}; {about}" if "(" in about else f"{what} ({about})"
 
     @property
     def brief(self) -> str:
@@ -144,6 +146,7 @@ class Decoded:
         told: dict[str, Any] = {
             "index": f"{self.msr.index:#x}",
             "name": self.msr.name,
+            "cpus": list(self.msr.cpus),
             "value": f"{self.value:#x}",
             "summary": self.summary,
             "fields": [one.as_dict() for one in self.fields],

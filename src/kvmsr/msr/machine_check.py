@@ -23,11 +23,11 @@ _SIMPLE: Final = {
     0x0400: "internal timer expired",
     0x0E0B: "generic I/O error",
 }
-_KIND: Final = ("instruction", "data", "generic", "")
-_LEVEL: Final = ("level 0", "level 1", "level 2", "generic level")
+_KIND: Final = ("instructions", "data", "", "")
+_LEVEL: Final = ("level 0", "level 1", "level 2", "")
 _REQUEST: Final = (
-    "generic error", "generic read", "generic write", "data read", "data write",
-    "instruction fetch", "prefetch", "eviction", "snoop",
+    "", "read", "write", "data read", "data write", "instruction fetch", "prefetch", "eviction",
+    "snoop",
 )  # fmt: skip
 _MEMORY: Final = ("generic", "read", "write", "address or command", "scrubbing")
 _PART: Final = ("as the source", "as the responder", "as an observer", "")
@@ -45,8 +45,13 @@ def error_code(code: int) -> str:
     if code >= 0x80:
         return _controller("memory controller", code)
     if code >= 0x10:
-        return _joined("TLB", _KIND[code >> 2 & 3], _LEVEL[code & 3]) if code < 0x20 else ""
-    return _joined("cache hierarchy", _LEVEL[code & 3]) if code >= 0xC else ""
+        return _joined("TLB", _LEVEL[code & 3], _KIND[code >> 2 & 3]) if code < 0x20 else ""
+    return _joined(_hierarchy(code), _LEVEL[code & 3]) if code >= 0xC else ""
+
+
+def _hierarchy(code: int) -> str:
+    """Return what has the error: the generic level includes memory."""
+    return "cache or memory" if code & 3 == 3 else "cache"
 
 
 def _joined(*parts: str) -> str:
@@ -61,7 +66,7 @@ def _request(code: int) -> str:
 def _cache(code: int) -> str:
     if code >= 0x200:
         return ""
-    return _joined("cache", _request(code), _KIND[code >> 2 & 3], _LEVEL[code & 3])
+    return _joined(_hierarchy(code), _LEVEL[code & 3], _request(code), _KIND[code >> 2 & 3])
 
 
 def _bus(code: int) -> str:
