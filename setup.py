@@ -24,6 +24,7 @@ setup(
             [f"{build['SOURCES']}/{name}" for name in build["SOFT"]],
             extra_compile_args=[*build["CFLAGS"], "-fvisibility=hidden"],
             optional=True,
+            py_limited_api=True,
         ),
         Extension(
             "kvmsr.backend.soft.cpu._tlb",  # no module either: Unicorn's functions call it
