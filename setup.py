@@ -2,13 +2,20 @@
 """What pyproject.toml cannot say: how what is C is compiled. All else is there."""
 
 import runpy
+import sysconfig
+from glob import glob
 
 from setuptools import Extension, setup
 
 BUILD = "src/kvmsr/native/build.py"
 build = runpy.run_path(BUILD)
 
+# All that is compiled works with every Python from 3.11 on. Free-threaded ones have no stable ABI.
+options = {} if sysconfig.get_config_var("Py_GIL_DISABLED") else {"py_limited_api": "cp311"}
+
 setup(
+    options={"bdist_wheel": options},
+    data_files=[("share/man/man1", sorted(glob("man/*.1")))],  # tools/make_wheels.py makes them
     cffi_modules=[f"{BUILD}:make_ffi"],
     ext_modules=[
         Extension(
