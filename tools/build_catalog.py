@@ -17,8 +17,9 @@ DATA = Path(__file__).parent.parent / "src/kvmsr/msr/data"
 
 
 def build(data: Path) -> bytes:
-    """Return the catalog made from the files in folder *data*, one MSR per line."""
-    lines = [msgspec.json.encode(msr) for msr in read_sources(data)]
+    """Return the catalog made from the files in folder *data*, one entry per line."""
+    entries = read_sources(data)
+    lines = [msgspec.json.encode([msr.index, [msr.name, *msr.aliases], msr]) for msr in entries]
     return b"[\n" + b",\n".join(lines) + b"\n]\n"
 
 

@@ -81,6 +81,67 @@ def test_a_bank_shares_its_details(tmp_path):
     assert second.fields[0].span == "3:0"
 
 
+MEANINGS = """
+[file]
+vendors = ["intel"]
+sources = ["a", "b"]
+
+[[msr]]
+index = 0x40
+name = "OLD"
+cpus = ["merom"]
+
+[[msr]]
+index = 0x40
+name = "NEW"
+
+[[msr]]
+index = 0x41
+name = "LIMIT"
+"""
+LAYOUTS = """
+[[msr]]
+msr = "LIMIT"
+about = "client"
+cpus = ["haswell..", "intel:06_8F"]
+
+[[msr]]
+msr = "LIMIT"
+about = "other"
+"""
+
+
+def test_an_index_may_have_several_meanings(tmp_path):
+    write(tmp_path, MEANINGS, LAYOUTS)
+    found = [(msr.index, msr.name, msr.about, msr.cpus) for msr in read_sources(tmp_path)]
+    assert found == [
+        (0x40, "NEW", "", ()),
+        (0x40, "OLD", "", ("merom",)),
+        (0x41, "LIMIT", "other", ()),
+        (0x41, "LIMIT", "client", ("haswell..", "intel:06_8F")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            'name = "NEW"',
+            'name = "NEW"\ncpus = ["intel:06_0F"]',
+            "0x40 is NEW and OLD on intel:06_0F",
+        ),
+        ('cpus = ["merom"]', "", "0x40 is NEW and OLD"),
+        ('"merom"', '"meron"', "OLD: cpus: no CPU is called 'meron'; did you mean merom"),
+        ('"merom"', '"zen"', "OLD: cpus: zen is none of intel"),
+    ],
+)
+def test_no_cpu_has_two_meanings_of_an_index(tmp_path, old, new, message):
+    assert MEANINGS.count(old) == 1
+    write(tmp_path, MEANINGS.replace(old, new), LAYOUTS)
+    with pytest.raises(CatalogError, match=re.escape(message)):
+        read_sources(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

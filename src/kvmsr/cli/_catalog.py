@@ -53,7 +53,7 @@ def _lines(entry: Msr, kvm: str) -> list[tuple[str, str]]:
     lines = [
         ("what", entry.about),
         ("also", ", ".join(entry.aliases)),
-        ("of", ", ".join((*entry.vendors, *([entry.models] if entry.models else [])))),
+        ("of", ", ".join(entry.cpus or entry.vendors)),
         ("scope", entry.scope),
         ("access", entry.access),
         ("reset", reset),

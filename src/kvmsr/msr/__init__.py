@@ -4,11 +4,13 @@ MSRs
 ----
 
 Facts about model-specific registers. :func:`catalog` has their names and fields, :func:`handled`
-those that KVM may handle itself. :func:`decode` and :func:`encode` convert values to fields and
+those that KVM may handle itself. :func:`find_cpu` has the CPU for which an index is to be
+explained. :func:`decode` and :func:`encode` convert values to fields and
 back. :func:`enumerated` has the CPUID bits by which guests decide whether MSRs are there.
 """
 
 from kvmsr.msr.catalog import X2APIC, Catalog, HandledRange, catalog, handled
+from kvmsr.msr.cpu import Cpu, cpu_names, find_cpu
 from kvmsr.msr.cpuid import Enumerated, Feature, enumerated, features, find_feature
 from kvmsr.msr.decode import Decoded, FieldValue, decode, encode
 from kvmsr.msr.entry import Msr, MsrField
@@ -16,6 +18,7 @@ from kvmsr.msr.entry import Msr, MsrField
 __all__ = (
     "X2APIC",
     "Catalog",
+    "Cpu",
     "Decoded",
     "Enumerated",
     "Feature",
@@ -24,10 +27,12 @@ __all__ = (
     "Msr",
     "MsrField",
     "catalog",
+    "cpu_names",
     "decode",
     "encode",
     "enumerated",
     "features",
+    "find_cpu",
     "find_feature",
     "handled",
 )

@@ -10,7 +10,7 @@ an access from KVM and then passes it on can only ask in this way.
 import functools
 from typing import Any, Final, NamedTuple
 
-from kvmsr.msr.catalog import data_file
+from kvmsr.msr.data_file import data_file
 
 __all__ = ("REFUSED", "AsHost", "as_host", "never_unknown")
 

@@ -8,7 +8,6 @@ Facts about MSRs, by index and by name, and which of them KVM may handle itself.
 
 import fnmatch
 import functools
-import pkgutil
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
@@ -17,6 +16,8 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from kvmsr.errors import UnknownMsrError
+from kvmsr.msr.cpu import Cpu
+from kvmsr.msr.data_file import data_file
 from kvmsr.msr.entry import Msr
 
 __all__ = ("X2APIC", "Catalog", "HandledRange", "catalog", "handled")
@@ -61,43 +62,82 @@ class HandledRange(NamedTuple):
     what: str = ""
 
 
-class Catalog:
-    """MSRs by index and by name. Names are case-insensitive."""
+class _Row(msgspec.Struct, array_like=True):
+    """An entry as the data file has it. Most look-ups need few of them, so they stay encoded."""
 
-    def __init__(self, msrs: Iterable[Msr]) -> None:
-        self._by_index: dict[int, Msr] = {}
-        self._by_name: dict[str, Msr] = {}
-        for msr in msrs:
-            self._by_index.setdefault(msr.index, msr)
-            self._by_name.setdefault(msr.name.lower(), msr)
-            for name in msr.aliases:
-                self._by_name.setdefault(name.lower(), msr)
+    index: int
+    names: tuple[str, ...]
+    encoded: msgspec.Raw
+
+
+class Catalog:
+    """
+    MSRs by index and by name. Names are case-insensitive.
+
+    An index may have several *meanings*: entries for different CPUs. A name belongs to one index.
+    """
+
+    def __init__(self, rows: Iterable[_Row]) -> None:
+        self._by_index: dict[int, list[_Row]] = {}
+        self._by_name: dict[str, _Row] = {}
+        self._decoded: dict[int, Msr] = {}
+        for row in rows:
+            self._by_index.setdefault(row.index, []).append(row)
+            for name in row.names:
+                self._by_name.setdefault(name.lower(), row)
 
     def __getitem__(self, index: int) -> Msr:
-        """Return MSR *index*. Raise KeyError if the catalog does not have it."""
-        return self._by_index[index]
+        """Return MSR *index*, in its first meaning. Raise KeyError if the catalog has none."""
+        return self._msr(self._by_index[index][0])
 
     def __contains__(self, index: object) -> bool:
         return index in self._by_index
 
     def __iter__(self) -> Iterator[Msr]:
-        return iter(self._by_index.values())
+        """Iterate over all entries, in order of their indices."""
+        return (self._msr(row) for rows in self._by_index.values() for row in rows)
 
     def __len__(self) -> int:
-        return len(self._by_index)
+        """Return the number of entries."""
+        return sum(map(len, self._by_index.values()))
 
-    def get(self, index: int) -> Msr | None:
-        """Return MSR *index*, or None if the catalog does not have it."""
-        return self._by_index.get(index)
+    def get(self, index: int, cpu: Cpu | None = None) -> Msr | None:
+        """
+        Return MSR *index*, or None if the catalog does not have it.
 
-    def name(self, index: int) -> str:
-        """Return the canonical name of MSR *index*, or "" if the catalog does not have it."""
-        msr = self._by_index.get(index)
-        return msr.name if msr else ""
+        :param cpu: the CPU whose MSR it is, for its meaning there; by default the first meaning.
+        """
+        found = [msr for msr in self.meanings(index) if cpu is None or msr.holds_on(cpu)]
+        if cpu is not None:
+            found.sort(key=lambda msr: not msr.cpus)
+        return found[0] if found else None
+
+    def meanings(self, index: int) -> tuple[Msr, ...]:
+        """Return the meanings of MSR *index*: first what holds for all CPUs of a vendor."""
+        return tuple(map(self._msr, self._by_index.get(index, ())))
+
+    def name(self, index: int, cpu: Cpu | None = None) -> str:
+        """
+        Return the canonical name of MSR *index*, or "" if the catalog does not have it.
+
+        :param cpu: the CPU whose MSR it is. If it has none with this index, another CPU's name
+            is better than a number.
+        """
+        rows = self._by_index.get(index)
+        if rows is None:
+            return ""
+        msr = self.get(index, cpu) if cpu is not None and len(rows) > 1 else None
+        return msr.name if msr else rows[0].names[0]
 
     def names(self) -> list[str]:
         """Return all names and aliases, in lower case."""
         return list(self._by_name)
+
+    def _msr(self, row: _Row) -> Msr:
+        found = self._decoded.get(id(row))
+        if found is None:
+            found = self._decoded[id(row)] = msgspec.json.decode(row.encoded, type=Msr)
+        return found
 
     def lookup(self, name: str) -> Msr:
         """
@@ -106,14 +146,14 @@ class Catalog:
         :raises UnknownMsrError: if there is none; it suggests similar names.
         """
         wanted = name.strip().lower()
-        msr = self._by_name.get(wanted)
-        if msr is None:
-            msr = next(
+        row = self._by_name.get(wanted)
+        if row is None:
+            row = next(
                 (self._by_name[p + wanted] for p in _PREFIXES if p + wanted in self._by_name), None
             )
-        if msr is None:
+        if row is None:
             raise UnknownMsrError(name, self._nearest(wanted))
-        return msr
+        return self._msr(row)
 
     def _nearest(self, name: str) -> list[str]:
         import difflib
@@ -121,33 +161,35 @@ class Catalog:
         near = difflib.get_close_matches(name, self._by_name, n=3, cutoff=0.6)
         bare = {_bare(other): other for other in self._by_name}
         near += [bare[n] for n in difflib.get_close_matches(_bare(name), bare, n=3, cutoff=0.7)]
-        return list(dict.fromkeys(self._by_name[found].name for found in near))[:3]
+        return list(dict.fromkeys(self._by_name[found].names[0] for found in near))[:3]
 
     def match(self, pattern: str) -> list[Msr]:
         """
         Return the MSRs with a name or alias that matches *pattern*, in order of their indices.
 
+        Of an index with several such meanings, all are returned.
+
         :param pattern: may contain ``*``, ``?`` and ``[…]``, as in a shell.
         """
         like = re.compile(fnmatch.translate(pattern.lower())).fullmatch
-        found = {msr.index: msr for name, msr in self._by_name.items() if like(name)}
-        return [found[index] for index in sorted(found)]
+        return [
+            self._msr(row)
+            for rows in self._by_index.values()
+            for row in rows
+            if any(like(name.lower()) for name in row.names)
+        ]
 
     def search(self, words: str) -> list[Msr]:
         """Return the MSRs with all of *words* in names, description or fields, ordered by index."""
         wanted = words.lower().split()
-        return [
-            msr
-            for _, msr in sorted(self._by_index.items())
-            if all(word in _text(msr) for word in wanted)
-        ]
+        return [msr for msr in self if all(word in _text(msr) for word in wanted)]
 
     def neighbourhood(self, index: int) -> str:
         """Describe in words where MSR *index* is among the known MSRs."""
-        order = sorted(self._by_index)
+        order = list(self._by_index)
         at = bisect_left(order, index)
-        below = self._by_index[order[at - 1]] if at else None
-        above = self._by_index[order[at]] if at < len(order) else None
+        below = self[order[at - 1]] if at else None
+        above = self[order[at]] if at < len(order) else None
         area = next((text for first, last, text in _RANGES if first <= index <= last), "")
         near = [
             f"{msr.name} ({msr.index:#x})"
@@ -175,7 +217,7 @@ def _text(msr: Msr) -> str:
 @functools.cache
 def catalog() -> Catalog:
     """Return the catalog that comes with kvmsr. It is read on first use."""
-    return Catalog(msgspec.json.decode(data_file("catalog.json"), type=tuple[Msr, ...]))
+    return Catalog(msgspec.json.decode(data_file("catalog.json"), type=tuple[_Row, ...]))
 
 
 @functools.cache
@@ -195,10 +237,3 @@ def handled() -> tuple[HandledRange, ...]:
         )
         for row in rows
     )
-
-
-def data_file(name: str) -> bytes:
-    """Return the contents of a data file. (Importing importlib.resources would be slow.)"""
-    data = pkgutil.get_data("kvmsr.msr", f"data/{name}")
-    assert data is not None
-    return data

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from kvmsr.errors import UsageError
-from kvmsr.msr.catalog import catalog, data_file
+from kvmsr.msr.catalog import catalog
+from kvmsr.msr.data_file import data_file
 from kvmsr.text import shown
 
 __all__ = ("Enumerated", "Feature", "enumerated", "features", "find_feature")

@@ -3,13 +3,16 @@
 Entries
 -------
 
-What the catalog says about an MSR.
+What the catalog says about an MSR. An index that means different things on different CPUs has an
+entry for each meaning.
 """
 
 from collections.abc import Mapping
 from typing import Final
 
 import msgspec
+
+from kvmsr.msr.cpu import Cpu, cpu_sets
 
 __all__ = ("CATEGORIES", "Msr", "MsrField")
 
@@ -71,7 +74,8 @@ class Msr(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     :ivar name: the canonical name.
     :ivar aliases: other names.
     :ivar vendors: whose CPUs or hypervisors have it: ``intel``, ``amd``, ``kvm``, ``hyperv``.
-    :ivar models: the families or models that have it, in words; "" for no restriction.
+    :ivar cpus: the CPUs for which the entry holds, as :func:`~kvmsr.msr.cpu.cpu_sets` reads them;
+        empty for all CPUs of *vendors*.
     :ivar about: a description in one sentence; "" if only the name is known.
     :ivar scope: the unit that has a register of its own: ``thread``, ``core``, ``package`` or
         ``vm``; "" if not known.
@@ -88,7 +92,7 @@ class Msr(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     name: str
     aliases: tuple[str, ...] = ()
     vendors: tuple[str, ...] = ()
-    models: str = ""
+    cpus: tuple[str, ...] = ()
     about: str = ""
     scope: str = ""
     access: str = ""
@@ -98,6 +102,14 @@ class Msr(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     rest: str = ""
     kvm: str = ""
     sources: tuple[str, ...] = ()
+
+    def holds_on(self, cpu: Cpu) -> bool:
+        """Return whether the entry holds for *cpu*; what hypervisors offer, they offer on any."""
+        if "kvm" in self.vendors or "hyperv" in self.vendors:
+            return True
+        if not self.cpus:
+            return cpu.vendor in self.vendors
+        return any(cpu.is_of(cpu_sets(spec)) for spec in self.cpus)
 
     @property
     def reserved(self) -> int:

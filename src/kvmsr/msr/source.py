@@ -6,21 +6,28 @@ The catalog's sources
 Read the files that people maintain, and make the catalog from them.
 
 ``data/names/*.toml`` list MSRs with index, name and aliases. ``count`` and ``stride`` describe a
-whole bank; ``{n}`` in its names is replaced by the number. ``data/details/*.toml`` add details to
-some MSRs, by name. In both, a table ``file`` at the top has defaults for the whole file. Reading
-all of them is slow, so the package contains the result, ``data/catalog.json``.
+whole bank; ``{n}`` in names and descriptions is replaced by the number. ``data/details/*.toml`` add
+details to some MSRs, by name. In both, a table ``file`` at the top has defaults for the whole file.
+
+``cpus`` restricts a row to some CPUs. An index may have several rows in ``names`` for different
+CPUs, and a name several rows in ``details``: each is a meaning of the index. A row without ``cpus``
+holds for the CPUs of its vendors that no other row claims.
+
+Reading all of them is slow, so the package contains the result, ``data/catalog.json``.
 ``tools/build_catalog.py`` makes it, and a test compares it with these files.
 """
 
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from kvmsr.errors import CatalogError
+from kvmsr.errors import CatalogError, UsageError
+from kvmsr.msr.cpu import cpu_sets
 from kvmsr.msr.entry import CATEGORIES, Msr, MsrField
+from kvmsr.msr.meanings import check_apart, order
 
 __all__ = ("read_sources",)
 
@@ -42,6 +49,7 @@ class _Field(msgspec.Struct, forbid_unknown_fields=True):
 
 class _Shared(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     vendors: tuple[str, ...] = ()
+    cpus: tuple[str, ...] = ()
     models: str = ""
     scope: str = ""
     access: str = ""
@@ -56,6 +64,7 @@ class _Name(_Shared, frozen=True, forbid_unknown_fields=True, kw_only=True):
     count: int = 1
     stride: int = 1
     first: int = msgspec.field(default=0, name="from")
+    about: str = ""
 
 
 class _Detail(_Shared, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -65,6 +74,12 @@ class _Detail(_Shared, frozen=True, forbid_unknown_fields=True, kw_only=True):
     fields: tuple[_Field, ...] = ()
     rest: str = ""
     kvm: str = ""
+
+
+class _Given(NamedTuple):
+    detail: _Detail
+    file: _Shared
+    where: str
 
 
 class _Names(msgspec.Struct, forbid_unknown_fields=True):
@@ -83,27 +98,32 @@ def read_sources(folder: Path) -> tuple[Msr, ...]:
 
     :raises CatalogError: if a file is not valid; the message names file and entry.
     """
-    details: dict[str, tuple[_Detail, _Shared, str]] = {}
+    details: dict[str, list[_Given]] = {}
     for path in sorted((folder / "details").glob("*.toml")):
         found = _parse(path, _Details)
         for detail in found.msr:
-            if details.setdefault(detail.msr, (detail, found.file, path.name))[0] is not detail:
-                raise CatalogError(f"{path.name}: {detail.msr} has details twice")
-    made: dict[int, Msr] = {}
+            details.setdefault(detail.msr, []).append(_Given(detail, found.file, path.name))
+    made: dict[int, list[Msr]] = {}
     named: set[str] = set()
     for path in sorted((folder / "names").glob("*.toml")):
         names = _parse(path, _Names)
         for name in names.msr:
             named.add(name.name)
-            detail = details.get(name.name)
-            for msr in _expand(name, names.file, detail, path.name):
-                if made.setdefault(msr.index, msr) is not msr:
-                    other = made[msr.index].name
-                    raise CatalogError(f"{path.name}: {msr.index:#x} is {msr.name} and {other}")
+            for given in _meanings(name, details.get(name.name, [])):
+                for msr in _expand(name, names.file, given, path.name):
+                    meanings = made.setdefault(msr.index, [])
+                    check_apart(msr, meanings, path.name)
+                    meanings.append(msr)
     if not named >= set(details):
         nameless = ", ".join(sorted(set(details) - named))
         raise CatalogError(f"details for MSRs that no file names: {nameless}")
-    return tuple(msr for _, msr in sorted(made.items()))
+    return tuple(msr for _, meanings in sorted(made.items()) for msr in sorted(meanings, key=order))
+
+
+def _meanings(name: _Name, details: list[_Given]) -> list[_Given | None]:
+    """Return the details of each meaning of *name*; None where only the name is known."""
+    bare = not name.cpus and all(given.detail.cpus for given in details)
+    return [*([None] if bare or not details else []), *details]
 
 
 def _parse(path: Path, kind: Any) -> Any:
@@ -113,25 +133,25 @@ def _parse(path: Path, kind: Any) -> Any:
         raise CatalogError(f"{path.name}: {error}") from None
 
 
-def _expand(
-    name: _Name, file: _Shared, detail: tuple[_Detail, _Shared, str] | None, where: str
-) -> Iterator[Msr]:
+def _expand(name: _Name, file: _Shared, given: _Given | None, where: str) -> Iterator[Msr]:
     shared: dict[str, Any] = _given(file) | _given(name)
-    more: dict[str, Any] = {}
-    if detail is not None:
-        given, detail_file, where = detail
-        shared |= _given(detail_file) | _given(given)
+    more: dict[str, Any] = {"about": name.about}
+    if given is not None:
+        detail, where = given.detail, given.where
+        shared |= _given(given.file) | _given(detail)
         more = {
-            "about": given.about, "reset": given.reset, "rest": given.rest, "kvm": given.kvm,
-            "fields": _fields(given, where),
+            "about": detail.about, "reset": detail.reset, "rest": detail.rest, "kvm": detail.kvm,
+            "fields": _fields(detail, where),
         }  # fmt: skip
     _check(f"{where}: {name.name}", shared)
+    shared.pop("models", None)
     for number in range(name.count):
         index = name.index + number * name.stride
         names = [
             text.replace("{n}", str(name.first + number)) for text in (name.name, *name.aliases)
         ]
-        yield Msr(index, names[0], tuple(names[1:]), **shared, **more)
+        about = more["about"].replace("{n}", str(name.first + number))
+        yield Msr(index, names[0], tuple(names[1:]), **shared, **(more | {"about": about}))
 
 
 def _given(part: _Shared) -> dict[str, Any]:
@@ -164,5 +184,12 @@ def _check(what: str, shared: dict[str, Any]) -> None:
             raise CatalogError(f"{what}: {key} is {shared[key]!r}; valid are {', '.join(known)}")
     if not shared.get("vendors") or not set(shared["vendors"]) <= set(_VENDORS):
         raise CatalogError(f"{what}: vendors must be some of {', '.join(_VENDORS)}")
+    for spec in shared.get("cpus", ()):
+        try:
+            vendors = {one.vendor for one in cpu_sets(spec)}
+        except UsageError as error:
+            raise CatalogError(f"{what}: cpus: {error}") from None
+        if not vendors <= set(shared["vendors"]):
+            raise CatalogError(f"{what}: cpus: {spec} is none of {', '.join(shared['vendors'])}")
     if not shared.get("sources"):
         raise CatalogError(f"{what}: it has no sources")
