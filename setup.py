@@ -3,7 +3,7 @@
 
 import runpy
 import sysconfig
-from glob import glob
+from pathlib import Path
 
 from setuptools import Extension, setup
 
@@ -15,7 +15,8 @@ options = {} if sysconfig.get_config_var("Py_GIL_DISABLED") else {"py_limited_ap
 
 setup(
     options={"bdist_wheel": options},
-    data_files=[("share/man/man1", sorted(glob("man/*.1")))],  # tools/make_wheels.py makes them
+    # tools/make_wheels.py writes them.
+    data_files=[("share/man/man1", sorted(map(str, Path("man").glob("*.1"))))],
     cffi_modules=[f"{BUILD}:make_ffi"],
     ext_modules=[
         Extension(
