@@ -70,7 +70,7 @@ def test_values_are_taken_apart_and_put_together():
         (["msr", "IA32_PATT"], 2, "no MSR is called 'IA32_PATT'; did you mean IA32_PAT"),
         (["msr", "0x1ffffffff"], 2, "0x1ffffffff is out of range: MSRs go"),
         (["msr", "0x1g"], 2, "no MSR is called '0x1g'"),
-        (["decode", "0x99", "1"], 2, "the catalog has no fields for 0x99 ("),
+        (["decode", "0x77777", "1"], 2, "the catalog has no fields for 0x77777 ("),
         (["decode", "0x3a", "x"], 2, "'x' is not a number: write 0x35 or 53"),
         (["encode", "0x3a", "lock"], 2, "'lock' does not set a field: write lock=VALUE"),
         (["encode", "0x3a", "lick=1"], 2, "IA32_FEATURE_CONTROL has no field 'lick'"),
