@@ -120,3 +120,13 @@ def test_what_is_new_has_its_name(index, name):
 
 def test_intels_msrs_say_what_they_are():
     assert [msr.name for msr in catalog() if "intel" in msr.vendors and not msr.about] == []
+
+
+def test_where_no_cpu_is_known_the_meaning_of_most_models_comes_first():
+    names = [catalog()[index].name for index in (0x300, 0x3F2, 0x3F8, 0x1A4)]
+    assert names == [
+        "MSR_SGXOWNEREPOCH0",
+        "MSR_PEBS_DATA_CFG",
+        "MSR_PKG_C3_RESIDENCY",
+        "MSR_MISC_FEATURE_CONTROL",
+    ]
