@@ -67,6 +67,14 @@ def test_a_dump_has_a_cpu(tmp_path, kind):
     assert find_cpu(str(dump)) == Cpu("intel", 6, 0x8F, 8)
 
 
+def test_a_code_name_comes_before_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "zen4").write_text(DUMPS["cpuid -r"])
+    (tmp_path / "mine").write_text(DUMPS["cpuid -r"])
+    assert find_cpu("zen4").vendor == "amd"
+    assert find_cpu("mine") == find_cpu("./zen4") == Cpu("intel", 6, 0x8F, 8)
+
+
 def test_a_file_without_a_cpu_is_refused(tmp_path):
     (tmp_path / "x").write_text("nothing")
     with pytest.raises(UsageError, match="must be a CPUID dump with leaves 0 and 1"):

@@ -174,7 +174,7 @@ def find_cpu(spec: str) -> Cpu:
         return Cpu(found.vendor, found.families[0], found.models[0], stepping)
     if match:
         raise UsageError(f"{shown(spec)} is more than one CPU: write intel:06_8F or amd:19_01")
-    if "/" in spec or "." in spec or Path(spec).is_file():
+    if _known_name(spec) is None and ("/" in spec or "." in spec or Path(spec).is_file()):
         return _from_file(Path(spec))
     typical = cpu_names()[_code_name(spec)][0]
     stepping = None if typical.steppings == (0, 15) else typical.steppings[1]
@@ -214,11 +214,17 @@ def _first(text: str) -> Iterable[re.Match[str]]:
     return reversed(list(_LEAF.finditer(text)))
 
 
-def _code_name(text: str) -> str:
+def _known_name(text: str) -> str | None:
+    """Return the code name that *text* is or stands for, if any."""
     name = text.lower().replace("_", "-").replace(" ", "-")
     name = _data()["aliases"].get(name, name)
-    if name in cpu_names():
-        return str(name)
+    return name if name in cpu_names() else None
+
+
+def _code_name(text: str) -> str:
+    name = _known_name(text)
+    if name is not None:
+        return name
     if ":" in text:
         raise UsageError(
             f"{shown(text)} is not a CPU: write VENDOR:FAMILY_MODEL, both in two hexadecimal"
@@ -226,7 +232,7 @@ def _code_name(text: str) -> str:
         )
     import difflib
 
-    near = difflib.get_close_matches(name, [*cpu_names(), *_data()["aliases"]], n=3)
+    near = difflib.get_close_matches(text.lower(), [*cpu_names(), *_data()["aliases"]], n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else "write intel:06_8F, zen4 or host"
     raise UsageError(f"no CPU is called {shown(text)}; {hint}")
 
