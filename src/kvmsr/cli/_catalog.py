@@ -16,9 +16,9 @@ from typing import Final
 
 import click
 
-from kvmsr.msr import Decoded, Msr, catalog
+from kvmsr.msr import Decoded, Msr
 
-__all__ = ("print_decoded", "print_found", "print_msr")
+__all__ = ("print_columns", "print_decoded", "print_found", "print_msr", "print_nameless")
 
 _GAP: Final = "  "
 _LEAST: Final = 30
@@ -28,27 +28,33 @@ _ENDLESS: Final = 1 << 20
 _bold: Final = partial(click.style, bold=True)
 
 
-def print_msr(index: int, entry: Msr | None, kvm: str) -> None:
+def print_msr(entry: Msr, kvm: list[str]) -> None:
     """
-    Print what is known about MSR *index*.
+    Print what is known about an MSR.
 
     :param kvm: what KVM does with it.
     """
-    if entry is None:
-        click.echo(
-            f"{_bold(f'{index:#x}')} has no name in the catalog: {catalog().neighbourhood(index)}."
-        )
-        click.echo(f"KVM: {kvm}")
-        return
     click.echo(_bold(f"{entry.index:#x} {entry.name}"))
     for label, text in _lines(entry, kvm):
         click.echo(f"  {label:9} {text}")
     if entry.fields:
         click.echo()
-        _print_columns(("bits", "field", "kind", "meaning"), _fields(entry))
+        print_columns(("bits", "field", "kind", "meaning"), _fields(entry))
 
 
-def _lines(entry: Msr, kvm: str) -> list[tuple[str, str]]:
+def print_nameless(index: int, why: str, kvm: list[str]) -> None:
+    """
+    Print what is known about MSR *index*, which has no name.
+
+    :param why: where it has none, and what there is instead.
+    :param kvm: what KVM does with it.
+    """
+    click.echo(f"{_bold(f'{index:#x}')} has no name {why}.")
+    for line in kvm:
+        click.echo(f"KVM: {line}")
+
+
+def _lines(entry: Msr, kvm: list[str]) -> list[tuple[str, str]]:
     reset = "" if entry.reset is None else f"{entry.reset:#x}"
     lines = [
         ("what", entry.about),
@@ -58,7 +64,7 @@ def _lines(entry: Msr, kvm: str) -> list[tuple[str, str]]:
         ("access", entry.access),
         ("reset", reset),
         ("kind", entry.category),
-        ("KVM", kvm),
+        *zip(("KVM", *[""] * len(kvm)), kvm, strict=False),
         ("sources", "; ".join(entry.sources)),
     ]
     return [(label, text) for label, text in lines if text]
@@ -77,8 +83,11 @@ def _fields(entry: Msr) -> list[tuple[str, ...]]:
 
 def print_found(found: list[Msr]) -> None:
     """Print one line per MSR."""
-    rows = [(f"{msr.index:#x}", msr.name, msr.about) for msr in found]
-    _print_columns(("index", "name", "what"), rows)
+    rows = []
+    for msr in found:
+        where = f"({', '.join(msr.cpus)})" if msr.cpus else ""
+        rows.append((f"{msr.index:#x}", msr.name, f"{msr.about} {where}".strip()))
+    print_columns(("index", "name", "what"), rows)
 
 
 def print_decoded(decoded: Decoded) -> None:
@@ -93,14 +102,14 @@ def print_decoded(decoded: Decoded) -> None:
             emphasised.add(len(rows))
         rows.append((field.span, field.name, shown, said))
     if rows:
-        _print_columns(("bits", "field", "value", "meaning"), rows, emphasised)
+        print_columns(("bits", "field", "value", "meaning"), rows, emphasised)
     for bits, what in ((decoded.reserved, "reserved"), (decoded.unknown, "unknown to the catalog")):
         if bits:
             numbers = ", ".join(str(bit) for bit in range(64) if bits >> bit & 1)
             click.echo(f"{_bold(f'set, but {what}:')} {bits:#x} (bits {numbers})")
 
 
-def _print_columns(
+def print_columns(
     header: Sequence[str], rows: Sequence[Sequence[str]], emphasised: Container[int] = ()
 ) -> None:
     """Print rows in columns; the last column is wrapped at the width of the terminal."""
