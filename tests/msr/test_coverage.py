@@ -49,13 +49,7 @@ def spans(text):
         yield from range(int(first, 16), int(last or first, 16) + 1)
 
 
-@pytest.mark.parametrize(
-    "spec",
-    [
-        pytest.param(spec, marks=[pytest.mark.xfail(reason="AMD's names")] * (spec[:3] == "amd"))
-        for spec in LISTED
-    ],
-)
+@pytest.mark.parametrize("spec", LISTED)
 def test_what_a_cpu_has_is_named(spec):
     assert unnamed(spec, set(spans(LISTED[spec]))) <= MOST
 

@@ -27,7 +27,9 @@ import msgspec
 from kvmsr.errors import CatalogError, UsageError
 from kvmsr.msr.cpu import cpu_sets
 from kvmsr.msr.entry import CATEGORIES, Msr, MsrField
+from kvmsr.msr.forms import FORMS
 from kvmsr.msr.meanings import check_apart, order
+from kvmsr.msr.summaries import SUMMARIES
 
 __all__ = ("read_sources",)
 
@@ -45,6 +47,7 @@ class _Field(msgspec.Struct, forbid_unknown_fields=True):
     values: dict[str, str] = {}
     scale: float = 1.0
     unit: str = ""
+    form: str = ""
 
 
 class _Shared(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -73,6 +76,7 @@ class _Detail(_Shared, frozen=True, forbid_unknown_fields=True, kw_only=True):
     reset: int | None = None
     fields: tuple[_Field, ...] = ()
     rest: str = ""
+    summary: str = ""
     kvm: str = ""
 
 
@@ -139,9 +143,14 @@ def _expand(name: _Name, file: _Shared, given: _Given | None, where: str) -> Ite
     if given is not None:
         detail, where = given.detail, given.where
         shared |= _given(given.file) | _given(detail)
+        if not detail.cpus:  # those of the name, as far as the details are of their vendor
+            what = f"{where}: {name.name}"
+            shared["cpus"] = tuple(
+                spec for spec in name.cpus if _vendors(what, spec) & set(shared["vendors"])
+            )
         more = {
             "about": detail.about, "reset": detail.reset, "rest": detail.rest, "kvm": detail.kvm,
-            "fields": _fields(detail, where),
+            "summary": detail.summary, "fields": _fields(detail, where),
         }  # fmt: skip
     _check(f"{where}: {name.name}", shared)
     shared.pop("models", None)
@@ -165,16 +174,23 @@ def _fields(detail: _Detail, where: str) -> tuple[MsrField, ...]:
         ends = sorted((int(high), int(low or high)))
         if ends[1] > 63 or field.kind not in _KINDS:
             raise CatalogError(f"{where}: {detail.msr}.{field.name}: bits or kind are not valid")
+        if field.form not in FORMS:
+            raise CatalogError(f"{where}: {detail.msr}.{field.name}: form is {field.form!r}")
         values = {int(number, 0): meaning for number, meaning in field.values.items()}
+        if any(meaning.isdigit() for meaning in values.values()):
+            raise CatalogError(f"{where}: {detail.msr}.{field.name}: a value's name is a number")
         new = MsrField(
-            field.name, ends[0], ends[1], field.about, field.kind, values, field.scale, field.unit
-        )
+            field.name, ends[0], ends[1], field.about, field.kind, values, field.scale,
+            field.unit, field.form,
+        )  # fmt: skip
         for other in made:
             if other.mask & new.mask or other.name == new.name:
                 raise CatalogError(f"{where}: {detail.msr}: {other.name} and {new.name} overlap")
         made.append(new)
     if detail.rest not in ("", "reserved"):
         raise CatalogError(f"{where}: {detail.msr}: rest is {detail.rest!r}")
+    if detail.summary not in SUMMARIES:
+        raise CatalogError(f"{where}: {detail.msr}: summary is {detail.summary!r}")
     return tuple(sorted(made, key=lambda field: field.low))
 
 
@@ -185,11 +201,15 @@ def _check(what: str, shared: dict[str, Any]) -> None:
     if not shared.get("vendors") or not set(shared["vendors"]) <= set(_VENDORS):
         raise CatalogError(f"{what}: vendors must be some of {', '.join(_VENDORS)}")
     for spec in shared.get("cpus", ()):
-        try:
-            vendors = {one.vendor for one in cpu_sets(spec)}
-        except UsageError as error:
-            raise CatalogError(f"{what}: cpus: {error}") from None
-        if not vendors <= set(shared["vendors"]):
+        if not _vendors(what, spec) <= set(shared["vendors"]):
             raise CatalogError(f"{what}: cpus: {spec} is none of {', '.join(shared['vendors'])}")
     if not shared.get("sources"):
         raise CatalogError(f"{what}: it has no sources")
+
+
+def _vendors(what: str, spec: str) -> set[str]:
+    """Return the vendors of the CPUs that *spec* stands for."""
+    try:
+        return {one.vendor for one in cpu_sets(spec)}
+    except UsageError as error:
+        raise CatalogError(f"{what}: cpus: {error}") from None
