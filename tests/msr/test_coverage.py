@@ -22,7 +22,7 @@ WITHOUT_A_NAME = {
     # Client Haswell and Broadwell: msr-safe gives them Sandy Bridge's counters of cache slices.
     "intel:06_3C": 0.09, "intel:06_3D": 0.09, "intel:06_45": 0.09, "intel:06_46": 0.09,
     "intel:06_47": 0.09,
-    # Vermeer: msr-safe gives it 14 pairs of variable MTRRs, but it has eight.
+    # Vermeer: msr-safe gives it six more pairs of variable MTRRs than it has.
     "amd:19_21": 0.05,
 }  # fmt: skip
 
