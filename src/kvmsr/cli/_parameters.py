@@ -8,22 +8,24 @@ The types of the commands' parameters, with completion for shells.
 
 import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import click
 from click.shell_completion import CompletionItem
 
 from kvmsr.errors import GuestMemoryError, UnknownMsrError, UsageError
-from kvmsr.msr import catalog
+from kvmsr.msr import Cpu, catalog, cpu_names, find_cpu
 from kvmsr.text import shown
 
 __all__ = (
+    "CPU",
     "CTL_COMMANDS",
     "LOG",
     "NAME",
     "OBSERVE",
     "POLICY",
     "STATE",
+    "CpuSpec",
     "DiskFile",
     "MemorySize",
     "MsrIndex",
@@ -146,6 +148,31 @@ class MsrIndex(click.ParamType[int]):
         ]
 
 
+class CpuSpec(click.ParamType[Cpu]):
+    """A CPU: a signature, a code name, ``host``, or a file with a CPUID dump."""
+
+    name = "CPU"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Cpu:
+        """Return the CPU."""
+        if not isinstance(value, str):
+            return cast(Cpu, value)
+        try:
+            return find_cpu(value)
+        except UsageError as error:
+            raise UsageError(f"--cpu {value}: {error}") from None
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Complete code names, and the names of files."""
+        known = {"host": "this machine's CPU"}
+        known |= {name: str(sets[0]) for name, sets in cpu_names().items()}
+        wanted = incomplete.lower()
+        names = [CompletionItem(n, help=said) for n, said in known.items() if n.startswith(wanted)]
+        return names or [CompletionItem(incomplete, type="file")]
+
+
 class Preset(click.ParamType[str]):
     """The name of a preset."""
 
@@ -233,6 +260,13 @@ class Selection(click.ParamType[Any]):
         ]
 
 
+CPU: Final = click.option(
+    "--cpu",
+    type=CpuSpec(),
+    metavar="CPU",
+    help="The CPU whose MSRs are meant: intel:06_8F, a code name such as sapphire-rapids or zen4,"
+    " host, or a file with a CPUID dump.",
+)
 OBSERVE: Final = click.option(
     "--observe",
     type=Selection(),

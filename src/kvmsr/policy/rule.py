@@ -75,6 +75,9 @@ class Rule:
     """
     What happens to reads or writes of some MSRs, or both.
 
+    In ``Rule("IA32_THERM_STATUS", model="thermal")`` a register model answers both reads and
+    writes. In place of the name, ``Model("thermal", celsius=60.0)`` gives parameters, too.
+
     :ivar msrs: the MSRs, as ranges.
     :ivar read: the action for reads; None if the rule does not apply to reads.
     :ivar write: the action for writes; None if the rule does not apply to writes.
@@ -106,6 +109,7 @@ class Rule:
         read: ActionSpec | None = None,
         write: ActionSpec | None = None,
         *,
+        model: Model | str | None = None,
         reset: int | None = None,
         bits: Bits | Mapping[str, str] | None = None,
         scope: str | None = None,
@@ -117,8 +121,10 @@ class Rule:
         msrs: MsrSpec = (),
     ) -> None:
         # dataclasses.replace() passes msrs of the rule that it copies.
+        if model is not None:
+            read = write = _for_both(model, read, write)
         if read is None and write is None:
-            raise PolicyError("a rule needs an action for read, for write, or both")
+            raise PolicyError("a rule needs an action for read, for write, or both; or a model")
         put = object.__setattr__
         put(self, "msrs", parse_msrs(msrs if msr is None else msr))
         put(self, "read", None if read is None else to_action(read, Op.READ))
@@ -161,6 +167,11 @@ class Rule:
                 _check_has(action, self.msrs)
 
     @property
+    def model(self) -> Model | None:
+        """Return the model that answers both reads and writes; None if there is none."""
+        return self.read if isinstance(self.read, Model) and self.read == self.write else None
+
+    @property
     def never(self) -> str:
         """Return why the rule can never hold, or ""."""
         return self.when.never if self.when else ""
@@ -176,6 +187,25 @@ class Rule:
     def action(self, op: Op) -> Action | None:
         """Return the action for *op*."""
         return self.read if op == _READ else self.write
+
+
+def _for_both(model: Model | str, read: ActionSpec | None, write: ActionSpec | None) -> ActionSpec:
+    """
+    Return the action of a rule that has *model* for both directions.
+
+    :raises PolicyError: if there is no such model, it serves one direction only, or the rule has
+        another action as well.
+    """
+    for op, action in ((Op.READ, read), (Op.WRITE, write)):
+        if action is not None:
+            message = f"model answers {op}s, too: leave out one of the two"
+            raise FormError(message, (str(op),))
+    answers = model if isinstance(model, Model) else Model(model)
+    for op, other in ((Op.READ, Op.WRITE), (Op.WRITE, Op.READ)):
+        if op not in answers.serves:
+            message = f'{answers} only serves {other}s: use it as {other}, with {op} = "fault"'
+            raise FormError(message, ("model",))
+    return answers
 
 
 def _check_has(action: Model, msrs: Ranges) -> None:
