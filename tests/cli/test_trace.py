@@ -229,9 +229,21 @@ def test_show_decodes(path, tmp_path):
     made["index"], made["value"], made["has"] = 0x1A0, 0x850089, 9
     one = trace(tmp_path / "one", made)
     lines = kvmsr("trace", "show", one, "--decode")[0].splitlines()
-    assert lines[1].strip().startswith("fast_strings = 1, thermal_control = 1, perfmon = 1")
+    assert lines[1].strip().startswith("fast_strings, thermal_control, perfmon, ")
     (row,) = shown(one, "--decode")
-    assert {"name": "perfmon", "bits": "7", "value": 1, "meaning": ""} in row["fields"]
+    (perfmon,) = (field for field in row["fields"] if field["name"] == "perfmon")
+    assert perfmon == {
+        "name": "perfmon", "bits": "7", "value": 1, "meaning": "performance counters exist",
+    }  # fmt: skip
+
+
+def test_show_decodes_with_the_units_that_the_guest_has_read(path, tmp_path):
+    made = events(3)
+    made["index"], made["has"] = [0x611, 0x606, 0x611], 9
+    made["value"] = [0x8000, 0xA1003, 0x8000]
+    one = trace(tmp_path / "one", made)
+    lines = kvmsr("trace", "show", one, "--decode")[0].splitlines()
+    assert [lines[1].strip(), lines[5].strip()] == ["energy=2 J", "energy=500 mJ"]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from kvmsr.errors import PolicyError
-from kvmsr.policy import Defaults, Plain, Policy, Python, Rule, Value, on_read, on_write
+from kvmsr.policy import Defaults, Model, Plain, Policy, Python, Rule, Value, on_read, on_write
 
 
 def test_rules_take_what_reads_well():
@@ -24,6 +24,17 @@ def test_functions_are_handlers():
     rule = Rule(0x35, read=answer)
     assert rule.read.function is answer
     assert rule.read.name.endswith("answer")
+
+
+def test_a_model_may_answer_both_directions():
+    once = Rule("IA32_THERM_STATUS", model=Model("thermal", celsius=60.0))
+    thermal = Model("thermal", celsius=60.0)
+    assert once == Rule("IA32_THERM_STATUS", read=thermal, write=thermal)
+    assert once.model == thermal
+    assert Rule(0x19C, model="thermal").model == Model("thermal")
+    assert Rule(0x19C, read=thermal).model is None
+    assert Rule(0x19C, read=thermal, write=Model("thermal")).model is None
+    assert Rule(0x19C, read="shadow", write="shadow").model is None
 
 
 def test_decorators_make_rules():
@@ -69,6 +80,9 @@ def test_values_are_frozen_and_equal():
         (lambda: Defaults(unknown=5), "is not an action"),
         (lambda: Python("text"), "is not callable"),
         (lambda: Policy(["rule"]), "is not a Rule"),
+        (lambda: Rule(0x19C, model="termal"), "did you mean 'thermal'"),
+        (lambda: Rule(0x19C, "fault", model="thermal"), "leave out one of the two"),
+        (lambda: Rule(0x34, model="smi-count"), "use it as read, with write"),
     ],
 )
 def test_nonsense_is_refused(make, piece):

@@ -73,12 +73,12 @@ class SoftKvm:
         """
         Return what the library reads.
 
-        A line each for Python's library, its program, the file for notes, the profile, and the
-        folders in which Python finds its modules.
+        A line each for Python's library, its program, its version, the file for notes, the profile,
+        and the folders in which Python finds its modules.
         """
         notes = f"/proc/{os.getpid()}/fd/{self._fd}"
         paths = [path for path in sys.path if path and "\n" not in path]
-        lines = (str(self._library), sys.executable, notes, self._profile, *paths)
+        lines = (str(self._library), sys.executable, _VERSION, notes, self._profile, *paths)
         return {"KVMSR_SOFT": "\n".join(lines)}
 
     def notes(self) -> list[str]:

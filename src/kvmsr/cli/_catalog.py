@@ -3,29 +3,15 @@
 MSRs on the terminal
 --------------------
 
-Prints MSRs and their values in plain lines and columns. Importing rich would take longer than the
-rest of a look-up.
+Prints what the catalog says about MSRs, in plain lines and columns.
 """
-
-import os
-import sys
-import textwrap
-from collections.abc import Container, Sequence
-from functools import partial
-from typing import Final
 
 import click
 
-from kvmsr.msr import Decoded, Msr
+from kvmsr.cli._columns import bold, print_columns
+from kvmsr.msr import Msr
 
-__all__ = ("print_columns", "print_decoded", "print_found", "print_msr", "print_nameless")
-
-_GAP: Final = "  "
-_LEAST: Final = 30
-"""The smallest width of the last column, however narrow the terminal is."""
-_ENDLESS: Final = 1 << 20
-
-_bold: Final = partial(click.style, bold=True)
+__all__ = ("print_found", "print_msr", "print_nameless")
 
 
 def print_msr(entry: Msr, kvm: list[str]) -> None:
@@ -34,7 +20,7 @@ def print_msr(entry: Msr, kvm: list[str]) -> None:
 
     :param kvm: what KVM does with it.
     """
-    click.echo(_bold(f"{entry.index:#x} {entry.name}"))
+    click.echo(bold(f"{entry.index:#x} {entry.name}"))
     for label, text in _lines(entry, kvm):
         click.echo(f"  {label:9} {text}")
     if entry.fields:
@@ -49,7 +35,7 @@ def print_nameless(index: int, why: str, kvm: list[str]) -> None:
     :param why: where it has none, and what there is instead.
     :param kvm: what KVM does with it.
     """
-    click.echo(f"{_bold(f'{index:#x}')} has no name {why}.")
+    click.echo(f"{bold(f'{index:#x}')} has no name {why}.")
     for line in kvm:
         click.echo(f"KVM: {line}")
 
@@ -88,48 +74,3 @@ def print_found(found: list[Msr]) -> None:
         where = f"({', '.join(msr.cpus)})" if msr.cpus else ""
         rows.append((f"{msr.index:#x}", msr.name, f"{msr.about} {where}".strip()))
     print_columns(("index", "name", "what"), rows)
-
-
-def print_decoded(decoded: Decoded) -> None:
-    """Print the fields of a value, and the set bits that belong to no field."""
-    click.echo(_bold(f"{decoded.msr.name} = {decoded.value:#x}"))
-    rows: list[tuple[str, ...]] = []
-    emphasised = set()
-    for field, number, meaning in reversed(decoded.fields):
-        shown = f"{number:#x}" if number > 9 else f"{number}"
-        said = " = ".join(part for part in (field.about, meaning) if part)
-        if number:
-            emphasised.add(len(rows))
-        rows.append((field.span, field.name, shown, said))
-    if rows:
-        print_columns(("bits", "field", "value", "meaning"), rows, emphasised)
-    for bits, what in ((decoded.reserved, "reserved"), (decoded.unknown, "unknown to the catalog")):
-        if bits:
-            numbers = ", ".join(str(bit) for bit in range(64) if bits >> bit & 1)
-            click.echo(f"{_bold(f'set, but {what}:')} {bits:#x} (bits {numbers})")
-
-
-def print_columns(
-    header: Sequence[str], rows: Sequence[Sequence[str]], emphasised: Container[int] = ()
-) -> None:
-    """Print rows in columns; the last column is wrapped at the width of the terminal."""
-    *widths, _ = (max(map(len, column)) for column in zip(header, *rows, strict=True))
-    left = sum(widths) + len(_GAP) * len(widths)
-    wrapper = textwrap.TextWrapper(
-        width=max(_width(), left + _LEAST), subsequent_indent=" " * left, break_on_hyphens=False
-    )
-    for number, row in enumerate((header, *rows), -1):
-        cells = zip(row[:-1], widths, strict=True)
-        wrapper.initial_indent = "".join(f"{cell:{width}}{_GAP}" for cell, width in cells)
-        text = "\n".join(wrapper.wrap(row[-1])) or wrapper.initial_indent.rstrip()
-        if number < 0:
-            text = click.style(text, underline=True)
-        click.echo(_bold(text) if number in emphasised else text)
-
-
-def _width() -> int:
-    """Return the width of the terminal; output to anything else is not wrapped."""
-    try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns or _ENDLESS
-    except (OSError, ValueError):
-        return _ENDLESS

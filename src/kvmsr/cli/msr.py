@@ -205,7 +205,7 @@ def _list_cpus(as_json: bool) -> None:
     if as_json:
         print_json([{"name": name, "cpus": cpus} for name, cpus in names.items()])
     else:
-        from kvmsr.cli._catalog import print_columns
+        from kvmsr.cli._columns import print_columns
 
         rows = [(name, ", ".join(cpus)) for name, cpus in names.items()]
         print_columns(("name", "CPUs"), rows)

@@ -9,7 +9,7 @@ Shows the accesses of a trace one by one.
 import json
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import click
 
@@ -27,6 +27,7 @@ from kvmsr.msr import catalog, decode
 from kvmsr.text import counted, duration, one_line
 
 if TYPE_CHECKING:
+    from kvmsr.msr import Decoded
     from kvmsr.symbols import Symbols
     from kvmsr.trace.analysis.records import Record
 
@@ -114,27 +115,47 @@ def show(
         since_ns=since,
     )
     functions = read_symbols(symbols, file)
+    decoder = _Decoder() if decoding else None
     source = cast(BinaryIO, Following(file)) if follow else None
     with CountingTrace(file, source) as trace:
         speak_of_recorded(trace.head)
         for events in trace.batches():
             chosen = records(wanted.of(events), trace.rules)
             say = _json if as_json else _line
-            lines = [say(one, decoding, functions) for one in chosen]
+            lines = [say(one, decoder, functions) for one in chosen]
             if lines:
                 click.echo("\n".join(lines))
         report_cut(file, trace.cut)
         report_dropped(file, trace.dropped)
 
 
-def _json(record: "Record", decoding: bool, functions: "Symbols | None") -> str:
+class _Decoder:
+    """Decodes values, with the units and limits that a VM's earlier accesses have shown."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, dict[str, int]] = {}
+
+    def decode(self, record: "Record") -> "Decoded | None":
+        """Return the fields of a record's value; None if they are not known."""
+        entry = catalog().get(record.index)
+        if entry is None or record.value is None or not entry.fields:
+            return None
+        seen = self._seen.setdefault(record.vm, {})
+        if record.outcome not in _BAD:
+            seen[entry.name] = record.value
+        return decode(entry, record.value, seen)
+
+
+def _json(record: "Record", decoder: "_Decoder | None", functions: "Symbols | None") -> str:
     said = record.as_dict(functions)
-    if decoding:
-        said["fields"] = _fields(record)
+    if decoder:
+        decoded = decoder.decode(record)
+        said["fields"] = [one.as_dict() for one in decoded] if decoded else []
+        said["rest"] = {what: f"{bits:#x}" for what, bits in decoded.rest} if decoded else {}
     return json.dumps(said)
 
 
-def _line(record: "Record", decoding: bool, functions: "Symbols | None") -> str:
+def _line(record: "Record", decoder: "_Decoder | None", functions: "Symbols | None") -> str:
     outcome = record.outcome
     if outcome in _BAD:
         outcome = click.style(outcome, fg="red")
@@ -151,28 +172,7 @@ def _line(record: "Record", decoding: bool, functions: "Symbols | None") -> str:
         f"{record.guest_ns / 1e9:14.9f} vCPU {who} {record.op:5} {record.index:#x}{name}{value}:"
         f" {outcome} ({record.reason}, {one_line(record.rule)}, {took}){where}"
     )
-    if decoding:
-        fields = [
-            f"{one['name']} = {one['value']}" + (f" ({one['meaning']})" if one["meaning"] else "")
-            for one in _fields(record)
-            if one["value"] or one["meaning"]
-        ]
-        if fields:
-            line += f"\n{'':15}{', '.join(fields)}"
+    decoded = decoder.decode(record) if decoder else None
+    if decoded and decoded.brief:
+        line += f"\n{'':15}{decoded.brief}"
     return line
-
-
-def _fields(record: "Record") -> list[dict[str, Any]]:
-    """Return the fields of a value, from the lowest bit up, and the bits that belong to none."""
-    entry = catalog().get(record.index)
-    if entry is None or record.value is None:
-        return []
-    decoded = decode(entry, record.value)
-    found: list[dict[str, Any]] = [
-        {"name": field.name, "bits": field.span, "value": number, "meaning": meaning}
-        for field, number, meaning in decoded
-    ]
-    for name, bits in (("reserved", decoded.reserved), ("unknown", decoded.unknown)):
-        if bits:
-            found.append({"name": name, "bits": "", "value": f"{bits:#x}", "meaning": ""})
-    return found

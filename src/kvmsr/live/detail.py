@@ -83,17 +83,15 @@ def fields(line: Line, *, briefly: bool) -> Text:
 
 def _fields(entry: Msr, value: int, briefly: bool) -> Iterator[tuple[str, ...]]:
     decoded = decode(entry, value)
-    for field, number, meaning in reversed(decoded.fields):
-        shown = f"{number:#x}" if number > 9 else f"{number}"
-        parts = (meaning,) if briefly else (field.about, meaning)
-        yield field.span, field.name, shown, " = ".join(part for part in parts if part)
-    for bits, what in ((decoded.reserved, "reserved"), (decoded.unknown, "not in the catalog")):
-        if bits:
-            yield "", what, f"{bits:#x}", ""
+    for one in reversed(decoded.fields):
+        said = one.words if briefly else one.said
+        yield one.field.span, one.field.name, one.shown, said
+    for what, bits in decoded.rest:
+        yield "", what, f"{bits:#x}", ""
 
 
 def _is_zero(row: tuple[str, ...]) -> bool:
-    return row[2] == "0"
+    return row[2] in ("0", "0x0")
 
 
 def _grid(

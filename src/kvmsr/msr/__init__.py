@@ -13,16 +13,19 @@ back. :func:`enumerated` has the CPUID bits by which guests decide whether MSRs 
 from kvmsr.msr.catalog import X2APIC, Catalog, catalog
 from kvmsr.msr.cpu import Cpu, cpu_names, find_cpu
 from kvmsr.msr.cpuid import Enumerated, Feature, enumerated, features, find_feature
-from kvmsr.msr.decode import Decoded, FieldValue, decode, encode
+from kvmsr.msr.decode import Decoded, FieldValue, decode, differences
+from kvmsr.msr.encode import Encoded, encode, encode_with_notes
 from kvmsr.msr.entry import Msr, MsrField
 from kvmsr.msr.handling import HandledRange, Handling, handled, handling
 from kvmsr.msr.search import search
+from kvmsr.msr.units import Quantity
 
 __all__ = (
     "X2APIC",
     "Catalog",
     "Cpu",
     "Decoded",
+    "Encoded",
     "Enumerated",
     "Feature",
     "FieldValue",
@@ -30,10 +33,13 @@ __all__ = (
     "Handling",
     "Msr",
     "MsrField",
+    "Quantity",
     "catalog",
     "cpu_names",
     "decode",
+    "differences",
     "encode",
+    "encode_with_notes",
     "enumerated",
     "features",
     "find_cpu",

@@ -37,10 +37,11 @@ _PREFIXES: Final = (
 _RANGES: Final = (
     (0x00000000, 0x00001FFF, "the architectural range of Intel's and AMD's MSRs"),
     (0x40000000, 0x400000FF, "Hyper-V's synthetic MSRs, which hypervisors offer"),
-    (0x40000100, 0x40000FFF, "a range for hypervisors: Hyper-V's crash registers and others"),
+    (0x40000100, 0x400010FF, "a range for hypervisors: Hyper-V's crash registers and others"),
     (0x4B564D00, 0x4B564DFF, "KVM's paravirtual MSRs"),
     (0xC0000000, 0xC0001FFF, "AMD's architectural range, which Intel partly shares"),
-    (0xC0010000, 0xC0011FFF, "AMD's model-specific range"),
+    (0xC0002000, 0xC00023FF, "AMD's banks of machine checks"),
+    (0xC0010000, 0xC001FFFF, "AMD's model-specific range"),
 )
 
 

@@ -14,10 +14,12 @@ import msgspec
 
 from kvmsr.msr.cpu import Cpu, cpu_sets
 
-__all__ = ("CATEGORIES", "Msr", "MsrField")
+__all__ = ("CATEGORIES", "WHOLE", "Msr", "MsrField")
 
 CATEGORIES: Final = ("control", "model-specific", "package-window")
 """Kinds of MSRs: those that control the CPU, those of single models, and views of the package."""
+WHOLE: Final = ("address", "linear", "mask")
+"""Forms of fields that have an address's upper bits where the address has them."""
 
 
 class MsrField(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -32,6 +34,8 @@ class MsrField(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     :ivar values: names of values, if the field is an enumeration.
     :ivar scale: value of one step, in *unit*.
     :ivar unit: W, MHz and so on; "" for a plain number.
+    :ivar form: the formula by which its number is read, one of ``kvmsr.msr.forms.FORMS``; "" for
+        *scale* times the number, or no formula.
     """
 
     name: str
@@ -42,6 +46,17 @@ class MsrField(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     values: Mapping[int, str] = {}
     scale: float = 1.0
     unit: str = ""
+    form: str = ""
+
+    @property
+    def is_flag(self) -> bool:
+        """Return whether the field is a single bit."""
+        return self.low == self.high
+
+    @property
+    def shift(self) -> int:
+        """Return the number of bits below the field's number: none for an address, a whole one."""
+        return 0 if self.form in WHOLE else self.low
 
     @property
     def mask(self) -> int:
@@ -55,15 +70,7 @@ class MsrField(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
 
     def of(self, value: int) -> int:
         """Return the field's number in *value*, a register's value."""
-        return (value & self.mask) >> self.low
-
-    def meaning(self, number: int) -> str:
-        """Return the meaning of *number* in words, or "" if nothing is known about it."""
-        if number in self.values:
-            return self.values[number]
-        if self.unit:
-            return f"{number * self.scale:g} {self.unit}"
-        return ""
+        return (value & self.mask) >> self.shift
 
 
 class Msr(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -84,6 +91,8 @@ class Msr(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     :ivar category: one of :data:`CATEGORIES`, or "".
     :ivar fields: the fields, from the lowest bit up; empty if none are known.
     :ivar rest: what the bits outside all fields are: ``reserved``, or "" if not known.
+    :ivar summary: the formula by which a whole value is said in words, one of
+        ``kvmsr.msr.summaries.SUMMARIES``; "" for none.
     :ivar kvm: what KVM does with it, in a sentence, in addition to :func:`kvmsr.msr.handled`.
     :ivar sources: the sources of these facts.
     """
@@ -100,6 +109,7 @@ class Msr(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     category: str = ""
     fields: tuple[MsrField, ...] = ()
     rest: str = ""
+    summary: str = ""
     kvm: str = ""
     sources: tuple[str, ...] = ()
 

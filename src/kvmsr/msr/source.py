@@ -27,7 +27,9 @@ import msgspec
 from kvmsr.errors import CatalogError, UsageError
 from kvmsr.msr.cpu import cpu_sets
 from kvmsr.msr.entry import CATEGORIES, Msr, MsrField
+from kvmsr.msr.forms import FORMS
 from kvmsr.msr.meanings import check_apart, order
+from kvmsr.msr.summaries import SUMMARIES
 
 __all__ = ("read_sources",)
 
@@ -45,6 +47,7 @@ class _Field(msgspec.Struct, forbid_unknown_fields=True):
     values: dict[str, str] = {}
     scale: float = 1.0
     unit: str = ""
+    form: str = ""
 
 
 class _Shared(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -73,6 +76,7 @@ class _Detail(_Shared, frozen=True, forbid_unknown_fields=True, kw_only=True):
     reset: int | None = None
     fields: tuple[_Field, ...] = ()
     rest: str = ""
+    summary: str = ""
     kvm: str = ""
 
 
@@ -139,9 +143,13 @@ def _expand(name: _Name, file: _Shared, given: _Given | None, where: str) -> Ite
     if given is not None:
         detail, where = given.detail, given.where
         shared |= _given(given.file) | _given(detail)
+        if not detail.cpus:  # those of the name, as far as the details are of their vendor
+            shared["cpus"] = tuple(
+                spec for spec in name.cpus if cpu_sets(spec)[0].vendor in shared["vendors"]
+            )
         more = {
             "about": detail.about, "reset": detail.reset, "rest": detail.rest, "kvm": detail.kvm,
-            "fields": _fields(detail, where),
+            "summary": detail.summary, "fields": _fields(detail, where),
         }  # fmt: skip
     _check(f"{where}: {name.name}", shared)
     shared.pop("models", None)
@@ -165,16 +173,21 @@ def _fields(detail: _Detail, where: str) -> tuple[MsrField, ...]:
         ends = sorted((int(high), int(low or high)))
         if ends[1] > 63 or field.kind not in _KINDS:
             raise CatalogError(f"{where}: {detail.msr}.{field.name}: bits or kind are not valid")
+        if field.form not in FORMS:
+            raise CatalogError(f"{where}: {detail.msr}.{field.name}: form is {field.form!r}")
         values = {int(number, 0): meaning for number, meaning in field.values.items()}
         new = MsrField(
-            field.name, ends[0], ends[1], field.about, field.kind, values, field.scale, field.unit
-        )
+            field.name, ends[0], ends[1], field.about, field.kind, values, field.scale,
+            field.unit, field.form,
+        )  # fmt: skip
         for other in made:
             if other.mask & new.mask or other.name == new.name:
                 raise CatalogError(f"{where}: {detail.msr}: {other.name} and {new.name} overlap")
         made.append(new)
     if detail.rest not in ("", "reserved"):
         raise CatalogError(f"{where}: {detail.msr}: rest is {detail.rest!r}")
+    if detail.summary not in SUMMARIES:
+        raise CatalogError(f"{where}: {detail.msr}: summary is {detail.summary!r}")
     return tuple(sorted(made, key=lambda field: field.low))
 
 

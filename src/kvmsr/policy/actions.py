@@ -122,6 +122,14 @@ class Model:
         return hash(self.key)
 
     @property
+    def serves(self) -> tuple[Op, ...]:
+        """Return the directions in which not every register of the model faults."""
+        registers = self.cls.registers.values()
+        reads = not registers or any(register.readable for register in registers)
+        writes = not registers or any(register.writable for register in registers)
+        return (Op.READ,) * reads + (Op.WRITE,) * writes
+
+    @property
     def key(self) -> tuple[ModelClass, bytes]:
         """Return class and parameters: actions that agree in these share one model."""
         return self.cls, msgspec.json.encode(self.parameters, order="deterministic")

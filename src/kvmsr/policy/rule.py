@@ -76,6 +76,9 @@ class Rule:
     """
     What happens to reads or writes of some MSRs, or both.
 
+    In ``Rule("IA32_THERM_STATUS", model="thermal")`` a register model answers both reads and
+    writes. In place of the name, ``Model("thermal", celsius=60.0)`` gives parameters, too.
+
     :ivar msrs: the MSRs, as ranges.
     :ivar names: the names by which it selects MSRs that are called otherwise on other CPUs.
     :ivar read: the action for reads; None if the rule does not apply to reads.
@@ -109,6 +112,7 @@ class Rule:
         read: ActionSpec | None = None,
         write: ActionSpec | None = None,
         *,
+        model: Model | str | None = None,
         reset: int | None = None,
         bits: Bits | Mapping[str, str] | None = None,
         scope: str | None = None,
@@ -121,8 +125,10 @@ class Rule:
         names: Mapping[int, str] | None = None,
     ) -> None:
         # dataclasses.replace() passes msrs and names of the rule that it copies.
+        if model is not None:
+            read = write = _for_both(model, read, write)
         if read is None and write is None:
-            raise PolicyError("a rule needs an action for read, for write, or both")
+            raise PolicyError("a rule needs an action for read, for write, or both; or a model")
         put = object.__setattr__
         put(self, "msrs", parse_msrs(msrs if msr is None else msr))
         put(self, "names", named_in(() if msr is None else msr) if names is None else names)
@@ -171,6 +177,11 @@ class Rule:
         return chosen or catalog().name(index)
 
     @property
+    def model(self) -> Model | None:
+        """Return the model that answers both reads and writes; None if there is none."""
+        return self.read if isinstance(self.read, Model) and self.read == self.write else None
+
+    @property
     def never(self) -> str:
         """Return why the rule can never hold, or ""."""
         return self.when.never if self.when else ""
@@ -186,6 +197,25 @@ class Rule:
     def action(self, op: Op) -> Action | None:
         """Return the action for *op*."""
         return self.read if op == _READ else self.write
+
+
+def _for_both(model: Model | str, read: ActionSpec | None, write: ActionSpec | None) -> ActionSpec:
+    """
+    Return the action of a rule that has *model* for both directions.
+
+    :raises PolicyError: if there is no such model, it serves one direction only, or the rule has
+        another action as well.
+    """
+    for op, action in ((Op.READ, read), (Op.WRITE, write)):
+        if action is not None:
+            message = f"model answers {op}s, too: leave out one of the two"
+            raise FormError(message, (str(op),))
+    answers = model if isinstance(model, Model) else Model(model)
+    for op, other in ((Op.READ, Op.WRITE), (Op.WRITE, Op.READ)):
+        if op not in answers.serves:
+            message = f'{answers} only serves {other}s: use it as {other}, with {op} = "fault"'
+            raise FormError(message, ("model",))
+    return answers
 
 
 def _check_has(action: Model, msrs: Ranges) -> None:

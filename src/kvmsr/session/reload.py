@@ -29,7 +29,8 @@ class Reloader:
     Reloads the policy in force, in a thread of its own, until it is closed.
 
     A change of a file counts when the file has stayed the same for half a second, so that a file
-    that is still being written is not read.
+    that is still being written is not read. If it is written while it is read, what was read does
+    not count, and it is read again.
 
     :param requests: puts policies in force.
     :param say: shows a line to the user.
@@ -77,21 +78,32 @@ class Reloader:
         return self._latest == before and self._latest != self._seen
 
     def _reload(self) -> None:
-        self._seen = self._latest = _stamps(self._requests.policy)
+        before = _stamps(self._requests.policy)
         try:
-            warnings = self._requests.reload()
-        except KvmsrError as error:
-            self._say(f"the policy was not reloaded: {error}")
-            return
+            policy, problem = self._requests.read_again(), ""
         except Exception as error:
-            self._say(f"the policy was not reloaded: {error_text(error)}")
+            policy, problem = self._requests.policy, _problem(error)
+        after = _stamps(policy)
+        if any(before[file] != after[file] for file in before.keys() & after.keys()):
+            return  # it differs from what has been seen, and will be read when it stays the same
+        self._seen = self._latest = before
+        if not problem:
+            try:
+                warnings = self._requests.put_in_force(policy)
+            except Exception as error:
+                problem = _problem(error)
+        if problem:
+            self._say(f"the policy was not reloaded: {problem}")
             return
         self._policy = self._requests.policy
-        if self._policy.files != tuple(self._seen):
-            self._seen = self._latest = _stamps(self._policy)
+        self._seen = self._latest = after
         self._say(f"reloaded {self._policy.source}")
         for warning in warnings:
             self._say(warning)
+
+
+def _problem(error: Exception) -> str:
+    return str(error) if isinstance(error, KvmsrError) else error_text(error)
 
 
 def _stamps(policy: Policy) -> dict[str, _Stamp]:

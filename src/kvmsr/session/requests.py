@@ -145,15 +145,15 @@ class Requests:
         """Return the policy in force."""
         return self._session.plan.policy
 
-    def reload(self) -> list[str]:
+    def read_again(self) -> Policy:
         """
-        Read the policy in force from its file again, put it in force, and return warnings.
+        Return the policy in force as its files say now.
 
-        :raises KvmsrError: if that fails. Nothing has changed then.
+        :raises KvmsrError: if they cannot be read, or have an error.
         """
         if not self.policy.files:
             raise UsageError("it did not come from a file")
-        return self.replace(self.policy.source)
+        return self._read(self.policy.source)
 
     def replace(self, file: str) -> list[str]:
         """
@@ -161,9 +161,17 @@ class Requests:
 
         :raises KvmsrError: if that fails. Nothing has changed then.
         """
-        return self._replace(load_policy(file).observing(self._observe))
+        return self.put_in_force(self._read(file))
 
-    def _replace(self, policy: Policy) -> list[str]:
+    def _read(self, file: str) -> Policy:
+        return load_policy(file).observing(self._observe)
+
+    def put_in_force(self, policy: Policy) -> list[str]:
+        """
+        Put *policy* in force, and return warnings.
+
+        :raises KvmsrError: if that fails. Nothing has changed then.
+        """
         warnings = self._session.replace(policy, self._change)
         if runs_code(policy) and not self._witness.watched:
             warnings.append(
@@ -176,7 +184,7 @@ class Requests:
         """Change what happens to one MSR, and return warnings."""
         keys = ("read", "write", "reset", "log")
         given = {key: request[key] for key in keys if request.get(key) is not None}
-        return self._replace(changed(self.policy, index, **given))
+        return self.put_in_force(changed(self.policy, index, **given))
 
     def _changes(self) -> dict[str, Any]:
         from kvmsr.policy.file.changes import changes_toml  # not needed by most runs

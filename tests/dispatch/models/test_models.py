@@ -311,6 +311,32 @@ def test_a_users_model_in_a_policy_file(tmp_path):
     assert d.handle(read(0x1234)) == (Verdict.VALUE, "p.toml:3", 900)
 
 
+def test_a_users_model_for_both_directions_in_a_policy_file(tmp_path):
+    text = USERS + "    limit = Register(0x1235)\n"
+    (tmp_path / "mine.py").write_text(text)
+    file = tmp_path / "p.toml"
+    file.write_text('[[rule]]\nmsr = "0x1234-0x1235"\n[rule.model]\nname = "mine:Fan"\nrpm = 900')
+    d = Dispatcher(compile_policy(load_policy(file)))
+    assert d.handle(read(0x1234)).value == 900
+    assert d.handle(write(0x1234, 5)).verdict is Verdict.FAULT
+    assert d.handle(write(0x1235, 77)).verdict is Verdict.DONE
+
+
+def test_a_users_model_that_cannot_be_said_once(tmp_path):
+    file = tmp_path / "p.toml"
+    (tmp_path / "only.py").write_text(USERS)
+    file.write_text('[[rule]]\nmsr = 0x1234\nmodel = "only:Fan"')
+    with pytest.raises(
+        PolicyError, match=r'only serves reads: use it as read, with write = "fault"'
+    ):
+        load_policy(file)
+    named = USERS.replace("rpm: Annotated[int, Meta(ge=0, le=9000)] = 1200", 'name: str = ""')
+    (tmp_path / "named.py").write_text(named.replace('"ro", rpm', "rpm"))
+    file.write_text('[[rule]]\nmsr = 0x1234\nmodel = { name = "named:Fan" }')
+    with pytest.raises(PolicyError, match="has a parameter with this name: write read and write"):
+        load_policy(file)
+
+
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_models_that_come_with_kvmsr_are_there_and_say_what_they_are(name):
     cls = find_model(name)

@@ -41,10 +41,18 @@ msr = 0x35
 read = { model = "topology.core-thread-count" }
 when = { reason = ["unknown", "filter"] }
 [[rule]]
+msr = "IA32_THERM_STATUS"
+model = { name = "thermal", celsius = [[0, 40], [60, 70]] }
+[[rule]]
+msr = "0x40000100-0x40000105"
+model = "hyperv.crash"
+[[rule]]
 msr = 2
 read = { host = 3 }
 when = { reason = "invalid", vcpu = 3 }
 """
+
+READ_ONLY = {"rapl.amd", "smi-count", "topology.core-thread-count"}
 
 WRONG = [
     "[polcy]",
@@ -59,6 +67,13 @@ WRONG = [
     "[[rule]]\nmsr = 1\nread = { value = 1, host = 1 }",
     "[[rule]]\nmsr = 1\nread = { model = 'nope' }",
     "[[rule]]\nmsr = 0x35\nread = { model = 'topology.core-thread-count', x = 1 }",
+    "[[rule]]\nmsr = 0x19c\nmodel = 'nope'",
+    "[[rule]]\nmsr = 0x19c\nmodel = { model = 'thermal' }",
+    "[[rule]]\nmsr = 0x19c\nmodel = { name = 'thermal', x = 1 }",
+    "[[rule]]\nmsr = 0x19c\nmodel = 'thermal'\nread = 'fault'",
+    "[[rule]]\nmsr = 0x19c\nmodel = 'thermal'\nwrite = 'fault'",
+    "[[rule]]\nmsr = 0x35\nmodel = 'topology.core-thread-count'",
+    "[[rule]]\nmsr = 0x35\nmodel = { name = 'topology.core-thread-count' }",
     "[[rule]]\nmsr = 1\nread = 'shadow'\nbits = { '0' = 'rx' }",
     "[[rule]]\nmsr = 1\nread = 'shadow'\nbits = { 'a' = 'rw' }",
     "[[rule]]\nmsr = 1\nread = 'shadow'\nscope = 'socket'",
@@ -104,3 +119,5 @@ def test_every_key_and_every_model_is_explained():
         r["properties"]["model"].get("const") for r in reads if "model" in r.get("required", ())
     ]
     assert set(BUILT_IN) <= set(models)
+    both = schema["$defs"]["RuleTable"]["properties"]["model"]["anyOf"]
+    assert set(BUILT_IN) - set(both[0]["enum"]) == READ_ONLY

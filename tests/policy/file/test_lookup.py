@@ -192,6 +192,20 @@ def test_a_policy_whose_modules_were_not_run_can_be_looked_at(tmp_path):
         policy.rules[0].read.function(None)
 
 
+def test_a_model_for_both_directions_is_looked_up_too(tmp_path):
+    write(tmp_path, mine=LOUD + "class Model: pass\n")
+    for model in ('"mine:Model"', '{ name = "mine:Model", watts = 9 }'):
+        (tmp_path / "p.toml").write_text(f"[[rule]]\nmsr = 0x5000\nmodel = {model}\n")
+        policy = load_policy(tmp_path / "p.toml", finder=NameLookup())
+        (tmp_path / "again.toml").write_text(to_toml(policy))
+        again = load_policy(tmp_path / "again.toml", finder=NameLookup())
+        assert str(again.rules[0].read) == str(again.rules[0].write) == "model mine:Model"
+    (tmp_path / "p.toml").write_text('[[rule]]\nmsr = 1\nmodel = { name = "mine:Modle" }\n')
+    (error,) = read_policy(tmp_path / "p.toml", finder=NameLookup()).errors
+    assert (error.line, error.key) == (3, "rule[0].model")
+    assert "has no Class 'Modle'" in str(error)
+
+
 def test_names_that_are_not_there_are_all_reported(tmp_path):
     write(tmp_path, mine="")
     (tmp_path / "p.toml").write_text(POLICY.replace("watts", '"no watts"'))

@@ -5,6 +5,7 @@ import tomllib
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvmsr.dispatch.models import Register, RegisterModel
 from kvmsr.policy import Defaults, Host, Log, Model, Policy, Python, Rule, Topology
 from kvmsr.policy.file import parse_policy
 from kvmsr.policy.file.parse import load_policy
@@ -12,8 +13,18 @@ from kvmsr.policy.file.presets import preset_names
 from kvmsr.policy.file.toml import as_json, to_toml
 from tests.dispatch.test_language import conditions, kinds
 
+PARAMETERS = {"celsius": 60.0, "maximum": 90, "offset": 0}
+
 numbers = st.integers(0, (1 << 64) - 1)
 plain = st.sampled_from(["kernel", "fault", "ignore", "shadow", "stop"])
+models = st.sampled_from(
+    [
+        Model("mce", banks=3, inject=[{"bank": 1, "status": 1 << 63, "after": 0.5}]),
+        Model("thermal", celsius=[[0, 40.5], [9, 60.0]]),
+        Model("hyperv.crash"),
+        Model("smi-count"),
+    ]
+)
 code = st.sampled_from([Host(), Host(3), Python(len, "builtins:len")])
 
 
@@ -37,8 +48,16 @@ def rules(draw):
     )
 
 
+@st.composite
+def modelled(draw):
+    answers = draw(models)
+    has = sorted(answers.cls.registers)
+    read, write = draw(st.sampled_from([(answers, answers), (answers, None), ("fault", answers)]))
+    return Rule(draw(st.lists(st.sampled_from(has), min_size=1)), read, write)
+
+
 @given(
-    st.lists(rules(), max_size=4),
+    st.lists(rules() | modelled(), max_size=4),
     st.builds(Defaults, st.sampled_from(["fault", "shadow"]), st.just("stop"), st.just("ignore")),
     st.builds(Topology, st.integers(1, 9), st.none() | st.integers(1, 9)),
     st.text(max_size=9),
@@ -59,6 +78,34 @@ def test_models_and_what_is_extended_are_written_out():
         assert "extends" not in tomllib.loads(text).get("policy", {})
     rule = Rule(0x35, read=Model("topology.core-thread-count"))
     assert parse_policy(to_toml(Policy([rule]))).rules == (rule,)
+
+
+def test_a_model_for_both_directions_is_written_once():
+    rule = Rule("IA32_THERM_STATUS", model=Model("thermal", celsius=60.0, maximum=90))
+    lines = to_toml(Policy([rule])).splitlines()
+    assert [one for one in lines if "thermal" in one] == [
+        'model = { name = "thermal", celsius = 60.0, maximum = 90, offset = 0 }'
+    ]
+    assert not any(one.startswith(("read", "write")) for one in lines)
+    assert 'model = "hyperv.crash"' in to_toml(Policy([Rule("0x40000100", model="hyperv.crash")]))
+    (shown,) = as_json(Policy([rule]))["rule"]
+    assert shown["read"] == shown["write"] == {"model": "thermal", **PARAMETERS}
+    assert "model" not in shown
+
+
+def test_a_model_is_written_twice_where_once_would_not_do():
+    class Named(RegisterModel):
+        class Parameters(RegisterModel.Parameters):
+            name: str = "it"
+
+        state_ = Register(0x1234)
+
+    for model in (Model("smi-count"), Model.of(Named, "mine:Named", {})):
+        index = min(model.cls.registers)
+        text = to_toml(Policy([Rule(index, read=model, write=model)]))
+        assert [line[:15] for line in text.splitlines() if "model = " in line] == [
+            "read = { model ", "write = { model",
+        ]  # fmt: skip
 
 
 def test_json_has_numbers_as_people_write_them_and_places():

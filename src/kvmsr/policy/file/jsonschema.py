@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from kvmsr.policy.access import Reason
-from kvmsr.policy.actions import SAME_CPU, Plain
+from kvmsr.policy.actions import SAME_CPU, Model, Plain
 from kvmsr.policy.bits import BitKind
 from kvmsr.policy.file.schema import ActionTable, File
 from kvmsr.policy.policy import ON_ERROR, ON_UNKNOWN
@@ -23,6 +23,11 @@ from kvmsr.policy.when import WhenTable
 __all__ = ("json_schema",)
 
 _U64: Final = {"type": "integer", "minimum": 0, "maximum": (1 << 64) - 1}
+_USERS: Final = {
+    "type": "string",
+    "pattern": ":",
+    "description": "your own model, as module:Class",
+}
 _MSR: Final = {
     "anyOf": [
         {"type": "integer", "minimum": 0, "maximum": (1 << 32) - 1},
@@ -58,6 +63,7 @@ _SAYS: Final[dict[str, dict[str, tuple[str, dict[str, Any]]]]] = {
     },
     "RuleTable": {
         "msr": ("the MSRs", {"anyOf": [*_MSR["anyOf"], {"type": "array", "items": _MSR}]}),
+        "model": ("the register model that answers both reads and writes", {}),
         "reset": ("the initial value of a shadow register or a counter", _U64),
         "bits": (
             'how each bit of a shadow register behaves: "0", "1-2", or "*" for all others',
@@ -101,7 +107,12 @@ def json_schema() -> dict[str, Any]:
     rule = defs["RuleTable"]["properties"]
     for op in ("read", "write"):
         rule[op] = {"description": f"what happens to a {op}", "anyOf": _actions(op)}
-    defs["RuleTable"]["anyOf"] = [{"required": ["read"]}, {"required": ["write"]}]
+    rule["model"]["anyOf"] = _models()
+    defs["RuleTable"]["anyOf"] = [
+        {"required": ["read"], "properties": {"model": False}},
+        {"required": ["write"], "properties": {"model": False}},
+        {"required": ["model"], "properties": {"read": False, "write": False}},
+    ]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **defs.pop("File"),
@@ -133,19 +144,31 @@ def _actions(op: str) -> list[dict[str, Any]]:
         for key, form in forms.items()
         if not (key == "value" and op == "write")
     ]
-    for name in BUILT_IN:
-        model = find_model(name)
-        _, parts = msgspec.json.schema_components([model.Parameters])
-        own = parts[model.Parameters.__name__]
-        tables.append(
-            {
-                "type": "object",
-                "description": " ".join((model.__doc__ or "").split("\n\n")[0].split()),
-                "properties": {"model": {"const": name}, **own["properties"]},
-                "required": ["model"],
-                "additionalProperties": False,
-            }
-        )
-    users = {"type": "string", "pattern": ":", "description": "your own model, as module:Class"}
-    tables.append({"type": "object", "properties": {"model": users}, "required": ["model"]})
+    tables += [_model("model", name) for name in BUILT_IN]
+    tables.append({"type": "object", "properties": {"model": _USERS}, "required": ["model"]})
     return [{"enum": [*map(str, Plain)]}, *tables]
+
+
+def _models() -> list[dict[str, Any]]:
+    """Return the forms of the models that serve both directions."""
+    names = [name for name in BUILT_IN if len(Model(name).serves) == 2]
+    return [
+        {"enum": names},
+        _USERS,
+        *(_model("name", name) for name in names),
+        {"type": "object", "properties": {"name": _USERS}, "required": ["name"]},
+    ]
+
+
+def _model(key: str, name: str) -> dict[str, Any]:
+    """Return the form of a table with the parameters of model *name*, which is in *key*."""
+    model = find_model(name)
+    _, parts = msgspec.json.schema_components([model.Parameters])
+    own = parts[model.Parameters.__name__]
+    return {
+        "type": "object",
+        "description": " ".join((model.__doc__ or "").split("\n\n")[0].split()),
+        "properties": {key: {"const": name}, **own["properties"]},
+        "required": [key],
+        "additionalProperties": False,
+    }

@@ -23,8 +23,8 @@ from kvmsr.policy.file.document import Document, RuleKeys
 from kvmsr.policy.file.finder import Finder
 from kvmsr.policy.file.lines import show
 from kvmsr.policy.file.presets import preset_names, preset_text
-from kvmsr.policy.file.schema import ActionTable
-from kvmsr.policy.form import Path, convert
+from kvmsr.policy.file.schema import ActionTable, ModelTable
+from kvmsr.policy.form import FormError, Path, convert
 from kvmsr.policy.policy import Defaults, parse_observe
 from kvmsr.policy.register_models import find_model
 from kvmsr.policy.rule import Place, Rule, to_log, to_scope
@@ -207,6 +207,7 @@ class Reader:
         before = len(document.errors)
         read = self._action(given.get("read"), (*path, "read"))
         write = self._action(given.get("write"), (*path, "write"))
+        model = self._both(given.get("model"), (*path, "model"))
         if not sound or len(document.errors) > before:
             return None
         line = document.line(path)
@@ -215,6 +216,7 @@ class Reader:
                 given["msr"],
                 read,
                 write,
+                model=model,
                 reset=given.get("reset"),
                 bits=given.get("bits"),
                 scope=given.get("scope"),
@@ -253,10 +255,27 @@ class Reader:
         return None
 
     def _model(self, spec: Mapping[str, Any]) -> Model:
-        finder = self._shelf.finder
         parameters = dict(spec)
         name = convert({"model": parameters.pop("model")}, ActionTable).model
         assert name is not None
+        return self._find_model(name, parameters)
+
+    def _both(self, spec: str | dict[str, Any] | None, path: Path) -> Model | None:
+        """Return the model for reads and writes: its name, or a table with the name."""
+        if spec is None:
+            return None
+        with self.document.at(path):
+            given = {"name": spec} if isinstance(spec, str) else spec
+            name = convert(given, ModelTable).name
+            found = self._find_model(name, {k: v for k, v in given.items() if k != "name"})
+            if "name" in found.parameters.__struct_fields__:
+                message = f"{found} has a parameter with this name: write read and write instead"
+                raise FormError(message, ("name",))
+            return found
+        return None
+
+    def _find_model(self, name: str, parameters: Mapping[str, Any]) -> Model:
+        finder = self._shelf.finder
         found = find_model(name, lambda place: finder.model(place, self._folder, parameters))
         return Model.of(found, name, parameters)
 
@@ -264,7 +283,10 @@ class Reader:
 def _names_code(given: Mapping[str, Any]) -> bool:
     """Return whether a rule refers to a Python module."""
     tables = [spec for op in ("read", "write") if isinstance(spec := given.get(op), dict)]
-    return any("python" in spec or ":" in str(spec.get("model")) for spec in tables)
+    both = given.get("model")
+    name = both.get("name") if isinstance(both, dict) else both
+    names = [name, *(spec.get("model") for spec in tables)]
+    return any("python" in spec for spec in tables) or any(":" in str(name) for name in names)
 
 
 def _resolved(file: FilePath) -> str:

@@ -10,7 +10,15 @@ from typing import Any
 
 import msgspec
 
-__all__ = ("ActionTable", "DefaultsTable", "File", "HeaderTable", "RuleTable", "TopologyTable")
+__all__ = (
+    "ActionTable",
+    "DefaultsTable",
+    "File",
+    "HeaderTable",
+    "ModelTable",
+    "RuleTable",
+    "TopologyTable",
+)
 
 
 class HeaderTable(msgspec.Struct, forbid_unknown_fields=True):
@@ -49,12 +57,19 @@ class ActionTable(msgspec.Struct, forbid_unknown_fields=True):
     model: str | None = None
 
 
+class ModelTable(msgspec.Struct):
+    """A model for reads and writes; its parameters are keys of the same table."""
+
+    name: str
+
+
 class RuleTable(msgspec.Struct, forbid_unknown_fields=True):
     """An element of ``[[rule]]``."""
 
     msr: int | str | list[int | str]
     read: str | dict[str, Any] | None = None
     write: str | dict[str, Any] | None = None
+    model: str | dict[str, Any] | None = None
     reset: int | None = None
     bits: dict[str, str] | None = None
     scope: str | None = None

@@ -37,7 +37,11 @@ _EVERY: Final = parse_observe(EVERY_MSR)
 
 
 def policy_tables(policy: Policy) -> dict[str, Any]:
-    """Return *policy* as the tables of a policy file."""
+    """
+    Return *policy* as the tables of a policy file.
+
+    A model that answers reads and writes is said once, as ``model``.
+    """
     header: dict[str, Any] = {"name": policy.name, "description": policy.description}
     if policy.observe:
         header["observe"] = EVERY_MSR if policy.observe == _EVERY else _msrs(policy.observe)
@@ -87,6 +91,8 @@ def as_json(policy: Policy) -> dict[str, Any]:
     """Return *policy* in its JSON form: its tables, hexadecimal numbers, and each rule's origin."""
     tables = policy_tables(policy)
     for rule, table in zip(policy.rules, tables["rule"], strict=True):
+        if table.pop("model", None) and rule.read is not None:  # programs look for directions
+            table["read"] = table["write"] = _action(rule.read)
         table.update(where=rule.where, **rule.place.as_dict())
     hexed: dict[str, Any] = _hexed(tables)
     return hexed
@@ -121,10 +127,7 @@ def msr_names(rule: Rule, most: int = 4) -> str:
 
 
 def _rule(rule: Rule) -> dict[str, Any]:
-    table: dict[str, Any] = {"msr": _msrs(rule.msrs)}
-    for op, action in (("read", rule.read), ("write", rule.write)):
-        if action is not None:
-            table[op] = _action(action)
+    table: dict[str, Any] = {"msr": _msrs(rule.msrs), **_actions(rule)}
     if rule.reset:
         table["reset"] = rule.reset
     if rule.bits is not None:
@@ -138,6 +141,17 @@ def _rule(rule: Rule) -> dict[str, Any]:
     if rule.log is not None:
         table["log"] = str(rule.log)
     return table
+
+
+def _actions(rule: Rule) -> dict[str, Any]:
+    both = rule.model
+    # Of a model that was looked up only, it is not known whether it serves both directions.
+    if both is not None and both.cls.registers and len(both.serves) == 2:
+        parameters = _parameters(both)
+        if "name" not in parameters:
+            return {"model": {"name": both.name, **parameters} if parameters else both.name}
+    actions = {"read": rule.read, "write": rule.write}
+    return {op: _action(action) for op, action in actions.items() if action is not None}
 
 
 def _msrs(msrs: Ranges) -> int | list[int | str]:
@@ -158,9 +172,13 @@ def _action(action: Action) -> Any:
     if isinstance(action, Counter):
         return {"counter": action.hz}
     assert isinstance(action, Model)
+    return {"model": action.name, **_parameters(action)}
+
+
+def _parameters(model: Model) -> dict[str, Any]:
     # By way of JSON, to turn tuples into lists. TOML has no null.
-    given = msgspec.json.decode(msgspec.json.encode(action.parameters))
-    return {"model": action.name, **{key: v for key, v in given.items() if v is not None}}
+    given = msgspec.json.decode(msgspec.json.encode(model.parameters))
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def _keys(table: Mapping[str, Any]) -> list[str]:

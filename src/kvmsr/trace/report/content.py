@@ -106,7 +106,8 @@ def _decoded(msr: Msr | None, values: Iterable[int], left: list[int]) -> dict[st
             left[0] -= len(msr.fields)
             found = decode(msr, value)
             made[f"{value:#x}"] = {
-                "fields": [[f"{one.number:#x}", one.meaning] for one in found],
+                "fields": [[one.shown, one.words] for one in found],
+                "summary": found.summary,
                 "rest": f"{found.reserved | found.unknown:#x}",
             }
     return made

@@ -115,12 +115,5 @@ def described(msr: Msr | None, value: int | None) -> str:
     """Return the fields of a value that say something, in a few words."""
     if msr is None or value is None:
         return ""
-    parts = []
-    for found in decode(msr, value):
-        name, is_flag = found.field.name, found.field.high == found.field.low
-        if found.number and is_flag and not found.meaning:
-            parts.append(name)
-        elif found.number:
-            parts.append(f"{name}={found.meaning or f'{found.number:#x}'}")
-    text = ", ".join(parts)
+    text = decode(msr, value).brief
     return text if len(text) <= _MAX_DESCRIBED else f"{text[: _MAX_DESCRIBED - 1]}…"

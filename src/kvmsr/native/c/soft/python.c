@@ -6,8 +6,13 @@
  * Python's library is loaded when the program opens /dev/kvm for the first time. The interpreter
  * gets the paths of the kvmsr that has started the program, and leaves the program's signal
  * handlers, streams, locale and environment alone (PEP 587, isolated configuration).
+ *
+ * This file is compiled once for all versions of Python. PEP 587's functions are not in the limited
+ * API, because the configuration's members differ from version to version. Here no member is touched:
+ * Python's own functions fill it in.
  */
 #define _GNU_SOURCE
+#define Py_LIMITED_API 0x030b0000 /* 3.11 */
 #include <Python.h>
 
 #include <dlfcn.h>
@@ -21,9 +26,18 @@
 #include "soft.h"
 
 #define SETTINGS "KVMSR_SOFT"
-#define VERSION_TEXT_(major, minor) #major "." #minor "."
-#define VERSION_TEXT(major, minor) VERSION_TEXT_(major, minor)
-#define VERSION VERSION_TEXT(PY_MAJOR_VERSION, PY_MINOR_VERSION)
+
+/* PyConfig: some 500 bytes in Python 3.13. */
+struct configuration {
+	_Alignas(16) char bytes[8192];
+};
+
+/* PyStatus, as it is since Python 3.8 (Include/cpython/initconfig.h). */
+struct status {
+	int kind;
+	const char *function, *message;
+	int exit_code;
+};
 
 struct soft_calls soft_calls;
 
@@ -32,12 +46,12 @@ static int started; /* 1: it has; negative: why it could not */
 static int embedded; /* the interpreter is our own */
 
 /* The first lines of the environment variable; kvmsr.attach.soft writes it. */
-static char *path_of_library, *executable, *notes;
+static char *path_of_library, *executable, *version, *notes;
 
 static __attribute__((constructor)) void read_settings(void)
 {
 	const char *found = getenv(SETTINGS);
-	char **lines[] = { &path_of_library, &executable, &notes };
+	char **lines[] = { &path_of_library, &executable, &version, &notes };
 	char *rest = found ? strdup(found) : NULL;
 
 	soft_calls.settings = rest ? strdup(rest) : NULL;
@@ -63,12 +77,13 @@ static void note(const char *what, const char *why)
 #define FUNCTIONS(X)                                                                \
 	X(int, Py_IsInitialized, (void))                                            \
 	X(const char *, Py_GetVersion, (void))                                      \
-	X(void, PyConfig_InitIsolatedConfig, (PyConfig *))                          \
-	X(PyStatus, PyConfig_SetBytesString, (PyConfig *, wchar_t **, const char *)) \
-	X(PyStatus, Py_InitializeFromConfig, (const PyConfig *))                    \
-	X(void, PyConfig_Clear, (PyConfig *))                                       \
-	X(int, PyStatus_Exception, (PyStatus))                                      \
-	X(int, PyRun_SimpleStringFlags, (const char *, PyCompilerFlags *))          \
+	X(void, PyConfig_InitIsolatedConfig, (struct configuration *))              \
+	X(struct status, PyConfig_SetBytesArgv,                                     \
+	  (struct configuration *, Py_ssize_t, char *const *))                      \
+	X(struct status, Py_InitializeFromConfig, (const struct configuration *))   \
+	X(void, PyConfig_Clear, (struct configuration *))                           \
+	X(int, PyStatus_Exception, (struct status))                                 \
+	X(int, PyRun_SimpleStringFlags, (const char *, void *))                     \
 	X(PyThreadState *, PyEval_SaveThread, (void))                               \
 	X(PyGILState_STATE, PyGILState_Ensure, (void))                              \
 	X(void, PyGILState_Release, (PyGILState_STATE))                             \
@@ -112,17 +127,18 @@ static int find_functions(void)
 /* Make an interpreter; this thread has its lock then. Return whether there is one. */
 static int embed(void)
 {
-	PyConfig config;
+	struct configuration config = { 0 };
 
 	py.PyConfig_InitIsolatedConfig(&config);
-	PyStatus status = py.PyConfig_SetBytesString(&config, &config.executable, executable);
+	/* The program's own path is where Python looks for its modules from, as from a shell's argv[0]. */
+	struct status status = py.PyConfig_SetBytesArgv(&config, 1, &executable);
 
 	if (!py.PyStatus_Exception(status))
 		status = py.Py_InitializeFromConfig(&config);
 	py.PyConfig_Clear(&config);
 	if (!py.PyStatus_Exception(status))
 		return 1;
-	return fail("Python says: %s", status.err_msg ? status.err_msg : "nothing");
+	return fail("Python says: %s", status.message ? status.message : "nothing");
 }
 
 /* Have Python fill in the calls. This thread has the interpreter's lock. */
@@ -134,7 +150,7 @@ static void import(void)
 		"place, own = %#lx, %s\n"
 		"try:\n"
 		"    text = ctypes.c_char_p.from_address(place).value.decode('utf-8', 'surrogateescape')\n"
-		"    _, _, notes, profile, *paths = text.split(chr(10))\n"
+		"    _, _, _, notes, profile, *paths = text.split(chr(10))\n"
 		"    sys.path[:] = dict.fromkeys(paths + sys.path if own else sys.path + paths)\n"
 		"    from kvmsr.backend.soft import serving\n"
 		"    serving.begin(place, profile, notes, handles_signals=not own)\n"
@@ -155,11 +171,12 @@ static int prepare(void)
 {
 	if (!find_functions())
 		return 0;
-	const char *version = py.Py_GetVersion();
+	const char *found = py.Py_GetVersion();
+	size_t length = strlen(version);
 
-	if (strncmp(version, VERSION, strlen(VERSION)))
-		return fail("the VMM has a Python of its own, %.*s, and kvmsr runs in %.*s: install it there",
-			    (int)strcspn(version, " "), version, (int)strlen(VERSION) - 1, VERSION);
+	if (strncmp(found, version, length) || found[length] != '.')
+		return fail("the VMM has a Python of its own, %.*s, and kvmsr runs in %s: install it there",
+			    (int)strcspn(found, " "), found, version);
 	embedded = !py.Py_IsInitialized();
 	if (embedded) {
 		if (!embed())

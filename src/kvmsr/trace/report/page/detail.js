@@ -24,7 +24,7 @@ function fieldRows(msr, values) {
   return fields.map(([name, span, about], number) => {
     const cells = found.map((one) => one.fields[number]);
     const differ = cells.length === 2 && cells[0][0] !== cells[1][0];
-    return make("tr", { class: cells.every((cell) => cell[0] === "0x0") ? "zero" : "" },
+    return make("tr", { class: cells.every((cell) => Number(cell[0]) === 0) ? "zero" : "" },
       make("td", {}, span), make("th", { scope: "row", title: about }, name),
       ...cells.map(([text, meaning]) => make("td", differ ? { class: "fault-text" } : {}, make("code", {}, text), meaning ? ` ${meaning}` : "")));
   });
@@ -40,7 +40,11 @@ function valuePart(msr) {
   }
   const parts = [make("h4", {}, it ? "Value of this access" : "Last value")];
   if (!shown.length) parts.push(make("p", { class: "muted" }, "None: the guest got no value."));
-  for (const [trace, value] of shown) parts.push(make("div", { class: "value" }, side(trace), make("code", { class: "value" }, value)));
+  for (const [trace, value] of shown) {
+    parts.push(make("div", { class: "value" }, side(trace), make("code", { class: "value" }, value)));
+    const known = data.msrs[msr].decoded[value];
+    if (known && known.summary) parts.push(make("p", { class: "muted" }, known.summary));
+  }
   const rows = shown.length ? fieldRows(msr, shown.map(([, value]) => value)) : null;
   if (rows) {
     const heads = shown.length === 2 ? ["A", "B"] : ["Value"];
