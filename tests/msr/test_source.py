@@ -153,6 +153,7 @@ def test_no_cpu_has_two_meanings_of_an_index(tmp_path, old, new, message):
         ('name = "low" }', 'name = "low" }, { bits = 2, name = "x" }', "low and x overlap"),
         ('name = "low"', 'name = "low", kind = "odd"', "bits or kind are not valid"),
         ('bits = "3-0"', 'bits = "64"', "bits or kind are not valid"),
+        ('name = "low"', 'name = "low", values = { "0" = "2" }', "value's name is a number"),
         ('name = "low"', 'name = "low", form = "odd"', "A{n}.low: form is 'odd'"),
         ('about = "x"', 'about = "x"\nsummary = "odd"', "A{n}: summary is 'odd'"),
         ('about = "x"', 'about = "x"\nscope = "hand"', "scope is 'hand'"),

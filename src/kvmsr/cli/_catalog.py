@@ -61,8 +61,7 @@ def _fields(entry: Msr) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for field in reversed(entry.fields):
         values = ", ".join(f"{number}: {text}" for number, text in field.values.items())
-        unit = f"in {field.scale:g} {field.unit}" if field.unit else ""
-        meaning = "; ".join(part for part in (field.about, values, unit) if part)
+        meaning = "; ".join(part for part in (field.about, values, field.steps) if part)
         rows.append((field.span, field.name, field.kind, meaning))
     return rows
 

@@ -144,8 +144,9 @@ def _expand(name: _Name, file: _Shared, given: _Given | None, where: str) -> Ite
         detail, where = given.detail, given.where
         shared |= _given(given.file) | _given(detail)
         if not detail.cpus:  # those of the name, as far as the details are of their vendor
+            what = f"{where}: {name.name}"
             shared["cpus"] = tuple(
-                spec for spec in name.cpus if cpu_sets(spec)[0].vendor in shared["vendors"]
+                spec for spec in name.cpus if _vendors(what, spec) & set(shared["vendors"])
             )
         more = {
             "about": detail.about, "reset": detail.reset, "rest": detail.rest, "kvm": detail.kvm,
@@ -176,6 +177,8 @@ def _fields(detail: _Detail, where: str) -> tuple[MsrField, ...]:
         if field.form not in FORMS:
             raise CatalogError(f"{where}: {detail.msr}.{field.name}: form is {field.form!r}")
         values = {int(number, 0): meaning for number, meaning in field.values.items()}
+        if any(meaning.isdigit() for meaning in values.values()):
+            raise CatalogError(f"{where}: {detail.msr}.{field.name}: a value's name is a number")
         new = MsrField(
             field.name, ends[0], ends[1], field.about, field.kind, values, field.scale,
             field.unit, field.form,
@@ -198,11 +201,15 @@ def _check(what: str, shared: dict[str, Any]) -> None:
     if not shared.get("vendors") or not set(shared["vendors"]) <= set(_VENDORS):
         raise CatalogError(f"{what}: vendors must be some of {', '.join(_VENDORS)}")
     for spec in shared.get("cpus", ()):
-        try:
-            vendors = {one.vendor for one in cpu_sets(spec)}
-        except UsageError as error:
-            raise CatalogError(f"{what}: cpus: {error}") from None
-        if not vendors <= set(shared["vendors"]):
+        if not _vendors(what, spec) <= set(shared["vendors"]):
             raise CatalogError(f"{what}: cpus: {spec} is none of {', '.join(shared['vendors'])}")
     if not shared.get("sources"):
         raise CatalogError(f"{what}: it has no sources")
+
+
+def _vendors(what: str, spec: str) -> set[str]:
+    """Return the vendors of the CPUs that *spec* stands for."""
+    try:
+        return {one.vendor for one in cpu_sets(spec)}
+    except UsageError as error:
+        raise CatalogError(f"{what}: cpus: {error}") from None

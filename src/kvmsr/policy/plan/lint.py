@@ -47,7 +47,7 @@ _IDENTIFYING: Final = (
 
 
 class LintId(enum.StrEnum):
-    """The identifiers of lints; docs/policy.md explains each."""
+    """The identifiers of lints; docs/reference/policy.md explains each."""
 
     UNREACHABLE = "unreachable"
     X2APIC = "x2apic"
