@@ -15,7 +15,8 @@ import time
 
 BASE = "python -c pass"
 COMMANDS = (
-    "--help", "msr 0x1a0 --json", "msr 0x1a0", "decode 0x1a0 0x850089", "policy check preset:quiet",
+    "--help", "msr 0x1a0 --json", "msr 0x1c9", "decode 0x1a0 0x850089",
+    "encode 0x1b base=0xfee00000", "policy check preset:quiet",
     "run --help", "exec --help",
 )  # fmt: skip
 

@@ -187,7 +187,7 @@ def test_modules_say_what_they_are_and_what_they_export(path):
 
 
 def test_the_face_is_what_the_documentation_promises():
-    text = (ROOT / "docs/library.md").read_text()
+    text = (ROOT / "docs/reference/library.md").read_text()
     table = text.split("<!-- names -->")[1].split("<!-- end of names -->")[0]
     promised = {
         name for line in table.splitlines() if line.startswith("| `") for name in names(line)

@@ -1,4 +1,4 @@
-"""docs/decode.md: its commands print what it shows."""
+"""docs/reference/decode.md: its commands print what it shows."""
 
 import importlib.util
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-PAGE = ROOT / "docs/decode.md"
+PAGE = ROOT / "docs/reference/decode.md"
 
 spec = importlib.util.spec_from_file_location("renew_docs", ROOT / "tools/renew_docs.py")
 renew_docs = importlib.util.module_from_spec(spec)
@@ -21,4 +21,4 @@ def test_there_are_twenty_msrs_or_more():
 
 @pytest.mark.parametrize(("command", "shown"), COMMANDS, ids=[one for one, _ in COMMANDS])
 def test_the_page_shows_what_a_command_prints(command, shown):
-    assert renew_docs.output(command) == shown, "tools/renew_docs.py docs/decode.md renews the page"
+    assert renew_docs.output(command) == shown, "tools/renew_docs.py docs/reference/decode.md renews the page"

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """
-Make src/kvmsr/msr/data/catalog.json, the catalog that is part of the package, from the files in
-data/names and data/details that people maintain.
+Make src/kvmsr/msr/data/catalog.json and kvm.json, which are part of the package, from the files
+that people maintain: those in data/names and data/details, and data/kvm.toml.
 
     tools/build_catalog.py
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from kvmsr.msr.handling import read_handling
 from kvmsr.msr.source import read_sources
 
 DATA = Path(__file__).parent.parent / "src/kvmsr/msr/data"
@@ -23,5 +24,12 @@ def build(data: Path) -> bytes:
     return b"[\n" + b",\n".join(lines) + b"\n]\n"
 
 
+def build_kvm(data: Path) -> bytes:
+    """Return what KVM handles, as folder *data* has it, one row per line."""
+    lines = map(msgspec.json.encode, read_handling(data / "kvm.toml"))
+    return b"[\n" + b",\n".join(lines) + b"\n]\n"
+
+
 if __name__ == "__main__":
     (DATA / "catalog.json").write_bytes(build(DATA))
+    (DATA / "kvm.json").write_bytes(build_kvm(DATA))

@@ -6,7 +6,7 @@ Write kvmsr's man pages into a folder, one for each command: kvmsr.1, kvmsr-run.
     .venv/bin/python tools/make_man.py build/man
 
 Names, options and examples are those of the commands' help, which the command line itself holds;
-exit statuses are those of exit-status.md in docs. What neither says, files and variables, is here.
+exit statuses are those of docs/reference/exit-status.md. What neither says, files and variables, is here.
 Programs that make man pages of click's commands have no sections for any of these three.
 """
 
@@ -22,13 +22,13 @@ from kvmsr import __version__
 from kvmsr.cli import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-[STATUSES] = (ROOT / "docs").rglob("exit-status.md")
+STATUSES = ROOT / "docs/reference/exit-status.md"
 CHANGES = ROOT / "CHANGELOG.md"
 
 GUESTS = ("run", "demo", "trace replay")
 VMMS = ("exec", "wrap")
 TABLES = {**dict.fromkeys(GUESTS, "Running a guest"), "exec": "Running another VMM"}
-"""The heading in exit-status.md for commands with statuses of their own."""
+"""The heading in docs/reference/exit-status.md for commands with statuses of their own."""
 
 _POLICIES = (*GUESTS, *VMMS, "ctl policy", "policy")
 FILES = (
@@ -193,7 +193,7 @@ def _examples(page: Page) -> list[str]:
 
 
 def statuses(heading: str | None = None) -> list[tuple[str, str]]:
-    """Return the rows of the table under *heading* in exit-status.md."""
+    """Return the rows of the table under *heading* in docs/reference/exit-status.md."""
     _, _, rest = STATUSES.read_text().partition(f"## {heading or 'Every command'}\n")
     rows = re.findall(r"^\| (.+?) \| (.+) \|$", rest.partition("\n## ")[0], re.MULTILINE)
     plain = [tuple(re.sub(r"\[(.+?)\]\(.+?\)", r"\1", cell) for cell in row) for row in rows[1:]]

@@ -2,8 +2,8 @@
 """
 Makes the pictures of terminals in docs/, of real runs:
 
-    python tools/pictures.py live docs/live                   # live-dark.svg and live-light.svg
-    python tools/pictures.py summary boot.arrows vmlinuz docs/trace-summary.svg
+    python tools/pictures.py live docs/pictures/live          # live-dark.svg and live-light.svg
+    python tools/pictures.py summary boot.arrows vmlinuz docs/pictures/trace-summary.svg
 
 The guest of the first is a power meter, under preset:power-meter, on the soft backend.
 """

@@ -3,7 +3,7 @@
 """
 Run the commands in pages of the documentation, and put what they print below them.
 
-    tools/renew_docs.py docs/decode.md
+    tools/renew_docs.py docs/reference/decode.md
 
 Commands are the lines of ``console`` blocks that begin with ``$ kvmsr``. A test fails if a page is
 not as this makes it.

@@ -1,6 +1,6 @@
 """
-Linux's own KVM selftests: on the soft backend they end as docs/kvm-selftests.md says, and on a KVM
-with ``kvmsr exec`` as without.
+Linux's own KVM selftests: on the soft backend they end as docs/reference/kvm-selftests.md says,
+and on a KVM with ``kvmsr exec`` as without.
 
 They are those that tools/fetch_peers.py has built; of those on the host's KVM, the ones that it has
 something for and that are soon at their end. KVM_SELFTESTS names another folder, such as ``make -C
@@ -55,7 +55,7 @@ class Row(NamedTuple):
 
 
 def rows():
-    text = (ROOT / "docs/kvm-selftests.md").read_text()
+    text = (ROOT / "docs/reference/kvm-selftests.md").read_text()
     lines = (line for line in text.splitlines() if line.startswith("| `"))
     cells = (re.split(r"\s*\|\s*", line)[1:-1] for line in lines)
     return [

@@ -1,5 +1,5 @@
 """
-kvm-unit-tests on the soft backend: the table in docs/kvm-unit-tests.md is what comes out.
+kvm-unit-tests on the soft backend: the table in docs/reference/kvm-unit-tests.md is what comes out.
 
 A line that newly passes makes the test of its row fail as well as one that no longer does: the
 table is to be kept true.
@@ -36,7 +36,7 @@ class Row(NamedTuple):
 
 
 def rows():
-    text = (ROOT / "docs/kvm-unit-tests.md").read_text()
+    text = (ROOT / "docs/reference/kvm-unit-tests.md").read_text()
     lines = (line for line in text.splitlines() if line.startswith("| `"))
     cells = (re.split(r"\s*\|\s*", line)[1:-1] for line in lines)
     return [

@@ -73,4 +73,4 @@ def name(row):
 
 
 def test_the_documentation_has_them_all():
-    assert table() in (ROOT / "docs/observe.md").read_text(), table()
+    assert table() in (ROOT / "docs/howto/observe.md").read_text(), table()

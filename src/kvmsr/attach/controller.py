@@ -69,6 +69,7 @@ class Controller:
     :param timed: whether to count latencies.
     :param output_to_stderr: send the VMM's standard output to standard error.
     :param witness: the connection to the supervisor.
+    :ivar supported: the CPUID that this KVM has for guests. What the VMM shows is not seen.
     :ivar requests: what ``kvmsr ctl`` can do.
     :ivar on_hangup: called at SIGHUP, if it is not to be passed on.
     :ivar unsaved: why the state could not be saved; None if it was.
@@ -112,7 +113,7 @@ class Controller:
         self._soft = soft
         self._kvm = Kvm(backend)
         try:
-            self._vendor = self._kvm.get_supported_cpuid().vendor
+            self.supported = self._kvm.get_supported_cpuid()
             self.session = Session(
                 policy.observing(observe), self._kvm, log=log, vcpus=_MAX_VCPUS, trace=trace,
                 timed=timed, attached=True,
@@ -310,7 +311,7 @@ class Controller:
             yield "the VMM created no VM through KVM's ioctls, so no access could be seen"
         accessed = {row.index for row in self.session.summary()}
         if accessed:
-            yield from unseen_line(self.session.plan.policy, self._vendor, accessed)
+            yield from unseen_line(self.session.plan.policy, self.supported.vendor, accessed)
         if any(vm.loads for _, vm in self._block.vms()) and not self.session.restored:
             yield from self._load_note()
         dropped = sum(vcpu.dropped for vcpu in self._block.vcpus())

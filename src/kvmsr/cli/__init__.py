@@ -30,7 +30,7 @@ _COMMANDS: Final = {
     "trace": "Summarise, show, compare, convert and replay traces, and learn policies.",
     "policy": "Check, show, explain, import and export policies.",
     "report": "Write a page about a trace, or about two to compare.",
-    "msr": "Describe an MSR, and what KVM does with it.",
+    "msr": "Describe MSRs, and what KVM does with them.",
     "decode": "Decode an MSR's value into its fields.",
     "encode": "Encode an MSR's value from its fields.",
     "doctor": "Check what this host supports, and how to fix what is missing.",

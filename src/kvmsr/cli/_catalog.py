@@ -9,23 +9,17 @@ Prints what the catalog says about MSRs, in plain lines and columns.
 import click
 
 from kvmsr.cli._columns import bold, print_columns
-from kvmsr.msr import Msr, catalog
+from kvmsr.msr import Msr
 
-__all__ = ("print_found", "print_msr")
+__all__ = ("print_found", "print_msr", "print_nameless")
 
 
-def print_msr(index: int, entry: Msr | None, kvm: str) -> None:
+def print_msr(entry: Msr, kvm: list[str]) -> None:
     """
-    Print what is known about MSR *index*.
+    Print what is known about an MSR.
 
     :param kvm: what KVM does with it.
     """
-    if entry is None:
-        click.echo(
-            f"{bold(f'{index:#x}')} has no name in the catalog: {catalog().neighbourhood(index)}."
-        )
-        click.echo(f"KVM: {kvm}")
-        return
     click.echo(bold(f"{entry.index:#x} {entry.name}"))
     for label, text in _lines(entry, kvm):
         click.echo(f"  {label:9} {text}")
@@ -34,7 +28,19 @@ def print_msr(index: int, entry: Msr | None, kvm: str) -> None:
         print_columns(("bits", "field", "kind", "meaning"), _fields(entry))
 
 
-def _lines(entry: Msr, kvm: str) -> list[tuple[str, str]]:
+def print_nameless(index: int, why: str, kvm: list[str]) -> None:
+    """
+    Print what is known about MSR *index*, which has no name.
+
+    :param why: where it has none, and what there is instead.
+    :param kvm: what KVM does with it.
+    """
+    click.echo(f"{bold(f'{index:#x}')} has no name {why}.")
+    for line in kvm:
+        click.echo(f"KVM: {line}")
+
+
+def _lines(entry: Msr, kvm: list[str]) -> list[tuple[str, str]]:
     reset = "" if entry.reset is None else f"{entry.reset:#x}"
     lines = [
         ("what", entry.about),
@@ -44,7 +50,7 @@ def _lines(entry: Msr, kvm: str) -> list[tuple[str, str]]:
         ("access", entry.access),
         ("reset", reset),
         ("kind", entry.category),
-        ("KVM", kvm),
+        *zip(("KVM", *[""] * len(kvm)), kvm, strict=False),
         ("sources", "; ".join(entry.sources)),
     ]
     return [(label, text) for label, text in lines if text]
@@ -55,13 +61,15 @@ def _fields(entry: Msr) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for field in reversed(entry.fields):
         values = ", ".join(f"{number}: {text}" for number, text in field.values.items())
-        unit = f"in {field.scale:g} {field.unit}" if field.unit else ""
-        meaning = "; ".join(part for part in (field.about, values, unit) if part)
+        meaning = "; ".join(part for part in (field.about, values, field.steps) if part)
         rows.append((field.span, field.name, field.kind, meaning))
     return rows
 
 
 def print_found(found: list[Msr]) -> None:
     """Print one line per MSR."""
-    rows = [(f"{msr.index:#x}", msr.name, msr.about) for msr in found]
+    rows = []
+    for msr in found:
+        where = f"({', '.join(msr.cpus)})" if msr.cpus else ""
+        rows.append((f"{msr.index:#x}", msr.name, f"{msr.about} {where}".strip()))
     print_columns(("index", "name", "what"), rows)

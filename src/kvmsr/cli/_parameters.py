@@ -139,13 +139,15 @@ class MsrIndex(click.ParamType[int]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Complete names of MSRs."""
-        wanted = incomplete.lower()
-        return [
-            CompletionItem(msr.name, help=f"{msr.index:#x}")
-            for msr in catalog()
+        """Complete names of MSRs: those of the CPU that --cpu has named before, or all."""
+        wanted, cpu = incomplete.lower(), ctx.params.get("cpu")
+        names = {
+            msr.name: f"{msr.index:#x}"
+            for msr in catalog().match(f"{wanted}*")
             if msr.name.lower().startswith(wanted)
-        ]
+            and (not isinstance(cpu, Cpu) or msr.holds_on(cpu))
+        }
+        return [CompletionItem(name, help=index) for name, index in names.items()]
 
 
 class CpuSpec(click.ParamType[Cpu]):

@@ -182,7 +182,7 @@ def print_policy(policy: Policy) -> None:
         spans = ", ".join(f"{a:#x}" if a == b else f"{a:#x}-{b:#x}" for a, b in rule.msrs[:4])
         if len(rule.msrs) > 4:
             spans += f" and {len(rule.msrs) - 4} more"
-        names = msr_names(rule.msrs, 2)
+        names = msr_names(rule, 2)
         said = {key: more[key] for key in _OTHER_KEYS if key in more}
         table.add_row(
             cell(rule.where),

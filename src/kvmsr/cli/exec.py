@@ -18,6 +18,7 @@ import click
 
 from kvmsr.attach import Controller
 from kvmsr.cli._console import access_log
+from kvmsr.cli._names import NAMES, speak_of_guest
 from kvmsr.cli._output import print_json
 from kvmsr.cli._parameters import LOG, NAME, OBSERVE, POLICY, STATE
 from kvmsr.cli._reload import RELOAD, expect_hangup, reloading
@@ -57,6 +58,7 @@ Examples:
     " standard output.",
 )
 @STATE
+@NAMES
 @traced
 @click.option(
     "--require",
@@ -114,6 +116,7 @@ def command(
             witness=witness,
         )
         with closing(controller):
+            speak_of_guest(controller.supported)
             with (
                 served(controller.session, metrics),
                 reloading(controller.requests, reload) as controller.on_hangup,

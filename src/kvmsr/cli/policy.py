@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from kvmsr.cli._names import NAMES
 from kvmsr.cli._output import echo, print_json
 from kvmsr.cli._parameters import Preset
 from kvmsr.cli._policies import FILE, IGNORE_MSRS, IMPORT, JSON, facts, load_unrun
@@ -33,6 +34,7 @@ def command() -> None:
 @command.command(epilog="Example: kvmsr policy show preset:linux --toml > mine.toml")
 @FILE
 @click.option("--toml", "as_toml", is_flag=True, help="Print it as a policy file.")
+@NAMES
 @IMPORT
 @JSON
 def show(file: str, as_toml: bool, importing: bool, as_json: bool) -> None:
@@ -57,6 +59,7 @@ def show(file: str, as_toml: bool, importing: bool, as_json: bool) -> None:
 
 @command.command("filter", epilog="Example: kvmsr policy filter preset:strict --json")
 @FILE
+@NAMES
 @IMPORT
 @IGNORE_MSRS
 @JSON

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kvmsr.cli._names import NAMES
 from kvmsr.cli._output import echo, print_json
 from kvmsr.cli._parameters import OBSERVE, MsrIndex, Number, PolicyFile
 from kvmsr.cli._policies import IGNORE_MSRS, IMPORT, JSON, facts, load_unrun
@@ -31,6 +32,7 @@ __all__ = ("explain_",)
 @click.argument("msr", type=MsrIndex())
 @click.option("--policy", "file", type=PolicyFile(), help="The policy; by default, an empty one.")
 @OBSERVE
+@NAMES
 @click.option("--write", "value", type=Number(), help="Write this value; by default, read.")
 @click.option("--vcpu", type=click.IntRange(0), default=0, show_default=True, help="The vCPU.")
 @click.option("--cpl", type=click.IntRange(0, 3), default=0, show_default=True, help="The CPL.")

@@ -13,6 +13,7 @@ from typing import Final
 
 import click
 
+from kvmsr.cli._names import NAMES_OF_GUEST, speak_of_trace
 from kvmsr.cli._output import echo
 from kvmsr.cli._traces import SYMBOLS
 
@@ -35,6 +36,7 @@ _PATH = click.Path(path_type=Path)
 @click.argument("file", type=_PATH)
 @click.argument("other", metavar="[FILE2]", type=_PATH, required=False)
 @SYMBOLS
+@NAMES_OF_GUEST
 @click.option(
     "-o",
     "--output",
@@ -54,6 +56,7 @@ def command(file: Path, other: Path | None, symbols: Path | None, output: Path) 
     from kvmsr.trace.report import write_report  # numpy and jinja2 take a while, help is to be fast
 
     paths = [file] if other is None else [file, other]
+    speak_of_trace(file)
     with _Steps() as steps:
         size = write_report(paths, output, steps, symbols)
     echo(f"{output}: {size / 1e3:,.0f} kB")

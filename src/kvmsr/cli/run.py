@@ -21,6 +21,7 @@ import click
 from kvmsr import backend as backends
 from kvmsr.backend.soft import DEFAULT_PROFILE
 from kvmsr.cli._console import access_log, guest_input, guest_output
+from kvmsr.cli._names import speak_of_guest
 from kvmsr.cli._output import echo, print_json
 from kvmsr.cli._parameters import LOG, NAME, OBSERVE, POLICY, STATE, DiskFile, MemorySize
 from kvmsr.cli._progress import progress
@@ -281,6 +282,7 @@ def run_guest(
         if kept is not None:
             guest.session.restore(kept, f"--state {state}")
         guest.load(boot)
+        speak_of_guest(guest.vcpus[0].get_cpuid2())
         witness = witness or Witness()
         what = str(boot.image or boot.bios)
         requests = Requests(MachineDriver(guest, what), About("run", what, name), witness, observe)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvmsr.cli._names import NAMES_OF_GUEST, speak_of_recorded
 from kvmsr.cli._output import cell, echo, print_json
 from kvmsr.cli._traces import JSON, PATH, about, report_cut
 from kvmsr.msr import catalog
@@ -46,6 +47,7 @@ Examples:
 @click.option(
     "--exact", is_flag=True, help="Compare values that rise in both, too, as those of clocks do."
 )
+@NAMES_OF_GUEST
 @JSON
 def diff(a: Path, b: Path, exact: bool, as_json: bool) -> int:
     """
@@ -63,6 +65,7 @@ def diff(a: Path, b: Path, exact: bool, as_json: bool) -> int:
     sides = []
     for name, path in (("A", a), ("B", b)):
         with CountingTrace(path) as trace:
+            speak_of_recorded(trace.head)
             sides.append(Recorded(trace))
             if not as_json:
                 echo(f"{name}: {about(path, trace.head)}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvmsr.cli._guest_options import MOST_SHOWN, GuestOptions, guest_options
+from kvmsr.cli._names import NAMES_OF_GUEST, speak_of_trace
 from kvmsr.cli._output import echo
 from kvmsr.cli._traces import SYMBOLS, read_symbols
 from kvmsr.errors import UsageError
@@ -37,6 +38,7 @@ Examples:
 @click.argument("files", type=_PATH, nargs=-1, required=True, metavar="FILE...")
 @click.option("-o", "output", type=_PATH, metavar="POLICY", help="Write the policy to this file.")
 @SYMBOLS
+@NAMES_OF_GUEST
 @click.option(
     "--verify",
     "image",
@@ -68,6 +70,7 @@ def policy_(
 
     if image is not None and len(files) > 1:
         raise UsageError("--verify compares a run with one trace: give one FILE")
+    speak_of_trace(files[0])
     learned = learn(files, read_symbols(symbols, files[0]))
     for note in learned.notes:
         echo(f"kvmsr: note: {note}", err=True)

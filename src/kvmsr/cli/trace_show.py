@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 import click
 
+from kvmsr.cli._names import NAMES_OF_GUEST, speak_of_recorded
 from kvmsr.cli._traces import (
     SYMBOLS,
     TRACE,
@@ -77,6 +78,7 @@ Examples:
     help="Only accesses from this time of the guest's clock on, in seconds or with a unit: 10ms.",
 )
 @SYMBOLS
+@NAMES_OF_GUEST
 @click.option("--decode", "decoding", is_flag=True, help="Show the fields of each value.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
 @click.option("--follow", is_flag=True, help="Wait for more while the run goes on.")
@@ -116,6 +118,7 @@ def show(
     decoder = _Decoder() if decoding else None
     source = cast(BinaryIO, Following(file)) if follow else None
     with CountingTrace(file, source) as trace:
+        speak_of_recorded(trace.head)
         for events in trace.batches():
             chosen = records(wanted.of(events), trace.rules)
             say = _json if as_json else _line

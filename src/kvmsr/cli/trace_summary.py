@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvmsr.cli._names import NAMES_OF_GUEST, speak_of_recorded
 from kvmsr.cli._output import cell, print_json
 from kvmsr.cli._traces import (
     JSON,
@@ -47,6 +48,7 @@ Examples:
     help="Whether each vCPU has rows of its own.",
 )  # fmt: skip
 @SYMBOLS
+@NAMES_OF_GUEST
 @JSON
 def summary(files: tuple[Path, ...], by: str, symbols: Path | None, as_json: bool) -> None:
     """
@@ -66,6 +68,7 @@ def summary(files: tuple[Path, ...], by: str, symbols: Path | None, as_json: boo
     found = []
     for path in files:
         with Trace(path) as trace:
+            speak_of_recorded(trace.head)
             one = summarise(trace, by_vcpu=by == "vcpu")
         if functions is not None:
             place(path, functions, (where.rip for where in one.paths.known), one.head)

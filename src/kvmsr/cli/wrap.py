@@ -96,8 +96,8 @@ def command(
     """
     Write a script that starts a VMM under a policy, for libvirt.
 
-    Use the script as the <emulator> of a libvirt domain. docs/libvirt.md explains what to allow in
-    AppArmor's and SELinux's profiles.
+    Use the script as the <emulator> of a libvirt domain. docs/howto/libvirt.md explains
+    what to allow in AppArmor's and SELinux's profiles.
     """
     program = find_vmm(vmm).absolute()
     options = backend_words(backend, soft_profile)

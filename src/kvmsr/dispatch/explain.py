@@ -216,7 +216,9 @@ def explain(
     else:
         access = Access(vcpu, op, index, value if op == Op.WRITE else 0, Reason.FILTER)
         cases = tuple(_Asker(plan, access, rip, caller, count).cases(says.denied, handled))
-    return Explanation(op, index, catalog().name(index), says, kernel, cases)
+    rules = plan.segment(op, index).rules
+    name = rules[0].name_of(index) if rules else catalog().name(index)
+    return Explanation(op, index, name, says, kernel, cases)
 
 
 def filter_says(filter_: Filter, op: Op, index: int) -> FilterSays:

@@ -3,7 +3,7 @@
 The catalog
 -----------
 
-Facts about MSRs, by index and by name, and which of them KVM may handle itself.
+Facts about MSRs, by index and by name.
 """
 
 import fnmatch
@@ -11,7 +11,7 @@ import functools
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -20,7 +20,7 @@ from kvmsr.msr.cpu import Cpu
 from kvmsr.msr.data_file import data_file
 from kvmsr.msr.entry import Msr
 
-__all__ = ("X2APIC", "Catalog", "HandledRange", "catalog", "handled")
+__all__ = ("X2APIC", "Catalog", "catalog")
 
 X2APIC: Final = (0x800, 0x8FF)
 """First and last MSR that no filter can deny: KVM allows them before it looks at the filter."""
@@ -45,24 +45,6 @@ _RANGES: Final = (
 )
 
 
-class HandledRange(NamedTuple):
-    """
-    A range of MSRs that some KVM handles itself, for reads, for writes, or for both.
-
-    :ivar first: the first MSR.
-    :ivar last: the last MSR.
-    :ivar reads: whether KVM handles reads.
-    :ivar writes: whether KVM handles writes.
-    :ivar what: what the MSRs are, in a few words.
-    """
-
-    first: int
-    last: int
-    reads: bool
-    writes: bool
-    what: str = ""
-
-
 class _Row(msgspec.Struct, array_like=True):
     """An entry as the data file has it. Most look-ups need few of them, so they stay encoded."""
 
@@ -76,20 +58,27 @@ class Catalog:
     MSRs by index and by name. Names are case-insensitive.
 
     An index may have several *meanings*: entries for different CPUs. A name belongs to one index.
+
+    :ivar cpu: the CPU whose meanings are preferred where none is given. A command that speaks of
+        one guest sets it, and all names that it prints follow.
     """
 
     def __init__(self, rows: Iterable[_Row]) -> None:
         self._by_index: dict[int, list[_Row]] = {}
         self._by_name: dict[str, _Row] = {}
         self._decoded: dict[int, Msr] = {}
+        self.cpu: Cpu | None = None
         for row in rows:
             self._by_index.setdefault(row.index, []).append(row)
             for name in row.names:
                 self._by_name.setdefault(name.lower(), row)
 
     def __getitem__(self, index: int) -> Msr:
-        """Return MSR *index*, in its first meaning. Raise KeyError if the catalog has none."""
-        return self._msr(self._by_index[index][0])
+        """Return MSR *index*, as :meth:`get` does. Raise KeyError if the catalog has none."""
+        found = self.get(index)
+        if found is None:
+            raise KeyError(index)
+        return found
 
     def __contains__(self, index: object) -> bool:
         return index in self._by_index
@@ -106,27 +95,35 @@ class Catalog:
         """
         Return MSR *index*, or None if the catalog does not have it.
 
-        :param cpu: the CPU whose MSR it is, for its meaning there; by default the first meaning.
+        :param cpu: the CPU whose MSR it is, for its meaning there; by default the meaning on
+            :attr:`cpu`, or else the first.
         """
-        found = [msr for msr in self.meanings(index) if cpu is None or msr.holds_on(cpu)]
-        if cpu is not None:
-            found.sort(key=lambda msr: not msr.cpus)
+        found = self.meanings(index)
+        wanted = cpu or self.cpu
+        if wanted is not None and (len(found) > 1 or cpu is not None):
+            there = sorted((m for m in found if m.holds_on(wanted)), key=lambda m: not m.cpus)
+            found = tuple(there) if there or cpu is not None else found
         return found[0] if found else None
 
     def meanings(self, index: int) -> tuple[Msr, ...]:
         """Return the meanings of MSR *index*: first what holds for all CPUs of a vendor."""
         return tuple(map(self._msr, self._by_index.get(index, ())))
 
+    def indices(self, first: int, last: int) -> tuple[int, ...]:
+        """Return the MSRs from *first* to *last* that have a name, in ascending order."""
+        return tuple(index for index in self._by_index if first <= index <= last)
+
     def name(self, index: int, cpu: Cpu | None = None) -> str:
         """
         Return the canonical name of MSR *index*, or "" if the catalog does not have it.
 
-        :param cpu: the CPU whose MSR it is. If it has none with this index, another CPU's name
-            is better than a number.
+        :param cpu: the CPU whose MSR it is; by default :attr:`cpu`. If it has none with this
+            index, another CPU's name is better than a number.
         """
         rows = self._by_index.get(index)
         if rows is None:
             return ""
+        cpu = cpu or self.cpu
         msr = self.get(index, cpu) if cpu is not None and len(rows) > 1 else None
         return msr.name if msr else rows[0].names[0]
 
@@ -180,11 +177,6 @@ class Catalog:
             if any(like(name.lower()) for name in row.names)
         ]
 
-    def search(self, words: str) -> list[Msr]:
-        """Return the MSRs with all of *words* in names, description or fields, ordered by index."""
-        wanted = words.lower().split()
-        return [msr for msr in self if all(word in _text(msr) for word in wanted)]
-
     def neighbourhood(self, index: int) -> str:
         """Describe in words where MSR *index* is among the known MSRs."""
         order = list(self._by_index)
@@ -210,31 +202,7 @@ def _bare(name: str) -> str:
     return next((name[len(p) :] for p in _PREFIXES if name.startswith(p)), name)
 
 
-def _text(msr: Msr) -> str:
-    fields = (part for field in msr.fields for part in (field.name, field.about))
-    return " ".join((msr.name, *msr.aliases, msr.about, *fields)).lower()
-
-
 @functools.cache
 def catalog() -> Catalog:
     """Return the catalog that comes with kvmsr. It is read on first use."""
     return Catalog(msgspec.json.decode(data_file("catalog.json"), type=tuple[_Row, ...]))
-
-
-@functools.cache
-def handled() -> tuple[HandledRange, ...]:
-    """
-    Return the MSRs that some KVM may handle itself, in ascending order and without overlaps.
-
-    Every KVM since Linux 5.10 gives all other MSRs up as unknown. The data file ``handled.toml``
-    names the sources.
-    """
-    import tomllib
-
-    rows: Any = tomllib.loads(data_file("handled.toml").decode())["handled"]
-    return tuple(
-        HandledRange(
-            row["first"], row["last"], "r" in row["access"], "w" in row["access"], row["what"]
-        )
-        for row in rows
-    )

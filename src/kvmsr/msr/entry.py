@@ -54,6 +54,13 @@ class MsrField(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         return self.low == self.high
 
     @property
+    def steps(self) -> str:
+        """Return what its number counts as text, ``in 100 MHz`` or ``in W``; "" if nothing."""
+        if not self.unit:
+            return ""
+        return f"in {self.unit}" if self.form else f"in {self.scale:g} {self.unit}"
+
+    @property
     def shift(self) -> int:
         """Return the number of bits below the field's number: none for an address, a whole one."""
         return 0 if self.form in WHOLE else self.low

@@ -17,9 +17,12 @@ __all__ = ("check_apart", "order")
 _VENDORS = ("intel", "amd", "kvm", "hyperv")
 
 
-def order(msr: Msr) -> tuple[bool, int]:
-    """Sort the meanings of an index: first those of all CPUs of a vendor, Intel's before AMD's."""
-    return bool(msr.cpus), min(map(_VENDORS.index, msr.vendors))
+def order(msr: Msr) -> tuple[bool, int, int]:
+    """
+    Sort the meanings of an index: first those of all CPUs of a vendor, Intel's before AMD's, then
+    those of more models. Where no CPU is known, the first one is the most likely.
+    """
+    return bool(msr.cpus), min(map(_VENDORS.index, msr.vendors)), -len(_sets(msr))
 
 
 def check_apart(msr: Msr, others: Iterable[Msr], where: str) -> None:

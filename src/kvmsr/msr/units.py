@@ -33,7 +33,9 @@ _WORDS: Final = {
     "sec": "s", "second": "s", "seconds": "s", "watt": "W", "watts": "W", "joule": "J",
     "joules": "J", "volt": "V", "volts": "V", "byte": "B", "bytes": "B",
 }  # fmt: skip
-_QUANTITY: Final = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(\D.*)", re.IGNORECASE)
+_QUANTITY: Final = r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(\D.*)"
+"""A number and what follows it. (Few commands need it, so it is not compiled beforehand.)"""
+"""A number and what follows it. (Few commands need it, so it is not compiled beforehand.)"""
 _LEAST_DIGITS: Final = 4
 _MOST_DIGITS: Final = 17
 
@@ -73,7 +75,7 @@ def in_unit(text: str, unit: str) -> float | None:
 
     None means that the text is not a number with that unit or one with another prefix.
     """
-    found = _QUANTITY.fullmatch(text.strip())
+    found = re.fullmatch(_QUANTITY, text.strip())
     if found is None:
         return None
     number, given = float(found[1]), found[2].strip()

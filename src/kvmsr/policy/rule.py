@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from kvmsr.errors import PolicyError
+from kvmsr.msr import catalog
 from kvmsr.policy.access import Op, Reason
 from kvmsr.policy.actions import Action, ActionSpec, Counter, Model, Plain, Value, to_action
 from kvmsr.policy.bits import Bits
 from kvmsr.policy.form import FormError
-from kvmsr.policy.selector import MsrSpec, Ranges, merge, parse_msrs
+from kvmsr.policy.selector import MsrSpec, Ranges, merge, named_in, parse_msrs
 from kvmsr.policy.topology import Scope
 from kvmsr.policy.when import When
 from kvmsr.text import nearest, shown
@@ -79,6 +80,7 @@ class Rule:
     writes. In place of the name, ``Model("thermal", celsius=60.0)`` gives parameters, too.
 
     :ivar msrs: the MSRs, as ranges.
+    :ivar names: the names by which it selects MSRs that are called otherwise on other CPUs.
     :ivar read: the action for reads; None if the rule does not apply to reads.
     :ivar write: the action for writes; None if the rule does not apply to writes.
     :ivar reset: the initial value of a ``shadow`` register or a counter.
@@ -100,6 +102,7 @@ class Rule:
     keep: bool
     when: When | None
     log: Log | None
+    names: Mapping[int, str] = field(compare=False)
     where: str = field(compare=False)
     place: Place = field(compare=False)
 
@@ -119,14 +122,16 @@ class Rule:
         where: str = "",
         place: Place = NOWHERE,
         msrs: MsrSpec = (),
+        names: Mapping[int, str] | None = None,
     ) -> None:
-        # dataclasses.replace() passes msrs of the rule that it copies.
+        # dataclasses.replace() passes msrs and names of the rule that it copies.
         if model is not None:
             read = write = _for_both(model, read, write)
         if read is None and write is None:
             raise PolicyError("a rule needs an action for read, for write, or both; or a model")
         put = object.__setattr__
         put(self, "msrs", parse_msrs(msrs if msr is None else msr))
+        put(self, "names", named_in(() if msr is None else msr) if names is None else names)
         put(self, "read", None if read is None else to_action(read, Op.READ))
         put(self, "write", None if write is None else to_action(write, Op.WRITE))
         put(self, "reset", 0 if reset is None else Value(reset).value)
@@ -165,6 +170,11 @@ class Rule:
         for action in actions:
             if isinstance(action, Model):
                 _check_has(action, self.msrs)
+
+    def name_of(self, index: int) -> str:
+        """Return what MSR *index* is called: where no CPU is spoken of, by the rule's own name."""
+        chosen = "" if catalog().cpu else self.names.get(index, "")
+        return chosen or catalog().name(index)
 
     @property
     def model(self) -> Model | None:

@@ -15,7 +15,7 @@ from kvmsr.errors import PolicyError, UnknownMsrError
 from kvmsr.msr import catalog
 from kvmsr.text import shown
 
-__all__ = ("MAX_INDEX", "MsrSpec", "Ranges", "merge", "parse_msrs")
+__all__ = ("MAX_INDEX", "MsrSpec", "Ranges", "merge", "named_in", "parse_msrs")
 
 MAX_INDEX: Final = (1 << 32) - 1
 
@@ -47,6 +47,26 @@ def parse_msrs(spec: MsrSpec) -> Ranges:
     if not items:
         raise PolicyError("an empty list selects no MSR")
     return merge(span for item in items for span in _one(item))
+
+
+def named_in(spec: MsrSpec) -> dict[int, str]:
+    """
+    Return the names by which *spec*, which is valid, selects MSRs that have others on other CPUs.
+
+    An index may mean different MSRs on different CPUs. A name selects its index on all of them.
+    """
+    items = [spec] if isinstance(spec, str) else spec if isinstance(spec, Iterable) else ()
+    found: dict[int, str] = {}
+    for item in items:
+        text = item.strip() if isinstance(item, str) else ""
+        if _GLOB.fullmatch(text):
+            meant = catalog().match(text)
+        else:
+            meant = [catalog().lookup(text)] if _NAME.fullmatch(text) else []
+        for msr in meant:
+            if len(catalog().meanings(msr.index)) > 1:
+                found.setdefault(msr.index, msr.name)
+    return found
 
 
 def _one(item: object) -> list[tuple[int, int]]:

@@ -24,6 +24,7 @@ from kvmsr.errors import TraceError
 from kvmsr.kvm import Vcpu
 from kvmsr.kvm.cpuid import CpuidEntry
 from kvmsr.kvm.kernel_module import vendor_module
+from kvmsr.msr import catalog
 from kvmsr.native.events import LogEvent, Rings
 from kvmsr.native.table import Names
 from kvmsr.policy import Access, Op, Policy, Reason, Where
@@ -199,6 +200,7 @@ class Recording:
             grade=self.options.grade,
             began_ns=time.time_ns(),
             cpuid=[(e.function, e.index, e.eax, e.ebx, e.ecx, e.edx) for e in cpuid],
+            cpu="" if cpuid else str(catalog().cpu or ""),
         )
         options = self.options
         self._writer = TraceWriter(options.path, head, rip=options.where, callers=options.callers)

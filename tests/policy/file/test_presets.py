@@ -17,7 +17,7 @@ NAMES = ["linux", "macos", "power-meter", "quiet", "strict", "watch", "windows"]
 def test_these_are_there():
     assert preset_names() == NAMES
     assert preset_text("../presets/quiet") is None
-    text = (ROOT / "docs/policy.md").read_text()
+    text = (ROOT / "docs/reference/policy.md").read_text()
     for name in NAMES:
         assert f"| `preset:{name}` |" in text
 

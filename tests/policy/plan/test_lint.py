@@ -107,7 +107,7 @@ def test_rules_that_wait_for_kvm_where_it_swallows(tmp_path):
 
 
 def test_each_lint_is_explained_in_the_documentation():
-    text = (ROOT / "docs/policy.md").read_text()
+    text = (ROOT / "docs/reference/policy.md").read_text()
     for lint in LintId:
         assert f"| `{lint}` |" in text
 

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import msgspec
 
-from kvmsr.msr import catalog
 from kvmsr.policy.actions import SAME_CPU, Action, Counter, Host, Model, Plain, Python, Value
 from kvmsr.policy.policy import EVERY_MSR, Policy, parse_observe
 from kvmsr.policy.rule import Rule
@@ -72,7 +71,7 @@ def to_toml(policy: Policy) -> str:
         if tables[name]:
             parts.append(table_toml(name, tables[name]))
     for rule in policy.rules:
-        names = msr_names(rule.msrs)
+        names = msr_names(rule)
         comment = one_line(f"# {rule.where}" + (f": {names}" if names else ""))
         parts.append(f"{comment}\n{rule_toml(rule)}")
     return "\n\n".join(parts) + "\n"
@@ -114,12 +113,12 @@ def action_text(action: Action | None) -> str:
     return "" if action is None else _text(_action(action)).strip('"')
 
 
-def msr_names(msrs: Ranges, most: int = 4) -> str:
-    """Return the names of the first *most* MSRs of *msrs* that have one."""
+def msr_names(rule: Rule, most: int = 4) -> str:
+    """Return the names of the first *most* MSRs of *rule* that have one."""
     names: list[str] = []
-    for first, last in msrs:
+    for first, last in rule.msrs:
         for index in range(first, min(last, first + 255) + 1):
-            name = catalog().name(index)
+            name = rule.name_of(index)
             if name and len(names) == most:
                 return ", ".join([*names, "…"])
             if name:

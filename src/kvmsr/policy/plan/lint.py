@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from kvmsr.errors import PolicyError
-from kvmsr.msr import X2APIC, catalog
+from kvmsr.msr import X2APIC
 from kvmsr.policy.access import Op, Reason
 from kvmsr.policy.actions import Host, Plain
 from kvmsr.policy.plan.facts import KernelFacts
@@ -47,7 +47,7 @@ _IDENTIFYING: Final = (
 
 
 class LintId(enum.StrEnum):
-    """The identifiers of lints; docs/policy.md explains each."""
+    """The identifiers of lints; docs/reference/policy.md explains each."""
 
     UNREACHABLE = "unreachable"
     X2APIC = "x2apic"
@@ -293,7 +293,7 @@ def _asked_as_host(table: Table, op: Op) -> Iterator[Lint]:
         if (id(subject), different) in seen:
             continue
         seen.add((id(subject), different))
-        name = catalog().name(segment.first) or f"{segment.first:#x}"
+        name = asking.name_of(segment.first) or f"{segment.first:#x}"
         does = "reads" if op is Op.READ else "writes"
         ioctl = "KVM_GET_MSRS" if op is Op.READ else "KVM_SET_MSRS"
         yield _lint(

@@ -6,17 +6,20 @@ The head of a trace
 What was recorded, and how: the metadata of the file's schema, under the key ``kvmsr``, in JSON.
 """
 
+import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, Self
 
 import msgspec
 
 from kvmsr.errors import TraceError
+from kvmsr.msr import Cpu, find_cpu
 from kvmsr.trace.options import Grade
 
 __all__ = ("KEY", "SCHEMA", "Head", "Unseen")
 
 _SAID: Final = 12
+_CPU: Final = re.compile(r"(intel|amd):[0-9A-F]{2}_[0-9A-F]{2}(\.[0-9A-F])?")
 
 KEY: Final = b"kvmsr"
 SCHEMA: Final = 1
@@ -55,6 +58,8 @@ class Head:
     :ivar began_ns: when the run began, in nanoseconds since the epoch.
     :ivar cpuid: the guest's CPUID where kvmsr sets it; each entry is function, index, EAX, EBX, ECX
         and EDX.
+    :ivar cpu: the CPU of which the run's names of MSRs are, such as ``intel:06_8F``; "" if *cpuid*
+        says it, or if it is not known.
     """
 
     kvmsr: str = ""
@@ -68,6 +73,17 @@ class Head:
     grade: Grade = Grade.ALL
     began_ns: int = 0
     cpuid: list[tuple[int, int, int, int, int, int]] = field(default_factory=list)
+    cpu: str = ""
+
+    @property
+    def guest_cpu(self) -> Cpu | None:
+        """Return the guest's CPU, or None if the trace does not say."""
+        leaves = {entry[0]: entry[2:] for entry in self.cpuid if entry[0] in (0, 1)}
+        if len(leaves) == 2:
+            _, ebx, ecx, edx = leaves[0]
+            letters = b"".join(part.to_bytes(4, "little") for part in (ebx, edx, ecx))
+            return Cpu.from_cpuid(letters.decode("latin-1"), leaves[1][0])
+        return find_cpu(self.cpu) if _CPU.fullmatch(self.cpu) else None
 
     def left_out(self) -> list[str]:
         """Return lines about accesses that are not in the trace, as KVM was left to answer them."""
