@@ -81,4 +81,4 @@ guests:
 	$(MAKE) -C guests
 
 clean:
-	rm -rf src/kvmsr/native/*.so src/kvmsr/backend/soft/cpu/*.so $(VENV) $(PEERS) .mypy_cache .pytest_cache .ruff_cache .hypothesis build
+	rm -rf src/kvmsr/native/*.so src/kvmsr/backend/soft/cpu/*.so $(VENV) $(PEERS) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
