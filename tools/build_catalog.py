@@ -18,10 +18,19 @@ DATA = Path(__file__).parent.parent / "src/kvmsr/msr/data"
 
 
 def build(data: Path) -> bytes:
-    """Return the catalog made from the files in folder *data*, one entry per line."""
-    entries = read_sources(data)
-    lines = [msgspec.json.encode([msr.index, [msr.name, *msr.aliases], msr]) for msr in entries]
-    return b"[\n" + b",\n".join(lines) + b"\n]\n"
+    """
+    Return the catalog made from the files in folder *data*, one entry per line. What entries have
+    in common, all but index, names and description, comes first, and has a number.
+    """
+    shared: dict[bytes, int] = {}
+    rows = []
+    for msr in read_sources(data):
+        rest = msgspec.structs.replace(msr, index=0, name="", aliases=(), about="")
+        number = shared.setdefault(msgspec.json.encode(rest), len(shared))
+        row = [msr.index, [msr.name, *msr.aliases], msr.about, number]
+        rows.append(msgspec.json.encode(row))
+    parts = (b",\n".join(shared), b",\n".join(rows))
+    return b'{"shared": [\n%b\n], "rows": [\n%b\n]}\n' % parts
 
 
 def build_kvm(data: Path) -> bytes:

@@ -10,7 +10,7 @@ import fnmatch
 import functools
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -46,11 +46,22 @@ _RANGES: Final = (
 
 
 class _Row(msgspec.Struct, array_like=True):
-    """An entry as the data file has it. Most look-ups need few of them, so they stay encoded."""
+    """An entry as the data file has it; *shared* is the number of the rest among the others'."""
 
     index: int
     names: tuple[str, ...]
-    encoded: msgspec.Raw
+    about: str
+    shared: int
+
+
+class _File(msgspec.Struct):
+    """
+    The data file. What many entries have in common, such as those of one bank, it has once: as an
+    entry without index, names and description. Most look-ups need few, so they stay encoded.
+    """
+
+    shared: list[msgspec.Raw]
+    rows: list[_Row]
 
 
 class Catalog:
@@ -63,15 +74,23 @@ class Catalog:
         one guest sets it, and all names that it prints follow.
     """
 
-    def __init__(self, rows: Iterable[_Row]) -> None:
+    def __init__(self, file: _File) -> None:
         self._by_index: dict[int, list[_Row]] = {}
-        self._by_name: dict[str, _Row] = {}
+        self._encoded = file.shared
+        self._shared: dict[int, Msr] = {}
         self._decoded: dict[int, Msr] = {}
         self.cpu: Cpu | None = None
-        for row in rows:
+        for row in file.rows:
             self._by_index.setdefault(row.index, []).append(row)
-            for name in row.names:
-                self._by_name.setdefault(name.lower(), row)
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, _Row]:
+        found: dict[str, _Row] = {}
+        for rows in self._by_index.values():
+            for row in rows:
+                for name in row.names:
+                    found.setdefault(name.lower(), row)
+        return found
 
     def __getitem__(self, index: int) -> Msr:
         """Return MSR *index*, as :meth:`get` does. Raise KeyError if the catalog has none."""
@@ -134,7 +153,14 @@ class Catalog:
     def _msr(self, row: _Row) -> Msr:
         found = self._decoded.get(id(row))
         if found is None:
-            found = self._decoded[id(row)] = msgspec.json.decode(row.encoded, type=Msr)
+            shared = self._shared.get(row.shared)
+            if shared is None:
+                encoded = self._encoded[row.shared]
+                shared = self._shared[row.shared] = msgspec.json.decode(encoded, type=Msr)
+            name, *aliases = row.names
+            found = self._decoded[id(row)] = msgspec.structs.replace(
+                shared, index=row.index, name=name, aliases=tuple(aliases), about=row.about
+            )
         return found
 
     def lookup(self, name: str) -> Msr:
@@ -205,4 +231,4 @@ def _bare(name: str) -> str:
 @functools.cache
 def catalog() -> Catalog:
     """Return the catalog that comes with kvmsr. It is read on first use."""
-    return Catalog(msgspec.json.decode(data_file("catalog.json"), type=tuple[_Row, ...]))
+    return Catalog(msgspec.json.decode(data_file("catalog.json"), type=_File))
