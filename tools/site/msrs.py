@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
-from kvmsr.cli.msr import about_kvm
+from kvmsr.cli._kvm import about_kvm
 from kvmsr.msr import Msr, MsrField, catalog
 
 VENDORS = {"intel": "Intel", "amd": "AMD", "kvm": "KVM", "hyperv": "Hyper-V"}
@@ -61,7 +61,7 @@ def facts(msr: Msr) -> list[tuple[str, str]]:
         ("Scope", escape(msr.scope)),
         ("Access", ACCESS.get(msr.access, "")),
         ("Reset", "" if msr.reset is None else code(f"{msr.reset:#x}")),
-        ("KVM", escape(about_kvm(msr.index, msr))),
+        ("KVM", "<br>".join(map(escape, about_kvm(msr.index, msr)))),
         ("Sources", escape("; ".join(msr.sources))),
     ]
 
