@@ -188,6 +188,22 @@ def test_what_is_released_fits_every_python_and_says_what_it_is(released):
         assert f"kvmsr-{here.__version__}/man/kvmsr.1" in tar.getnames()
 
 
+@pytest.mark.parametrize("backend", ["soft", pytest.param("kvm", marks=pytest.mark.kvm)])
+def test_what_is_released_works_in_another_python(released, vmm, backend, tmp_path):
+    python = os.environ.get("KVMSR_PYTHON")
+    if python is None:
+        pytest.skip("needs KVMSR_PYTHON, another Python with what kvmsr needs")
+    zipfile.ZipFile(next(released.glob("*.whl"))).extractall(tmp_path)
+    (tmp_path / "p.toml").write_text(POLICY)
+    words = "-m", "kvmsr", "exec", "--backend", backend, "--policy", "p.toml", "--", *vmm, COUNT
+    done = subprocess.run(
+        [python, *map(str, words)], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.split()[0]) == (7, str(0x1200)), done.stderr
+    assert f"{COUNT} reads" in done.stderr
+
+
 # What they do
 
 

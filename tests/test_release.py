@@ -8,7 +8,7 @@ from kvmsr import __version__
 from tests.conftest import ROOT
 
 CHANGES = (ROOT / "CHANGELOG.md").read_text()
-NOTES = (ROOT / "docs/release-notes.md").read_text()
+NOTES = next((ROOT / "docs").rglob("release-notes.md")).read_text()
 KINDS = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 

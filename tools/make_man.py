@@ -6,7 +6,7 @@ Write kvmsr's man pages into a folder, one for each command: kvmsr.1, kvmsr-run.
     .venv/bin/python tools/make_man.py build/man
 
 Names, options and examples are those of the commands' help, which the command line itself holds;
-exit statuses are those of docs/reference/exit-status.md. What neither says, files and variables, is here.
+exit statuses are those of docs/reference/exit-status.md. What neither says is here.
 Programs that make man pages of click's commands have no sections for any of these three.
 """
 
