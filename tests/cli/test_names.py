@@ -106,6 +106,9 @@ def test_a_trace_says_which_cpu_its_guest_has():
     head = Head.decoded(Head(cpuid=leaves).encoded())
     assert head.guest_cpu == Cpu("intel", 6, 0x8F, 8)
     assert Head.decoded(Head(cpu="amd:19_11.1").encoded()).guest_cpu == Cpu("amd", 0x19, 0x11, 1)
+    for spec in ("intel:06_8F", "intel:06_55.7", "amd:19_01"):
+        assert str(Cpu.from_text(spec)) == spec
+        assert Cpu.from_text(spec) == find_cpu(spec)
     for nothing in ("", "host", "/proc/cpuinfo", "zen4"):
         assert Head(cpu=nothing).guest_cpu is None
 
