@@ -61,7 +61,7 @@ def facts(msr: Msr) -> list[tuple[str, str]]:
         ("Scope", escape(msr.scope)),
         ("Access", ACCESS.get(msr.access, "")),
         ("Reset", "" if msr.reset is None else code(f"{msr.reset:#x}")),
-        ("KVM", escape(about_kvm(msr.index, msr))),
+        ("KVM", "<br>".join(map(escape, about_kvm(msr.index, msr)))),
         ("Sources", escape("; ".join(msr.sources))),
     ]
 
