@@ -9,6 +9,13 @@ function reachable() {
   }
 }
 
+/* Tell the two sidebars apart for who has the page read aloud. */
+function named() {
+  document.querySelector(".sidebar-drawer")?.setAttribute("aria-label", "All pages");
+  document.querySelector(".toc-drawer")?.setAttribute("aria-label", "This page");
+}
+
+document.addEventListener("DOMContentLoaded", named);
 document.addEventListener("DOMContentLoaded", reachable);
 window.addEventListener("load", reachable);
 window.addEventListener("resize", reachable);

@@ -36,7 +36,9 @@ def section(title: str, anchor: str, indexed: Sequence[str] = ()) -> nodes.secti
 
 def index(words: Iterable[tuple[str, str]]) -> addnodes.index:
     """Return what makes the search find words: each with the fragment that it leads to."""
-    return addnodes.index(entries=[("single", word, anchor, "", None) for word, anchor in words])
+    return addnodes.index(
+        entries=[("single", word, anchor, "main", None) for word, anchor in words]
+    )
 
 
 def html(text: str) -> nodes.raw:
