@@ -6,12 +6,13 @@ PEERS := .peers
 BIN := $(VENV)/bin
 TOOLS := $(VENV)/.tools
 
-.PHONY: help demo test check conformance bench guests install dev peers man wheels clean
+.PHONY: help demo test check docs conformance bench guests install dev peers man wheels clean
 
 help:
 	@echo "make demo         set everything up and boot Debian's kernel under a policy"
 	@echo "make test         set everything up and run the tests, of kvmsr as users get it"
 	@echo "make check        style and types only"
+	@echo "make docs         build the documentation as a site, in build/site"
 	@echo "make install      install kvmsr into $(VENV), as users get it"
 	@echo "make dev          have $(VENV) use the files in src as they are, until make install"
 	@echo "make man          write the man pages into build/man"
@@ -58,6 +59,10 @@ check: $(TOOLS)
 # A file's tests stay together: they share what takes long to set up.
 test: check install peers
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+
+# The commands, the catalog and the docstrings are those of the kvmsr that is installed.
+docs: install
+	@$(BIN)/python -m tools.site build/site
 
 conformance: install peers
 	$(BIN)/python -m tests.conformance

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How Sphinx builds the site; `make docs` runs it by tools/site."""
 
+import hashlib
 import sys
 from pathlib import Path
 
@@ -41,3 +42,8 @@ html_domain_indices = False
 html_use_index = False
 html_theme_options = {"navigation_with_keys": True}
 templates_path: list[str] = []
+
+# Pages are read again if what fills them has changed.
+_filled_by = [*Path(kvmsr.__file__).parent.rglob("*.py"), *(ROOT / "tools/site").glob("*.py")]
+_filled_by += Path(kvmsr.__file__).parent.rglob("*.json")
+kvmsr_code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(_filled_by))).hexdigest()

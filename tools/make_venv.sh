@@ -37,7 +37,8 @@ import tomllib
 from pathlib import Path
 
 project = tomllib.loads(Path("pyproject.toml").read_text())
+extras = project["project"]["optional-dependencies"]
 needs = project["build-system"]["requires"] + project["project"]["dependencies"]
-print(*needs, *project["project"]["optional-dependencies"]["dev"], sep="\n")
+print(*needs, *extras["dev"], *extras["docs"], sep="\n")
 END
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$venv/requirements.txt"

@@ -48,10 +48,9 @@ def test_both_meanings_are_shown_or_the_one_of_a_cpu():
     assert "of        zen4" in both
     assert f"0x35 {OTHER}" in call("msr", USUAL, "--cpu", "zen4")
     assert OTHER not in call("msr", USUAL, "--cpu", "sapphire-rapids")
-    assert [row["cpus"] for row in json.loads(call("msr", "0x35", "--json"))] == [
-        ["intel"],
-        [str(one) for one in json_cpus("zen4")],
-    ]
+    here, there = json.loads(call("msr", "0x35", "--json"))
+    assert there["cpus"] == json_cpus("zen4")
+    assert "intel:06_97" in here["cpus"]
     assert call("msr", "*ZEN4_AL*").startswith(f"0x35 {OTHER}")  # not the other meaning
     assert f"on zen4: {OTHER}" in call("msr", "0x35", "--cpu", "zen3")
 

@@ -167,6 +167,21 @@ def test_what_is_wrong_is_reported_with_file_and_entry(tmp_path, old, new, messa
         read_sources(tmp_path)
 
 
+def test_a_project_is_named_with_its_edition(tmp_path):
+    write(tmp_path, NAMES.replace('"a", "b"', '"edk2 X.h", "edk2 Y.h, 2020", "b"'), DETAILS)
+    (tmp_path / "editions.toml").write_text('[editions]\n"edk2" = "2024-07-02"')
+    first, _ = read_sources(tmp_path)
+    assert first.sources == ("edk2 X.h (2024-07-02)", "edk2 Y.h, 2020", "b")
+
+
+def test_what_was_read_of_other_projects_can_be_found_again():
+    projects = ("edk2 ", "ia32-doc ", "Xen ", "CoreFreq ", "Linux ")
+    sources = {source for msr in catalog() for source in msr.sources}
+    named = [source for source in sources if source.startswith(projects)]
+    assert named
+    assert [source for source in named if not re.search(r"20\d\d|^\w+ \d", source)] == []
+
+
 HEADER = Path("/usr/include/x86_64-linux-gnu/asm/kvm_para.h")
 
 

@@ -69,10 +69,20 @@ def without_title(
             del lines[:2]
 
 
+def with_levels(app: Sphinx, page: str, template: str, context: dict, tree: object) -> None:
+    """Say which level the captions of the navigation have, for who has it read aloud."""
+    navigation = context.get("furo_navigation_tree", "")
+    context["furo_navigation_tree"] = navigation.replace(
+        'role="heading"', 'role="heading" aria-level="2"'
+    )
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_config_value("kvmsr_code", "", "env", str)
     app.add_directive("kvmsr-command", CommandDirective)
     app.add_directive("kvmsr-msrs", MsrsDirective)
     app.add_directive("kvmsr-msr-index", MsrIndexDirective)
     app.add_directive("kvmsr-face", FaceDirective)
+    app.connect("html-page-context", with_levels, priority=900)  # after furo has made it
     app.connect("autodoc-process-docstring", without_title)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
-from kvmsr.cli.msr import about_kvm
+from kvmsr.cli._kvm import about_kvm
 from kvmsr.msr import Msr, MsrField, catalog
 
 VENDORS = {"intel": "Intel", "amd": "AMD", "kvm": "KVM", "hyperv": "Hyper-V"}
@@ -68,8 +68,7 @@ def facts(msr: Msr) -> list[tuple[str, str]]:
 
 def cells(field: MsrField) -> Sequence[str]:
     values = ", ".join(f"{number}: {text}" for number, text in field.values.items())
-    unit = f"in {field.scale:g} {field.unit}" if field.unit else ""
-    meaning = "; ".join(part for part in (field.about, values, unit) if part)
+    meaning = "; ".join(part for part in (field.about, values, field.steps) if part)
     return field.span, code(field.name), field.kind, escape(meaning)
 
 

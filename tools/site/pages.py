@@ -111,7 +111,8 @@ Each command as its `--help` describes it. `kvmsr COMMAND --help` shows the same
         "reference/msrs/index.md": f"""# MSRs
 
 All {len({msr.index for msr in catalog()})} MSRs of [the catalog](../msr.md), by number.
-`kvmsr msr` shows the same on a terminal. The search finds an MSR by number (`0x1a0`) and by any of its names.
+`kvmsr msr` shows the same on a terminal. The search finds an MSR by number (`0x1a0`) and by any
+of its names.
 
 {toctree([page.page for page in RANGES])}
 ## By number

@@ -13,12 +13,16 @@ details to some MSRs, by name. In both, a table ``file`` at the top has defaults
 CPUs, and a name several rows in ``details``: each is a meaning of the index. A row without ``cpus``
 holds for the CPUs of its vendors that no other row claims.
 
+Sources are given by project and file; ``data/editions.toml`` knows which snapshot of each project
+is meant, and the edition is added here.
+
 Reading all of them is slow, so the package contains the result, ``data/catalog.json``.
 ``tools/build_catalog.py`` makes it, and a test compares it with these files.
 """
 
+import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -121,7 +125,24 @@ def read_sources(folder: Path) -> tuple[Msr, ...]:
     if not named >= set(details):
         nameless = ", ".join(sorted(set(details) - named))
         raise CatalogError(f"details for MSRs that no file names: {nameless}")
-    return tuple(msr for _, meanings in sorted(made.items()) for msr in sorted(meanings, key=order))
+    dated = _editions(folder / "editions.toml")
+    return tuple(
+        msgspec.structs.replace(msr, sources=tuple(map(dated, msr.sources)))
+        for _, meanings in sorted(made.items())
+        for msr in sorted(meanings, key=order)
+    )
+
+
+def _editions(path: Path) -> Callable[[str], str]:
+    """Return what adds the edition to a source whose project is in the file *path*."""
+    known = tomllib.loads(path.read_text("utf-8"))["editions"] if path.exists() else {}
+
+    def dated(source: str) -> str:
+        edition = known.get(source.partition(" ")[0])
+        has_one = re.search(r"\b20\d\d\b|^\w+ \d", source)
+        return f"{source} ({edition})" if edition and not has_one else source
+
+    return dated
 
 
 def _meanings(name: _Name, details: list[_Given]) -> list[_Given | None]:

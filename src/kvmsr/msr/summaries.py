@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from kvmsr.msr.context import Context
+from kvmsr.msr.forms import form_of
 from kvmsr.msr.machine_check import error_code
 from kvmsr.msr.units import sized
 
@@ -139,12 +140,15 @@ def _counter(context: Context) -> str:
 
 
 def _pstate(context: Context) -> str:
-    value = context.value
-    if not value >> 63:
+    if not context.number("enabled"):
         return "there is no such P-state"
-    fid, did, vid = value & 0xFF, value >> 8 & 0x3F, value >> 14 & 0xFF
-    speed = f"{200 * fid / did:.5g} MHz" if did else "off"
-    return f"{speed} at {max(1.55 - 0.00625 * vid, 0):.4g} V"
+    fields = {field.name: field for field in context.msr.fields}
+    said = [
+        form_of(fields[name]).read(context.number(name), fields[name], context).meaning
+        for name in ("fid", "vid")
+        if name in fields
+    ]
+    return " at ".join(part for part in said if part)
 
 
 def _tsc_ratio(context: Context) -> str:

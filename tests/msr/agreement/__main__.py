@@ -1,38 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-``python -m tests.msr.agreement``: print how the catalog agrees with edk2's and ia32-doc's headers.
+``python -m tests.msr.agreement``: print how the catalog agrees with edk2's and ia32-doc's headers,
+and each difference, with the reason for which we hold it.
 """
 
 import os
 import sys
-from pathlib import Path
 
-from tests.msr.agreement.compare import Agreement, compare
-from tests.msr.agreement.headers import read_edk2, read_ia32_doc
-
-
-def table(done: list[Agreement]) -> str:
-    """Return the counts of *done* as text, a line for each header and aspect."""
-    return "\n".join(
-        f"{one.header:20} {aspect:7} " + ", ".join(f"{n} {what}" for what, n in counts.most_common())
-        for one in done
-        for aspect, counts in sorted(one.counts.items())
-    )
+from tests.msr.agreement.held import read_held
+from tests.msr.agreement.report import SOURCES, report, table
 
 
 def main() -> int:
-    headers = [
-        header
-        for name, read in (("KVMSR_EDK2", read_edk2), ("KVMSR_IA32_DOC", read_ia32_doc))
-        if name in os.environ
-        for header in read(Path(os.environ[name]))
-    ]
-    done = [compare(header) for header in headers]
-    for one in done:
-        for difference in one.differences:
-            print(*difference, sep=" | ")
-    print(table(done))
-    return 0
+    """Return 0 if there is a reason for every difference, otherwise 1."""
+    named = [variable for variable in SOURCES if variable in os.environ]
+    if not named:
+        print(f"set {' or '.join(SOURCES)} to the folder with that source tree", file=sys.stderr)
+        return 2
+    held, left = read_held(), 0
+    for variable in named:
+        done = report(variable)
+        for difference in (one for header in done.headers for one in header.differences):
+            reasons = [row.reason for row in held if row.covers(difference)]
+            header, msr, aspect, ours, theirs = difference
+            print(f"{header}: {msr} {aspect}: ours {ours or '-'}, theirs {theirs}")
+            print(f"    {reasons[0] if reasons else 'NO REASON'}")
+        left += len(done.open)
+        print(f"\n{variable}\n{table(done)}\n")
+    return 1 if left else 0
 
 
 if __name__ == "__main__":

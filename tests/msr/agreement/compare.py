@@ -6,21 +6,21 @@ Agreement
 Compare what others' headers say about MSRs with the catalog, for the CPUs that a header is about.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from kvmsr.errors import UnknownMsrError
 from kvmsr.msr import Cpu, Msr, MsrField, catalog
 from tests.msr.agreement.headers import Claim, Header, Range
 
 __all__ = ("FIELD_RESULTS", "Agreement", "Difference", "compare", "compare_fields")
 
-FIELD_RESULTS = ("identical", "granularity", "absent", "different")
+FIELD_RESULTS = ("identical", "granularity", "unknown", "different")
 """
-How a field of a header compares: the same bits; one side divides what is one field for the other, or
-knows fewer of its bits; none of its bits are in a field of the catalog; the two overlap otherwise.
+How a field of a header compares: the same bits; one side divides what is one field for the other,
+or knows fewer of its bits; the catalog knows none of its bits; the two overlap in another way.
 """
 
 
@@ -43,6 +43,7 @@ class Agreement:
     differences: list[Difference] = field(default_factory=list)
 
     def add(self, aspect: str, result: str, difference: Difference | None = None) -> None:
+        """Count a result, and keep how it differs."""
         self.counts.setdefault(aspect, Counter())[result] += 1
         if difference is not None:
             self.differences.append(difference)
@@ -62,7 +63,7 @@ def compare(header: Header) -> Agreement:
         _compare_word(done, found, claim, "scope")
         _compare_word(done, found, claim, "access")
         best = min(found, key=lambda msr: _badness(msr, claim))
-        layout = (best.about, tuple(field.mask for field in best.fields), tuple(claim.fields))
+        layout = (tuple((one.name, one.mask) for one in best.fields), tuple(claim.fields))
         if claim.fields and layout not in seen:
             seen.add(layout)
             _compare_layout(done, best, claim)
@@ -78,7 +79,7 @@ def compare_fields(
         there = [one for one in ours if one.mask & mask]
         bits = ", ".join(f"{one.name} {one.span}" for one in there)
         if not there:
-            yield "absent", wanted, bits
+            yield "unknown", wanted, bits
         elif [one.mask for one in there] == [mask]:
             yield "identical", wanted, bits
         elif all(one.mask & ~mask == 0 for one in there) or mask & ~there[0].mask == 0:
@@ -90,10 +91,10 @@ def compare_fields(
 def _meanings(index: int, header: Header) -> list[Msr]:
     """Return the meanings on the CPUs of *header*, which lists what only some of them have."""
     found = [msr for msr in catalog().meanings(index) if "intel" in msr.vendors]
-    if not header.models:
+    if not header.family:
         return found
-    cpus = [Cpu("intel", header.family, model) for model in header.models]
-    there = [catalog().get(index, cpu) for cpu in cpus]
+    cpus = (Cpu("intel", header.family, model) for model in header.models or range(16))
+    there = [catalog().get(index, cpu) for cpu in cpus if cpu.name]
     return [msr for msr in found if msr in there]
 
 
@@ -103,41 +104,42 @@ def _badness(msr: Msr, claim: Claim) -> list[int]:
 
 
 def _compare_name(done: Agreement, claim: Claim) -> None:
-    known = {name: catalog().lookup(name).index for name in claim.names if _has(name)}
+    known = {name: catalog().lookup(name).index for name in claim.names if name.lower() in _names()}
     if claim.index in known.values():
-        return done.add("name", "identical")
-    if not known:
-        return done.add("name", "unknown")
-    name, index = next(iter(known.items()))
-    other = Difference(done.header, name, "name", f"{index:#x}", f"{claim.index:#x}")
-    return done.add("name", "different", other)
+        done.add("name", "identical")
+    elif not known:
+        done.add("name", "unknown")
+    else:
+        name, index = next(iter(known.items()))
+        other = Difference(done.header, name, "name", f"{index:#x}", f"{claim.index:#x}")
+        done.add("name", "different", other)
 
 
-def _has(name: str) -> bool:
-    return name.lower() in catalog().names()
+@functools.cache
+def _names() -> frozenset[str]:
+    return frozenset(catalog().names())
 
 
 def _compare_word(done: Agreement, found: list[Msr], claim: Claim, aspect: str) -> None:
     theirs, ours = getattr(claim, aspect), {getattr(msr, aspect) for msr in found} - {""}
-    if not theirs or not ours:
-        return
-    if theirs in ours:
-        return done.add(aspect, "identical")
-    first = found[0]
-    difference = Difference(done.header, first.name, aspect, "/".join(sorted(ours)), theirs)
-    done.add(aspect, "different", difference)
+    if theirs and theirs in ours:
+        done.add(aspect, "identical")
+    elif theirs and ours:
+        said = "/".join(sorted(ours))
+        difference = Difference(done.header, found[0].name, aspect, said, theirs)
+        done.add(aspect, "different", difference)
 
 
 def _compare_layout(done: Agreement, msr: Msr, claim: Claim) -> None:
     if not msr.fields:
         difference = Difference(done.header, msr.name, "fields", "none", str(len(claim.fields)))
         for _ in claim.fields:
-            done.add("fields", "undescribed")
+            done.add("fields", "unknown")
         done.differences.append(difference)
         return
     for result, wanted, bits in compare_fields(claim.fields, msr.fields):
         span = f"{wanted.high}:{wanted.low}" if wanted.high > wanted.low else f"{wanted.low}"
-        bad = result in ("absent", "different")
+        bad = result in ("unknown", "different")
         theirs = f"{wanted.name} {span}"
         done.add(
             "fields", result, Difference(done.header, msr.name, span, bits, theirs) if bad else None

@@ -10,6 +10,7 @@ headers are read where they lie; nothing of them is kept.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from os.path import commonprefix
 from pathlib import Path
 
 __all__ = ("Claim", "Header", "Range", "read_edk2", "read_ia32_doc")
@@ -40,7 +41,7 @@ class Claim:
 
 @dataclass
 class Header:
-    """A header: what it says, and the family and models that it is about (none: all)."""
+    """A header: what it says, and the family and models that it is about (0, none: all)."""
 
     name: str
     family: int = 0
@@ -66,7 +67,7 @@ def read_ia32_doc(folder: Path) -> list[Header]:
     chapter = (folder / "out/ia32.h").read_text("utf-8").partition(start)[2]
     for found in re.finditer(tokens, chapter, re.M | re.S):
         (name, index, union), text = found.groups(), found[0]
-        if name and not name.endswith(("_BIT", "_FLAG", "_MASK")):
+        if name and not name.endswith(("_BIT", "_FLAG", "_MASK", "_SIZE", "_COUNT", "K_BASE")):
             claims.append(Claim((name,), int(index, 16), access=_access(comment)))
         elif union and claims:
             layouts[union] = list(_fields(text))
@@ -89,10 +90,10 @@ def _edk2(name: str, text: str) -> Header:
     family = re.search(r"DisplayFamily == 0x(\w+)", text)
     models = tuple(int(model, 16) for model in re.findall(r"DisplayModel == 0x(\w+)", text))
     header = Header(name, int(family[1], 16) if family else 0, models)
-    unions = dict(
-        (union[2], list(_fields(union[1])))
+    unions = {
+        union[2]: list(_fields(union[1]))
         for union in re.finditer(r"^typedef union \{(.*?)^\} (\w+);", text, re.M | re.S)
-    )
+    }
     parts = r"/\*\*\n((?:(?!\*/).)*?)\*\*/\n((?:#define +MSR_\w+ +0x\w+\n)+)"
     for comment, defines in re.findall(parts, text, re.S):
         layout = re.search(r"Described by the type\s+(\w+)", comment)
@@ -104,6 +105,10 @@ def _edk2(name: str, text: str) -> Header:
             manual = re.findall(rf"@note {define}\s+is defined as (\w+)", comment)
             names = (define, *manual)
             header.claims.append(Claim(names, int(index, 16), known, _access(said), fields))
+    # MSR_SKYLAKE_POWER_CTL is Skylake's MSR_POWER_CTL.
+    model = commonprefix([claim.names[0] for claim in header.claims])  # noqa: RUF071
+    for claim in header.claims if family else ():
+        claim.names += ("MSR_" + claim.names[0].removeprefix(model),)
     return header
 
 
@@ -116,7 +121,9 @@ def _fields(union: str) -> Iterator[Range]:
     """Yield the fields of the first structure in *union*; halves of one field are joined."""
     found = re.search(r"struct\s*\{(.*?)\n\s*\}", union, re.S)
     low, made = 0, []
-    for name, bits in re.findall(r"^\s*UINT(?:32|64)\s+(\w+)\s*:\s*(\d+);", found[1] if found else "", re.M):
+    for name, bits in re.findall(
+        r"^\s*UINT(?:32|64)\s+(\w+)\s*:\s*(\d+);", found[1] if found else "", re.M
+    ):
         high = low + int(bits) - 1
         if made and low == 32 and name in (made[-1].name + "Hi", made[-1].name + "2"):
             made[-1] = Range(made[-1].name, made[-1].low, high)
