@@ -18,10 +18,21 @@ DATA = Path(__file__).parent.parent / "src/kvmsr/msr/data"
 
 
 def build(data: Path) -> bytes:
-    """Return the catalog made from the files in folder *data*, one entry per line."""
-    entries = read_sources(data)
-    lines = [msgspec.json.encode([msr.index, [msr.name, *msr.aliases], msr]) for msr in entries]
-    return b"[\n" + b",\n".join(lines) + b"\n]\n"
+    """
+    Return the catalog made from the files in folder *data*, a JSON array with an item per line: a
+    table of where the entries are, counted from the first of them, and the entries.
+    """
+    by_index: dict[int, list[int]] = {}
+    by_name: dict[str, int] = {}
+    lines, start = [], 0
+    for msr in read_sources(data):
+        by_index.setdefault(msr.index, []).append(start)
+        for name in (msr.name, *msr.aliases):
+            by_name.setdefault(name.lower(), start)
+        lines.append(msgspec.json.encode(msr))
+        start += len(lines[-1]) + len(b",\n")
+    table = msgspec.json.encode({"by_index": by_index, "by_name": by_name})
+    return b"[\n" + b",\n".join([table, *lines]) + b"\n]\n"
 
 
 def build_kvm(data: Path) -> bytes:

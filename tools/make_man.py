@@ -5,9 +5,9 @@ Write kvmsr's man pages into a folder, one for each command: kvmsr.1, kvmsr-run.
 
     .venv/bin/python tools/make_man.py build/man
 
-Names, options and examples are those of the commands' help, which the command line itself holds;
-exit statuses are those of docs/reference/exit-status.md. What neither says is here.
-Programs that make man pages of click's commands have no sections for any of these three.
+Names, options and examples are those of the commands' help, exit statuses those of
+docs/reference/exit-status.md. What neither says, files and variables, is here. click-man, which
+makes man pages of click's commands, has no sections for any of these but the first two.
 """
 
 import re

@@ -27,9 +27,9 @@ def test_what_is_0_is_folded_into_one_line():
 
 
 def test_bits_that_belong_to_no_field_are_said_once():
-    out, _ = kvmsr("decode", "0x3a", "0xc00005")
+    out, _ = kvmsr("decode", "0x3a", "0xc00005", "--cpu", "skylake")
     assert out.splitlines()[-1] == "set, but reserved: 0xc00000 (bits 22, 23)"
-    out, _ = kvmsr("decode", "0x1a0", "2")
+    out, _ = kvmsr("decode", "0x1a0", "2", "--cpu", "skylake")
     assert out.splitlines()[-1] == "set, but unknown to the catalog: 0x2 (bit 1)"
     out, _ = kvmsr("decode", "0x10", "5")
     assert out.splitlines()[-1] == "The catalog has no fields for it. Set: bits 0, 2; in decimal 5."
@@ -56,7 +56,7 @@ def test_two_values_are_compared_field_by_field():
     out, _ = kvmsr("decode", "IA32_EFER", "0x901", "0xd01")
     assert "  long mode is enabled, not active: paging is off → long mode is active\n" in out
     assert kvmsr("decode", "0x2ff", "6", "6")[0].endswith("No bit differs.\n")
-    out, _ = kvmsr("decode", "0x3a", "5", "0x800005")
+    out, _ = kvmsr("decode", "0x3a", "5", "0x800005", "--cpu", "skylake")
     assert out.splitlines()[-1] == "differ, but reserved: 0x800000 (bit 23)"
     (told,) = json.loads(kvmsr("decode", "0x2ff", "0xc06", "0xc00", "--json")[0])
     assert told["value"] == {"before": "0xc06", "after": "0xc00"}
@@ -98,6 +98,30 @@ def test_encode_takes_what_people_write():
     told = json.loads(kvmsr("encode", "0x199", "ratio=3.25GHz", "--json")[0])
     assert told["value"] == "0x2000"
     assert told["notes"] == ["IA32_PERF_CTL.ratio is 3200 MHz, the nearest to 3.25GHz"]
+
+
+def test_each_meaning_of_an_msr_is_decoded_with_its_cpus():
+    out, _ = kvmsr("decode", "0x1d9", "0x1801")
+    headings = [line for line in out.splitlines() if line.startswith("On ")]
+    assert headings[:2] == ["On Intel in general:", "On AMD in general:"]
+    assert "\nOn zen5..:\n  IA32_DEBUGCTL: lbr, freeze_lbrs_on_pmi, freeze_perfmon_on_pmi\n" in out
+    every, _ = kvmsr("decode", "0x1d9", "0x1801", "--all")
+    assert every.count(" = 0x1801\n") == len(headings)
+    one, _ = kvmsr("decode", "0x1d9", "0x1801", "--cpu", "zen5")
+    assert "bus_lock_trap" in one
+    assert "On " not in one
+    told = json.loads(kvmsr("decode", "0x1d9", "0x1801", "--json")[0])
+    assert len(told) == len(headings)
+    assert ["zen5.."] in [one["cpus"] for one in told]
+
+
+def test_encode_wants_to_know_the_cpu_where_that_matters():
+    _, err = kvmsr("encode", "0xc0010064", "vid=8", status=2)
+    assert err.startswith("kvmsr: 0xc0010064 has several meanings: MSR_AMD_PSTATE_DEF0 on AMD in")
+    assert err.endswith("Give --cpu CPU\n")
+    assert kvmsr("encode", "0xc0010064", "vid=8", "--cpu", "zen2")[0] == "0x20000\n"
+    assert kvmsr("encode", "0x48", "ibrs=on")[0] == "0x1\n"
+    assert kvmsr("encode", "0x1d9", "bus_lock_trap=1")[0] == "0x4\n"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The names of an MSR that is another one on other CPUs."""
 
 import json
+import os
 
 import msgspec
 import pytest
@@ -105,6 +106,9 @@ def test_a_trace_says_which_cpu_its_guest_has():
     head = Head.decoded(Head(cpuid=leaves).encoded())
     assert head.guest_cpu == Cpu("intel", 6, 0x8F, 8)
     assert Head.decoded(Head(cpu="amd:19_11.1").encoded()).guest_cpu == Cpu("amd", 0x19, 0x11, 1)
+    for spec in ("intel:06_8F", "intel:06_55.7", "amd:19_01"):
+        assert str(Cpu.from_text(spec)) == spec
+        assert Cpu.from_text(spec) == find_cpu(spec)
     for nothing in ("", "host", "/proc/cpuinfo", "zen4"):
         assert Head(cpu=nothing).guest_cpu is None
 
@@ -136,3 +140,22 @@ def test_what_is_no_cpu_is_one_line():
     for words in (["policy", "explain", "0x35"], ["trace", "show", "x"], ["exec"]):
         _, err = kvmsr(*words, "--cpu", "foo", *(["--", "true"] * (words == ["exec"])), status=2)
         assert err == "kvmsr: --cpu foo: no CPU is called 'foo'; write intel:06_8F, zen4 or host\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "completed", "not_completed"),
+    [
+        ("kvmsr msr --cpu sapph", "sapphire-rapids", "zen4"),
+        ("kvmsr exec --cpu zen", "zen4", "haswell"),
+        ("kvmsr msr MSR_K7_HW", "MSR_K7_HWCR", "IA32_PAT"),
+        ("kvmsr msr --cpu zen4 MSR_LASTBR", "", "MSR_LASTBRANCH_TOS"),
+        ("kvmsr msr --cpu haswell MSR_LASTBR", "MSR_LASTBRANCH_TOS", "MSR_K7_HWCR"),
+        ("kvmsr msr --cp", "--cpus", "--json"),
+    ],
+)
+def test_cpus_and_the_names_that_they_have_are_completed(words, completed, not_completed):
+    given = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    out, _ = kvmsr(env=os.environ | {"_KVMSR_COMPLETE": "bash_complete"} | given)
+    found = [line.partition(",")[2] for line in out.splitlines()]
+    assert completed in found or not completed
+    assert not_completed not in found

@@ -15,7 +15,7 @@ from kvmsr.cli._columns import Style, bold, dim, print_columns, print_wrapped
 from kvmsr.cli._values import cpus_of
 from kvmsr.msr import Decoded, FieldValue, Msr
 
-__all__ = ("print_decoded", "print_difference", "print_heading")
+__all__ = ("print_decoded", "print_difference", "print_heading", "print_others")
 
 _UNKNOWN: Final = {"reserved": "reserved", "unknown": "unknown to the catalog"}
 
@@ -47,6 +47,14 @@ def print_decoded(decoded: Decoded, *, every: bool) -> None:
 def print_heading(msr: Msr, *, first: bool) -> None:
     """Print for which CPUs a meaning of an MSR holds, after a blank line if it is not the first."""
     click.echo(("" if first else "\n") + f"On {cpus_of(msr)}:")
+
+
+def print_others(others: Sequence[Decoded]) -> None:
+    """Print further meanings of a value, in a line or two each."""
+    for one in others:
+        print_heading(one.msr, first=False)
+        print_wrapped(f"  {one.msr.name}: {one.brief or '0'}", 2)
+    click.echo("\nGive --cpu for one of these field by field, or --all for all of them.")
 
 
 def _print_summary(text: str) -> None:

@@ -18,7 +18,7 @@ from kvmsr.text import shown
 
 __all__ = ("WITH", "Meanings", "cpus_of", "there_is")
 
-_VENDORS: Final = {"intel": "Intel CPU", "amd": "AMD CPU", "kvm": "KVM", "hyperv": "Hyper-V"}
+_VENDORS: Final = {"intel": "Intel", "amd": "AMD", "kvm": "KVM", "hyperv": "Hyper-V"}
 
 
 class Meanings(click.ParamType[tuple[Msr, ...]]):
@@ -68,7 +68,9 @@ def there_is(meanings: tuple[Msr, ...], cpu: Cpu | None) -> tuple[Msr, ...]:
 
 def cpus_of(msr: Msr) -> str:
     """Return the CPUs for which an entry holds, for a message."""
-    return ", ".join(msr.cpus or (f"any {_VENDORS.get(one, one)}" for one in msr.vendors))
+    if msr.cpus:
+        return ", ".join(msr.cpus)
+    return f"{' and '.join(_VENDORS.get(one, one) for one in msr.vendors)} in general"
 
 
 class MsrValue(click.ParamType[tuple[str, int]]):

@@ -48,7 +48,7 @@ def command(
 
     Prints each field with its meaning, and bits that are set and belong to no field. With two
     values it prints what differs between them. An MSR that is different on different CPUs is
-    decoded for each of them, or for the one that --cpu names.
+    decoded for each of them, single models briefly; or for the one that --cpu names.
     """
     found = there_is(meanings, cpu)
     known = dict(others)
@@ -63,15 +63,19 @@ def command(
 
 
 def _print(before: list[Decoded], after: list[Decoded] | None, every: bool) -> None:
-    from kvmsr.cli._decoded import print_decoded, print_difference, print_heading
+    from kvmsr.cli._decoded import print_decoded, print_difference, print_heading, print_others
 
-    for number, one in enumerate(before):
+    general = [one for one in before if not one.msr.cpus]
+    in_full = before if every or after or not general else general
+    for number, one in enumerate(in_full):
         if len(before) > 1:
             print_heading(one.msr, first=not number)
         if after:
             print_difference(one, after[number], differences(one, after[number]))
         else:
             print_decoded(one, every=every)
+    if len(in_full) < len(before):
+        print_others([one for one in before if one not in in_full])
 
 
 def _difference(before: Decoded, after: Decoded) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kvmsr.errors import KvmsrError, PolicyError, UsageError
+from kvmsr.msr import Cpu, catalog
 from kvmsr.policy.file import read_policy
 from kvmsr.policy.file.lookup import NameLookup
 from kvmsr.session.control import answers, ask
@@ -41,6 +42,7 @@ class WatchedRun:
         first = ask(target, {"do": "status"}, ("pid", "started"))
         self.pid = int(first["pid"])
         self._started = first["started"]
+        catalog().cpu = Cpu.from_text(str(first.get("cpu", "")))  # whose names the run prints
         self._serial = 0
         self._own: list[int] = []  # the number of replacements after each change made here
 

@@ -10,7 +10,7 @@ import fnmatch
 import functools
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -45,12 +45,16 @@ _RANGES: Final = (
 )
 
 
-class _Row(msgspec.Struct, array_like=True):
-    """An entry as the data file has it. Most look-ups need few of them, so they stay encoded."""
+class _Table(msgspec.Struct):
+    """
+    Where the entries are. Most look-ups need few of them, so the others stay encoded.
 
-    index: int
-    names: tuple[str, ...]
-    encoded: msgspec.Raw
+    :ivar by_index: where the meanings of an index start.
+    :ivar by_name: where the first entry with a name starts; names are in lower case.
+    """
+
+    by_index: dict[int, tuple[int, ...]]
+    by_name: dict[str, int]
 
 
 class Catalog:
@@ -63,15 +67,14 @@ class Catalog:
         one guest sets it, and all names that it prints follow.
     """
 
-    def __init__(self, rows: Iterable[_Row]) -> None:
-        self._by_index: dict[int, list[_Row]] = {}
-        self._by_name: dict[str, _Row] = {}
+    def __init__(self, data: bytes) -> None:
+        """Read *data*, a JSON array with an item per line: the table, then the entries."""
+        self._data = data
+        self._entries = data.index(b"\n", len(b"[\n")) + 1
+        table = data[len(b"[\n") : self._entries - len(b",\n")]
+        self._table = msgspec.json.decode(table, type=_Table)
         self._decoded: dict[int, Msr] = {}
         self.cpu: Cpu | None = None
-        for row in rows:
-            self._by_index.setdefault(row.index, []).append(row)
-            for name in row.names:
-                self._by_name.setdefault(name.lower(), row)
 
     def __getitem__(self, index: int) -> Msr:
         """Return MSR *index*, as :meth:`get` does. Raise KeyError if the catalog has none."""
@@ -81,15 +84,15 @@ class Catalog:
         return found
 
     def __contains__(self, index: object) -> bool:
-        return index in self._by_index
+        return index in self._table.by_index
 
     def __iter__(self) -> Iterator[Msr]:
         """Iterate over all entries, in order of their indices."""
-        return (self._msr(row) for rows in self._by_index.values() for row in rows)
+        return (self._msr(at) for places in self._table.by_index.values() for at in places)
 
     def __len__(self) -> int:
         """Return the number of entries."""
-        return sum(map(len, self._by_index.values()))
+        return sum(map(len, self._table.by_index.values()))
 
     def get(self, index: int, cpu: Cpu | None = None) -> Msr | None:
         """
@@ -107,11 +110,11 @@ class Catalog:
 
     def meanings(self, index: int) -> tuple[Msr, ...]:
         """Return the meanings of MSR *index*: first what holds for all CPUs of a vendor."""
-        return tuple(map(self._msr, self._by_index.get(index, ())))
+        return tuple(map(self._msr, self._table.by_index.get(index, ())))
 
     def indices(self, first: int, last: int) -> tuple[int, ...]:
         """Return the MSRs from *first* to *last* that have a name, in ascending order."""
-        return tuple(index for index in self._by_index if first <= index <= last)
+        return tuple(index for index in self._table.by_index if first <= index <= last)
 
     def name(self, index: int, cpu: Cpu | None = None) -> str:
         """
@@ -120,21 +123,19 @@ class Catalog:
         :param cpu: the CPU whose MSR it is; by default :attr:`cpu`. If it has none with this
             index, another CPU's name is better than a number.
         """
-        rows = self._by_index.get(index)
-        if rows is None:
-            return ""
-        cpu = cpu or self.cpu
-        msr = self.get(index, cpu) if cpu is not None and len(rows) > 1 else None
-        return msr.name if msr else rows[0].names[0]
+        msr = self.get(index, cpu) or self.get(index)
+        return msr.name if msr else ""
 
     def names(self) -> list[str]:
         """Return all names and aliases, in lower case."""
-        return list(self._by_name)
+        return list(self._table.by_name)
 
-    def _msr(self, row: _Row) -> Msr:
-        found = self._decoded.get(id(row))
+    def _msr(self, start: int) -> Msr:
+        found = self._decoded.get(start)
         if found is None:
-            found = self._decoded[id(row)] = msgspec.json.decode(row.encoded, type=Msr)
+            begin = self._entries + start
+            line = self._data[begin : self._data.index(b"\n", begin)].removesuffix(b",")
+            found = self._decoded[start] = msgspec.json.decode(line, type=Msr)
         return found
 
     def lookup(self, name: str) -> Msr:
@@ -144,22 +145,20 @@ class Catalog:
         :raises UnknownMsrError: if there is none; it suggests similar names.
         """
         wanted = name.strip().lower()
-        row = self._by_name.get(wanted)
-        if row is None:
-            row = next(
-                (self._by_name[p + wanted] for p in _PREFIXES if p + wanted in self._by_name), None
-            )
-        if row is None:
+        known = self._table.by_name
+        spelt = next((p + wanted for p in ("", *_PREFIXES) if p + wanted in known), None)
+        if spelt is None:
             raise UnknownMsrError(name, self._nearest(wanted))
-        return self._msr(row)
+        return self._msr(known[spelt])
 
     def _nearest(self, name: str) -> list[str]:
         import difflib
 
-        near = difflib.get_close_matches(name, self._by_name, n=3, cutoff=0.6)
-        bare = {_bare(other): other for other in self._by_name}
+        known = self._table.by_name
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+        bare = {_bare(other): other for other in known}
         near += [bare[n] for n in difflib.get_close_matches(_bare(name), bare, n=3, cutoff=0.7)]
-        return list(dict.fromkeys(self._by_name[found].names[0] for found in near))[:3]
+        return list(dict.fromkeys(self._msr(known[found]).name for found in near))[:3]
 
     def match(self, pattern: str) -> list[Msr]:
         """
@@ -170,16 +169,18 @@ class Catalog:
         :param pattern: may contain ``*``, ``?`` and ``[…]``, as in a shell.
         """
         like = re.compile(fnmatch.translate(pattern.lower())).fullmatch
+        places = [at for name, at in self._table.by_name.items() if like(name)]
+        indices = sorted({self._msr(at).index for at in places})
         return [
-            self._msr(row)
-            for rows in self._by_index.values()
-            for row in rows
-            if any(like(name.lower()) for name in row.names)
+            msr
+            for index in indices
+            for msr in self.meanings(index)
+            if any(like(name.lower()) for name in (msr.name, *msr.aliases))
         ]
 
     def neighbourhood(self, index: int) -> str:
         """Describe in words where MSR *index* is among the known MSRs."""
-        order = list(self._by_index)
+        order = list(self._table.by_index)
         at = bisect_left(order, index)
         below = self[order[at - 1]] if at else None
         above = self[order[at]] if at < len(order) else None
@@ -205,4 +206,4 @@ def _bare(name: str) -> str:
 @functools.cache
 def catalog() -> Catalog:
     """Return the catalog that comes with kvmsr. It is read on first use."""
-    return Catalog(msgspec.json.decode(data_file("catalog.json"), type=tuple[_Row, ...]))
+    return Catalog(data_file("catalog.json"))

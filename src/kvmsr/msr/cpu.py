@@ -26,6 +26,7 @@ _SPEC: Final = re.compile(
     r"(?:\.([0-9a-f])(?:-([0-9a-f]))?)?)?)?",
     re.IGNORECASE,
 )
+_WRITTEN: Final = re.compile(r"(intel|amd):([0-9A-F]{2,3})_([0-9A-F]{2})(?:\.([0-9A-F]))?")
 _LEAF: Final = re.compile(
     r"^\s*(?:CPUID )?(?:0x)?0{7}([01])(?: 0x00)?: "
     r"(?:eax=0x)?(\w{8})(?: ebx=0x|-)(\w{8})(?: ecx=0x|-)(\w{8})(?: edx=0x|-)(\w{8})",
@@ -101,6 +102,15 @@ class Cpu(NamedTuple):
         """Return the CPU as ``--cpu`` takes it, such as ``intel:06_8F`` or ``intel:06_55.7``."""
         text = f"{self.vendor}:{self.family:02X}_{self.model:02X}"
         return text if self.stepping is None else f"{text}.{self.stepping:X}"
+
+    @classmethod
+    def from_text(cls, text: str) -> "Cpu | None":
+        """Return the CPU that ``str`` has written as *text*; None if it is something else."""
+        match = _WRITTEN.fullmatch(text)
+        if match is None:
+            return None
+        family, model, stepping = (None if n is None else int(n, 16) for n in match.groups()[1:])
+        return cls(match[1], family or 0, model or 0, stepping)
 
     @property
     def name(self) -> str:

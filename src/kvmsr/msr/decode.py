@@ -19,6 +19,8 @@ from kvmsr.msr.units import Quantity
 __all__ = ("Decoded", "FieldValue", "decode", "differences")
 
 _U64: Final = (1 << 64) - 1
+_OFF: Final = ("off", "none")
+"""Names of values that say no more than 0 does."""
 
 
 class FieldValue(NamedTuple):
@@ -41,8 +43,10 @@ class FieldValue(NamedTuple):
 
     @property
     def matters(self) -> bool:
-        """Return whether the value says something: it is not 0, or its 0 has a meaning."""
-        return bool(self.number) or 0 in self.field.values or form_of(self.field).tells_zero
+        """Return whether the value says something: it is not 0, or its 0 is more than "off"."""
+        if self.number or form_of(self.field).tells_zero:
+            return True
+        return self.field.values.get(0, "off") not in _OFF
 
     @property
     def shown(self) -> str:

@@ -344,7 +344,6 @@ FORMS: Final[dict[str, Form]] = {
     "2^n": _Measure(
         lambda number, field, context: field.scale * 2**number,
         lambda value, field, context: _log2(value / field.scale),
-        tells_zero=True,
     ),
     "rapl-power": _rapl(0, 15),
     "rapl-energy": _rapl(8, 31),

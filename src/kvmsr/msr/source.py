@@ -138,7 +138,7 @@ def _editions(path: Path) -> Callable[[str], str]:
     known = tomllib.loads(path.read_text("utf-8"))["editions"] if path.exists() else {}
 
     def dated(source: str) -> str:
-        edition = known.get(source.partition(" ")[0])
+        edition = next((known[name] for name in known if source.startswith(f"{name} ")), "")
         has_one = re.search(r"\b20\d\d\b|^\w+ \d", source)
         return f"{source} ({edition})" if edition and not has_one else source
 

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from kvmsr.errors import UsageError
+from kvmsr.msr import catalog
 from kvmsr.policy import Policy
 from kvmsr.policy.file import load_policy
 from kvmsr.policy.file.toml import as_json, to_toml
@@ -229,6 +230,7 @@ class Requests:
             "command": self._about.command,
             "started": _time(self._started),
             "backend": self._session.backend,
+            "cpu": str(catalog().cpu or ""),
             "policy": self._policy_name(),
             "policy_since": _time(self._session.since),
             "replacements": self._session.replacements,

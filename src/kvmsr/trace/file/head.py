@@ -6,20 +6,18 @@ The head of a trace
 What was recorded, and how: the metadata of the file's schema, under the key ``kvmsr``, in JSON.
 """
 
-import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, Self
 
 import msgspec
 
 from kvmsr.errors import TraceError
-from kvmsr.msr import Cpu, find_cpu
+from kvmsr.msr import Cpu
 from kvmsr.trace.options import Grade
 
 __all__ = ("KEY", "SCHEMA", "Head", "Unseen")
 
 _SAID: Final = 12
-_CPU: Final = re.compile(r"(intel|amd):[0-9A-F]{2}_[0-9A-F]{2}(\.[0-9A-F])?")
 
 KEY: Final = b"kvmsr"
 SCHEMA: Final = 1
@@ -83,7 +81,7 @@ class Head:
             _, ebx, ecx, edx = leaves[0]
             letters = b"".join(part.to_bytes(4, "little") for part in (ebx, edx, ecx))
             return Cpu.from_cpuid(letters.decode("latin-1"), leaves[1][0])
-        return find_cpu(self.cpu) if _CPU.fullmatch(self.cpu) else None
+        return Cpu.from_text(self.cpu)
 
     def left_out(self) -> list[str]:
         """Return lines about accesses that are not in the trace, as KVM was left to answer them."""
