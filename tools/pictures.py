@@ -3,6 +3,7 @@
 Makes the pictures of terminals in docs/, of real runs:
 
     python tools/pictures.py live docs/pictures/live          # live-dark.svg and live-light.svg
+    python tools/pictures.py run vmlinuz docs/pictures/run.svg
     python tools/pictures.py summary boot.arrows vmlinuz docs/pictures/trace-summary.svg
 
 The guest of the first is a power meter, under preset:power-meter, on the soft backend.
@@ -13,6 +14,7 @@ import fcntl
 import os
 import pty
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from pathlib import Path
 SIZE = (100, 30)
 WATCHED_S = 64  # a little more than the minute that the view shows
 WIDTH = 196  # of the table of a summary, in characters
+RUN_WIDTH = 132  # of the table of a run
 
 KVMSR = [sys.executable, "-m", "kvmsr"]
 TEMPERATURE, BIAS = 0x19C, 0x1B0
@@ -117,22 +120,41 @@ async def watch(output):
             Path(f"{output}-{theme}.svg").write_text(plain(svg))
 
 
+def picture_run(kernel, output):
+    """Boot a kernel under examples/linux.toml; the picture is of the end, without the guest's."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(kernel, Path(folder) / "vmlinuz")
+        shutil.copy(Path(__file__).parent.parent / "examples/linux.toml", folder)
+        words = [*KVMSR, "run", "vmlinuz", "--backend", "soft", "--memory", "512M"]
+        words += ["--append", "console=ttyS0 panic=-1", "--policy", "linux.toml"]
+        shown = "$ kvmsr run vmlinuz --append 'console=ttyS0 panic=-1' --policy linux.toml"
+        hidden = ["--serial", "serial", "--log", "log"]
+        printed = on_terminal([*words, *hidden], folder, RUN_WIDTH)
+    picture(shown, printed[printed.index("MSR accesses") :], RUN_WIDTH, "kvmsr run", output)
+
+
 def picture_summary(trace, symbols, output):
+    # The names, of files in one folder, are what the user would write.
+    words = [*KVMSR, "trace", "summary", Path(trace).name, "--symbols", Path(symbols).name]
+    printed = on_terminal(words, Path(trace).parent, WIDTH)
+    picture(f"$ kvmsr {' '.join(words[3:])}", printed, WIDTH, "kvmsr trace summary", output)
+
+
+def picture(command, printed, width, title, output):
+    """Write a picture of a terminal with a command, and what it printed."""
     from rich.console import Console
     from rich.text import Text
 
-    # The names, of files in one folder, are what the user would write.
-    words = [*KVMSR, "trace", "summary", Path(trace).name, "--symbols", Path(symbols).name]
-    console = Console(record=True, width=WIDTH, file=StringIO())
-    console.print(Text(f"$ kvmsr {' '.join(words[3:])}", "bold"))
-    console.print(Text.from_ansi(on_terminal(words, Path(trace).parent)))
-    Path(output).write_text(plain(console.export_svg(title="kvmsr trace summary")))
+    console = Console(record=True, width=width, file=StringIO())
+    console.print(Text(command, "bold"))
+    console.print(Text.from_ansi(printed))
+    Path(output).write_text(plain(console.export_svg(title=title)))
 
 
-def on_terminal(words, folder):
+def on_terminal(words, folder, width):
     """Return what a command prints on a terminal."""
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 100, WIDTH, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 100, width, 0, 0))
     environment = os.environ | {"TERM": "xterm-256color"}
     run = subprocess.Popen(words, cwd=folder, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
@@ -155,4 +177,4 @@ def plain(svg):
 
 if __name__ == "__main__":
     what, *words = sys.argv[1:]
-    {"live": picture_live, "summary": picture_summary}[what](*words)
+    {"live": picture_live, "run": picture_run, "summary": picture_summary}[what](*words)

@@ -6,6 +6,7 @@ from importlib import import_module
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
+from sphinx.search.en import SearchEnglish
 from sphinx.util.docutils import SphinxDirective, switch_source_input
 
 import kvmsr
@@ -58,6 +59,13 @@ class FaceDirective(SphinxDirective):
         return [made]
 
 
+class Search(SearchEnglish):
+    """Finds words by their stems, but numbers and names as they are: of most MSRs' words."""
+
+    def stem(self, word: str) -> str:
+        return super().stem(word) if word.isalpha() else word
+
+
 def without_title(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
@@ -79,6 +87,7 @@ def with_levels(app: Sphinx, page: str, template: str, context: dict, tree: obje
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_config_value("kvmsr_code", "", "env", str)
+    app.add_search_language(Search)
     app.add_directive("kvmsr-command", CommandDirective)
     app.add_directive("kvmsr-msrs", MsrsDirective)
     app.add_directive("kvmsr-msr-index", MsrIndexDirective)

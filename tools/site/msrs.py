@@ -27,11 +27,11 @@ def anchors(entries: Iterable[Msr]) -> Iterator[tuple[Msr, str]]:
 
 def indexed(first: int, last: int) -> list[tuple[str, str]]:
     """Return the words by which the search finds MSRs from *first* to *last*, with fragments."""
-    found = []
+    found: dict[str, str] = {}
     for msr, anchor in anchors(msr for msr in catalog() if first <= msr.index <= last):
-        words = [msr.name, *msr.aliases]
-        found += [(word, anchor) for word in ([anchor, *words] if "-" not in anchor else words)]
-    return found
+        for word in (f"{msr.index:#x}", msr.name, *msr.aliases):
+            found.setdefault(word, anchor)
+    return list(found.items())
 
 
 def page(first: int, last: int) -> str:
