@@ -94,6 +94,9 @@ def test_what_kvm_does_is_said_by_module_and_version():
     assert "kvm handles writes (emulated) since 6.4" in out
     assert "kvm_intel and kvm_amd handle writes (passed through) since 6.4" in out
     assert "No KVM up to Linux 7.1 handles reads: 'unknown'." in out
+    out, _ = kvmsr("msr", "0x2a0")
+    assert "kvm handles reads and writes (refused) until 6.4" in out
+    assert "Later KVMs do not know reads and writes: 'unknown'." in out
     report, _ = kvmsr("msr", "0x198", "--json")
     assert json.loads(report)[0]["kvm"] == {
         "reads": True,

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmsr.errors import FieldError
-from kvmsr.msr import catalog, decode, differences
+from kvmsr.msr import catalog, decode, differences, find_cpu
 
 WITH_FIELDS = [msr for msr in catalog() if msr.fields]
 
@@ -100,6 +100,15 @@ def test_units_are_those_of_the_machine_if_they_are_given():
     given = decode(limit, 0x208, {"MSR_RAPL_POWER_UNIT": 0xA0E05})
     assert given.assumed == {}
     assert given.fields[0].meaning == "16.25 W"
+
+
+@pytest.mark.parametrize(
+    ("cpu", "meaning"),
+    [("skylake", "1.99994 J"), ("skylake-sp", "501.34 mJ"), ("sapphire-rapids", "1.99994 J")],
+)
+def test_servers_count_the_energy_of_memory_in_units_of_their_own(cpu, meaning):
+    msr = catalog().get(0x619, find_cpu(cpu))
+    assert decode(msr, 0x7FFF).fields[0].meaning == meaning
 
 
 def test_a_temperature_is_in_degrees_if_the_limit_is_given():

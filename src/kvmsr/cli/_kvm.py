@@ -31,9 +31,18 @@ def about_kvm(index: int, entry: Msr | None) -> list[str]:
         lines.append("No KVM up to Linux 7.1 handles it; filters are made as if one could.")
     elif unknown:
         lines.append(f"No KVM up to Linux 7.1 handles {unknown[0]}: 'unknown'.")
+    gone = [op for op in ("reads", "writes") if _gone(known, op)]
+    if gone:
+        lines.append(f"Later KVMs do not know {' and '.join(gone)}: 'unknown'.")
     if entry is not None and entry.kvm:
         lines.append(entry.kvm)
     return lines
+
+
+def _gone(rows: list[Handling], op: str) -> bool:
+    """Return whether KVMs have handled *op*, but the latest do not."""
+    ends = [row.until for row in rows if getattr(row, op)]
+    return bool(ends) and all(ends)
 
 
 def _line(row: Handling) -> str:

@@ -35,7 +35,6 @@ _WORDS: Final = {
 }  # fmt: skip
 _QUANTITY: Final = r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(\D.*)"
 """A number and what follows it. (Few commands need it, so it is not compiled beforehand.)"""
-"""A number and what follows it. (Few commands need it, so it is not compiled beforehand.)"""
 _LEAST_DIGITS: Final = 4
 _MOST_DIGITS: Final = 17
 
