@@ -66,6 +66,22 @@ RANGES = (
     Range(0xC0011000, 0xFFFFFFFF, "AMD's model-specific configuration"),
 )
 
+MORE = {
+    "run": "reference/run",
+    "exec": "reference/exec",
+    "ctl": "howto/ctl",
+    "top": "howto/live",
+    "wrap": "howto/libvirt",
+    "trace": "reference/trace",
+    "policy": "reference/policy",
+    "report": "howto/report",
+    "msr": "reference/msr",
+    "decode": "reference/decode",
+    "encode": "reference/decode",
+    "demo": "tutorial/first-policy",
+}
+"""The page that says more about a command than its help."""
+
 MODULES = (
     "kvmsr.machine",
     "kvmsr.policy",
@@ -139,8 +155,9 @@ of its names.
 {toctree(["kvmsr", *MODULES])}""",
     }
     for name in commands():
+        more = f"See also [](../../{MORE[name]}.md).\n\n" if name in MORE else ""
         pages[f"reference/commands/{name}.md"] = (
-            f"# kvmsr {name}\n\n```{{kvmsr-command}} {name}\n```\n"
+            f"# kvmsr {name}\n\n{more}```{{kvmsr-command}} {name}\n```\n"
         )
     for page in RANGES:
         pages[f"reference/msrs/{page.page}.md"] = (
