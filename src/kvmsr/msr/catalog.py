@@ -50,11 +50,12 @@ class _Table(msgspec.Struct):
     Where the entries are. Most look-ups need few of them, so the others stay encoded.
 
     :ivar by_index: where the meanings of an index start.
-    :ivar by_name: where the first entry with a name starts; names are in lower case.
+    :ivar by_name: where the first entry with a name starts; names are in lower case. Encoded, too:
+        a look-up by index needs none.
     """
 
     by_index: dict[int, tuple[int, ...]]
-    by_name: dict[str, int]
+    by_name: msgspec.Raw
 
 
 class Catalog:
@@ -75,6 +76,10 @@ class Catalog:
         self._table = msgspec.json.decode(table, type=_Table)
         self._decoded: dict[int, Msr] = {}
         self.cpu: Cpu | None = None
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, int]:
+        return msgspec.json.decode(self._table.by_name, type=dict[str, int])
 
     def __getitem__(self, index: int) -> Msr:
         """Return MSR *index*, as :meth:`get` does. Raise KeyError if the catalog has none."""
@@ -128,7 +133,7 @@ class Catalog:
 
     def names(self) -> list[str]:
         """Return all names and aliases, in lower case."""
-        return list(self._table.by_name)
+        return list(self._by_name)
 
     def _msr(self, start: int) -> Msr:
         found = self._decoded.get(start)
@@ -145,7 +150,7 @@ class Catalog:
         :raises UnknownMsrError: if there is none; it suggests similar names.
         """
         wanted = name.strip().lower()
-        known = self._table.by_name
+        known = self._by_name
         spelt = next((p + wanted for p in ("", *_PREFIXES) if p + wanted in known), None)
         if spelt is None:
             raise UnknownMsrError(name, self._nearest(wanted))
@@ -154,7 +159,7 @@ class Catalog:
     def _nearest(self, name: str) -> list[str]:
         import difflib
 
-        known = self._table.by_name
+        known = self._by_name
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
         bare = {_bare(other): other for other in known}
         near += [bare[n] for n in difflib.get_close_matches(_bare(name), bare, n=3, cutoff=0.7)]
@@ -169,7 +174,7 @@ class Catalog:
         :param pattern: may contain ``*``, ``?`` and ``[…]``, as in a shell.
         """
         like = re.compile(fnmatch.translate(pattern.lower())).fullmatch
-        places = [at for name, at in self._table.by_name.items() if like(name)]
+        places = [at for name, at in self._by_name.items() if like(name)]
         indices = sorted({self._msr(at).index for at in places})
         return [
             msr
