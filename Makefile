@@ -58,7 +58,7 @@ check: $(TOOLS)
 
 # A file's tests stay together: they share what takes long to set up.
 test: check install peers
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The commands, the catalog and the docstrings are those of the kvmsr that is installed.
 docs: install

@@ -66,6 +66,9 @@ def kvm_missing() -> str:
 
 
 def pytest_collection_modifyitems(items):
+    # Files with slow tests come first, so that no process is left with one of them at the end.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     for item in items:
         if item.get_closest_marker("kvm") and kvm_missing():
             item.add_marker(pytest.mark.skip(reason=f"needs /dev/kvm: {kvm_missing()}"))

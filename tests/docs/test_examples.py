@@ -30,7 +30,7 @@ WALKS = [
 """Pages whose examples belong together: they are run in order, in one folder."""
 
 ELSEWHERE = [ROOT / "docs/reference/decode.md"]
-"""Pages whose commands tests/test_decode_page.py runs."""
+"""Pages whose commands tests/docs/test_decode.py runs."""
 
 HARMLESS = {"msr", "decode", "encode", "policy", "trace", "report", "completion"}
 SHELL = {"HOME": "/", "LANG": "C.UTF-8", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}

@@ -57,7 +57,6 @@ class _Field(msgspec.Struct, forbid_unknown_fields=True):
 class _Shared(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     vendors: tuple[str, ...] = ()
     cpus: tuple[str, ...] = ()
-    models: str = ""
     scope: str = ""
     access: str = ""
     category: str = ""
@@ -174,7 +173,6 @@ def _expand(name: _Name, file: _Shared, given: _Given | None, where: str) -> Ite
             "summary": detail.summary, "fields": _fields(detail, where),
         }  # fmt: skip
     _check(f"{where}: {name.name}", shared)
-    shared.pop("models", None)
     for number in range(name.count):
         index = name.index + number * name.stride
         names = [
