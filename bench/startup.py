@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
 How long a command takes to start: whole processes, in turns with a Python that does nothing.
-Medians, ranges, and the ratio to that Python turn by turn.
+Medians, ranges, and the ratio to that Python turn by turn. At last, how long the catalog takes.
 
     bench/startup.py [ROUNDS]
 
@@ -19,6 +19,20 @@ COMMANDS = (
     "encode 0x1b base=0xfee00000", "policy check preset:quiet",
     "run --help", "exec --help",
 )  # fmt: skip
+
+
+LOADING = """
+import time, kvmsr.msr
+begun = time.perf_counter()
+kvmsr.msr.catalog()
+print(time.perf_counter() - begun)
+"""
+
+
+def loading() -> float:
+    """Return the seconds in which a new process loads the catalog."""
+    command = [sys.executable, "-c", LOADING]
+    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def seconds(command: list[str]) -> float:
@@ -43,7 +57,10 @@ def main() -> None:
     for what, own in times.items():
         ratio = statistics.median(a / b for a, b in zip(own, times[BASE], strict=True))
         low, middle, high = (1e3 * take(own) for take in (min, statistics.median, max))
-        print(f"{what:32} {middle:4.0f} ms ({low:.0f}-{high:.0f})  ratio {ratio:.1f}")
+        print(f"{what:34} {middle:4.0f} ms ({low:.0f}-{high:.0f})  ratio {ratio:.1f}")
+    own = [loading() for _ in range(rounds)]
+    low, middle, high = (1e3 * take(own) for take in (min, statistics.median, max))
+    print(f"{'loading the catalog':34} {middle:4.0f} ms ({low:.0f}-{high:.0f})")
 
 
 if __name__ == "__main__":
