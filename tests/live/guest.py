@@ -36,7 +36,7 @@ def run_words(folder, backend, *options, image=LETTERS, policy=SAYS_A):
     )  # fmt: skip
 
 
-def wait_until(holds, seconds=30):
+def wait_until(holds, seconds=90):
     """Wait until a function returns something true, and return that."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
