@@ -20,16 +20,26 @@ DATA = Path(__file__).parent.parent / "src/kvmsr/msr/data"
 def build(data: Path) -> bytes:
     """
     Return the catalog made from the files in folder *data*, a JSON array with an item per line: a
-    table of where the entries are, counted from the first of them, and the entries.
+    table of where the entries start, counted from the second line, and the entries. What many have
+    in common, all but index, names and description, is a line of its own before the first of them.
     """
     by_index: dict[int, list[int]] = {}
     by_name: dict[str, int] = {}
+    shared: dict[bytes, int] = {}
     lines, start = [], 0
     for msr in read_sources(data):
+        rest = msgspec.json.encode(
+            msgspec.structs.replace(msr, index=0, name="", aliases=(), about="")
+        )
+        if rest not in shared:
+            shared[rest] = start
+            lines.append(rest)
+            start += len(rest) + len(b",\n")
+        names = [msr.name, *msr.aliases]
         by_index.setdefault(msr.index, []).append(start)
-        for name in (msr.name, *msr.aliases):
+        for name in names:
             by_name.setdefault(name.lower(), start)
-        lines.append(msgspec.json.encode(msr))
+        lines.append(msgspec.json.encode([msr.index, names, msr.about, shared[rest]]))
         start += len(lines[-1]) + len(b",\n")
     table = msgspec.json.encode({"by_index": by_index, "by_name": by_name})
     return b"[\n" + b",\n".join([table, *lines]) + b"\n]\n"

@@ -45,6 +45,10 @@ _RANGES: Final = (
 )
 
 
+_Entry = tuple[int, tuple[str, ...], str, int]
+"""Index, names and description, and where the rest starts, which entries of a bank share."""
+
+
 class _Table(msgspec.Struct):
     """
     Where the entries are. Most look-ups need few of them, so the others stay encoded.
@@ -69,7 +73,7 @@ class Catalog:
     """
 
     def __init__(self, data: bytes) -> None:
-        """Read *data*, a JSON array with an item per line: the table, then the entries."""
+        """Read *data*, a JSON array with an item per line: the table, then what it leads to."""
         self._data = data
         self._entries = data.index(b"\n", len(b"[\n")) + 1
         table = data[len(b"[\n") : self._entries - len(b",\n")]
@@ -138,10 +142,18 @@ class Catalog:
     def _msr(self, start: int) -> Msr:
         found = self._decoded.get(start)
         if found is None:
-            begin = self._entries + start
-            line = self._data[begin : self._data.index(b"\n", begin)].removesuffix(b",")
-            found = self._decoded[start] = msgspec.json.decode(line, type=Msr)
+            index, names, about, shared = msgspec.json.decode(self._line(start), type=_Entry)
+            if shared not in self._decoded:
+                self._decoded[shared] = msgspec.json.decode(self._line(shared), type=Msr)
+            found = self._decoded[start] = msgspec.structs.replace(
+                self._decoded[shared],
+                index=index, name=names[0], aliases=names[1:], about=about,
+            )  # fmt: skip
         return found
+
+    def _line(self, start: int) -> bytes:
+        begin = self._entries + start
+        return self._data[begin : self._data.index(b"\n", begin)].removesuffix(b",")
 
     def lookup(self, name: str) -> Msr:
         """

@@ -198,9 +198,11 @@ def _fields(detail: _Detail, where: str) -> tuple[MsrField, ...]:
         values = {int(number, 0): meaning for number, meaning in field.values.items()}
         if any(meaning.isdigit() for meaning in values.values()):
             raise CatalogError(f"{where}: {detail.msr}.{field.name}: a value's name is a number")
+        # Defaults are left out of the catalog, which msgspec tells by identity.
+        scale = {} if field.scale == 1 else {"scale": field.scale}
         new = MsrField(
-            field.name, ends[0], ends[1], field.about, field.kind, values, field.scale,
-            field.unit, field.form,
+            field.name, ends[0], ends[1], field.about, field.kind, values,
+            unit=field.unit, form=field.form, **scale,
         )  # fmt: skip
         for other in made:
             if other.mask & new.mask or other.name == new.name:
